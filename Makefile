@@ -1,0 +1,27 @@
+# Thin on purpose: each goal is a line or two; what takes more is in scripts/.
+
+.PHONY: help setup build demo test fmt lint
+.DEFAULT_GOAL := help
+
+help: ## shows this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## installs what is missing on this machine (asks apt only for that)
+	@scripts/setup
+
+build: ## builds every program into target/debug
+	cargo build --locked --workspace --bins
+
+# The development profile: it shares its work with `make test`, and a release build with its link-time optimisation takes
+# longer; five devices notice no difference, since cryptography and SQLite are optimised here too (Cargo.toml).
+demo: build ## a site with five agents on this machine; EXIT=1 ends by itself, ARGS="--agents 20" and the like
+	@$${CARGO_TARGET_DIR:-target}/debug/bgb demo $(if $(EXIT),--exit) $(ARGS)
+
+test: setup ## everything that must hold: format, lints, docs, dependencies, tests
+	@scripts/test
+
+fmt: ## formats the source
+	cargo fmt --all
+
+lint: ## clippy, warnings are errors
+	cargo clippy --locked --workspace --all-targets -- -D warnings

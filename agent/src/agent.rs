@@ -1,0 +1,584 @@
+//! The agent as a step machine: what has come in, what is due, what is to be done about it.
+//!
+//! ```text
+//!   handle(now, Input), handle_time(now)  --->  Agent  --->  poll_output() -> Option<Output>
+//!                                                 |
+//!                                       next_deadline() -> milliseconds since boot
+//! ```
+//!
+//! It owns the session machine, the journal, the agent's own time, the policy in force and the queue of tasks. It must not know a
+//! thread, a socket, a process or a clock: readings of the clocks come in with each call, the disk is a trait, and chance
+//! comes from a seed. Laws: after each call the caller drains the outputs and carries them out in their order; an
+//! [`Output::Start`] is given only when the journal holds it durably; after an error the agent is dropped, with its outputs,
+//! and made anew, as after a crash.
+//!
+//! Of connections there is one at a time. After [`Output::Disconnect`] that connection is over here: the caller hands in
+//! nothing more of it, also not that it ended.
+
+mod results;
+mod tasks;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bgb_daemon::clock::Now;
+use bgb_daemon::disk::Disk;
+use bgb_protocol::action::Action;
+use bgb_protocol::head::SignedHead;
+use bgb_protocol::ids::{BootId, DeviceId, SiteCode, TaskId, UnixMillis};
+use bgb_protocol::message::{
+    Abilities, AgentMessage, Hello, Platform, PolicyPart, RefusedReason, RoadTaken, ServerMessage,
+    TEXT_BYTES_MAX, Welcome,
+};
+use bgb_protocol::policy::PolicySettings;
+use bgb_protocol::signature::{DeviceKey, SignatureError, TrustedKeys};
+use bgb_protocol::state::TaskState;
+use thiserror::Error;
+
+use crate::journal::{Journal, JournalError};
+use crate::policy::exchange::Exchange;
+use crate::policy::{Policy, PolicyJudge};
+use crate::random::Random;
+use crate::session::{Act, Session};
+use crate::time::{AgentTime, SKEW_SHOWN_MS, TimeChange};
+use results::Outbox;
+use tasks::Running;
+
+pub use crate::session::SessionPhase;
+
+/// Who the agent is and where it keeps what it must not forget.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// The site that it belongs to.
+    pub site: SiteCode,
+    /// Its number in the site.
+    pub device: DeviceId,
+    /// The present boot of the machine.
+    pub boot: BootId,
+    /// Notification servers, `host:port`, in the order in which they are tried; one at least. A policy may name others.
+    pub servers: Vec<String>,
+    /// The keys whose signature makes a task, a cancel, a head or a policy the site's.
+    pub task_keys: TrustedKeys,
+    /// The folder of journal and policy; made if it is missing.
+    pub state: PathBuf,
+    /// The agent's release, for the hello.
+    pub agent_version: String,
+    /// The machine, for the hello.
+    pub platform: Platform,
+}
+
+/// What comes in.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The connection that [`Output::Connect`] asked for stands, its TLS and the server's identity verified.
+    Connected {
+        /// How its bytes travel.
+        road: RoadTaken,
+    },
+    /// It did not come about.
+    ConnectFailed {
+        /// Why, for the log.
+        reason: String,
+    },
+    /// The connection is gone.
+    Disconnected {
+        /// Why, for the log.
+        reason: String,
+    },
+    /// The server said something.
+    Said(ServerMessage),
+    /// An action that [`Output::Start`] began has ended.
+    Finished {
+        /// The task.
+        task: TaskId,
+        /// What came of it.
+        outcome: Outcome,
+    },
+    /// The agent is to end: says goodbye, ends what runs. What is in the middle then is judged at the next start.
+    Stop,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Connect to a server; answered with [`Input::Connected`] or [`Input::ConnectFailed`].
+    Connect {
+        /// `host:port`.
+        server: String,
+        /// The agent's own time, by which the server's certificate is judged.
+        now: UnixMillis,
+        /// Where that fails on dates alone: the time floor, by which it is judged again.
+        floor: UnixMillis,
+    },
+    /// End the connection, or the attempt at one, after what was said on it is sent.
+    Disconnect {
+        /// Why, for the log.
+        reason: &'static str,
+    },
+    /// Say something to the server.
+    Say(AgentMessage),
+    /// Begin an action; answered, once, with [`Input::Finished`].
+    Start(Start),
+    /// End an action that was begun: its whole process group. Its [`Input::Finished`] still follows.
+    Kill {
+        /// The task.
+        task: TaskId,
+    },
+}
+
+/// An action to begin.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The task that asks for it.
+    pub task: TaskId,
+    /// What to do. Never [`Action::DownloadPolicy`]: that is the agent's own affair with the server.
+    pub action: Action,
+    /// The longest that it may take.
+    pub limit: Duration,
+    /// The policy in force.
+    pub settings: Arc<PolicySettings>,
+}
+
+/// How an action ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It did what was asked.
+    Succeeded,
+    /// It could not, or was not done within its limit.
+    Failed,
+    /// It was ended by [`Output::Kill`].
+    Cancelled,
+}
+
+/// What came of an action.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// How it ended.
+    pub ending: Ending,
+    /// The exit code of a program, else 0 for success; -1 where there is none.
+    pub code: i32,
+    /// What it said; cut to 32 KiB if it is longer.
+    pub output: Vec<u8>,
+}
+
+/// What the agent has met since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Sessions that were welcomed.
+    pub sessions: u64,
+    /// Pushes that came.
+    pub pushes: u64,
+    /// Pushes that were dropped unanswered: not signed, a false proof, or no room in the journal.
+    pub pushes_dropped: u64,
+    /// Cancels and heads that were dropped: not signed, or no room.
+    pub statements_dropped: u64,
+    /// Actions that were begun.
+    pub begun: u64,
+    /// Tasks that came to an end, refused ones included.
+    pub ended: u64,
+}
+
+/// Why the agent cannot go on. It must be dropped and made anew.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The folder of its state.
+    #[error("the agent's state cannot be read: {0}; mend the folder or its disk and start the agent again")]
+    State(io::Error),
+    /// A result cannot be signed.
+    #[error("a result cannot be signed: {0}")]
+    Sign(#[from] SignatureError),
+}
+
+/// The agent.
+pub struct Agent {
+    options: AgentOptions,
+    key: DeviceKey,
+    judge: PolicyJudge,
+    journal: Journal,
+    time: AgentTime,
+    session: Session,
+    policy: Policy,
+    exchange: Exchange,
+    outbox: Outbox,
+    /// Tasks that are to be begun, in the order in which they came.
+    queue: Vec<TaskId>,
+    running: BTreeMap<TaskId, Running>,
+    /// When a queued task expires or becomes valid, in milliseconds since boot.
+    recheck_ms: Option<u64>,
+    random: Random,
+    /// When the present call came, in milliseconds since boot.
+    now_ms: u64,
+    counters: Counters,
+    outputs: VecDeque<Output>,
+}
+
+impl Agent {
+    /// Opens journal and policy, closes what a crash left open, and begins to connect at once. Outputs may wait already.
+    ///
+    /// # Errors
+    /// When the state cannot be read or written, or is another device's.
+    ///
+    /// # Panics
+    /// When the options name no server.
+    pub fn new(
+        mut options: AgentOptions,
+        disk: Arc<dyn Disk>,
+        key: DeviceKey,
+        now: Now,
+        seed: u64,
+    ) -> Result<Self, AgentError> {
+        limit_texts(&mut options);
+        make_folder(&*disk, &options).map_err(AgentError::State)?;
+        // A fresh journal counts sessions from the present second: should the old one be lost, the new one's numbers are still
+        // the higher ones, and the site takes this device for what it is.
+        let journal = Journal::open(
+            Arc::clone(&disk),
+            &options.state,
+            options.site,
+            options.device,
+            now.unix_ms / 1_000,
+        )?;
+        let judge =
+            PolicyJudge { site: options.site, device: options.device, keys: options.task_keys.clone() };
+        let policy = Policy::open(disk, &options.state, &judge).map_err(AgentError::State)?;
+        let mut random = Random::new(seed);
+        let (floor, anchor) = journal.time();
+        let exchange = Exchange::new(now.boot_ms, policy.settings(), policy.version(), &mut random);
+        let mut agent = Self {
+            time: AgentTime::new(options.boot, floor, anchor),
+            session: Session::new(options.servers.clone(), Random::new(random.up_to(u64::MAX))),
+            queue: journal.unfinished(),
+            options,
+            key,
+            judge,
+            journal,
+            policy,
+            exchange,
+            outbox: Outbox::default(),
+            running: BTreeMap::new(),
+            recheck_ms: None,
+            random,
+            now_ms: now.boot_ms,
+            counters: Counters::default(),
+            outputs: VecDeque::new(),
+        };
+        agent.take_servers();
+        agent.handle_time(now)?;
+        Ok(agent)
+    }
+
+    /// Something has come in.
+    ///
+    /// # Errors
+    /// When the disk failed: the agent must be dropped, with its outputs, and made anew.
+    pub fn handle(&mut self, now: Now, input: Input) -> Result<(), AgentError> {
+        self.now_ms = now.boot_ms;
+        match input {
+            Input::Connected { road } => self.on_connected(now, road)?,
+            Input::ConnectFailed { reason } => {
+                tracing::info!(%reason, "no connection to the server");
+                self.on_session_over(now);
+            }
+            Input::Disconnected { reason } => {
+                tracing::info!(%reason, "the connection to the server is gone");
+                self.on_session_over(now);
+            }
+            Input::Said(message) => self.on_said(now, message)?,
+            Input::Finished { task, outcome } => self.on_finished(now, task, outcome)?,
+            Input::Stop => self.on_stop(),
+        }
+        self.handle_time(now)
+    }
+
+    /// Time has passed: to be called when [`Self::next_deadline`] is reached; calling it earlier does no harm.
+    ///
+    /// # Errors
+    /// As [`Self::handle`].
+    pub fn handle_time(&mut self, now: Now) -> Result<(), AgentError> {
+        self.now_ms = now.boot_ms;
+        if self.session.phase() == SessionPhase::Stopped {
+            return Ok(());
+        }
+        self.exchange.handle_time(now.boot_ms, self.policy.settings(), &mut self.random);
+        self.give_up_overdue(now)?;
+        self.journal.sweep(self.time.floor());
+        self.start_queued(now)?;
+        while let Some(act) = self.session.poll(now.boot_ms) {
+            self.on_act(now, act);
+        }
+        if self.session.can(Abilities::POLICY)
+            && let Some(request) = self.exchange.ask(now.boot_ms)
+        {
+            self.say(AgentMessage::PolicyRequest(request));
+        }
+        self.send_results(now);
+        Ok(())
+    }
+
+    /// What is to be done next; `None` when all is said.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Self::handle_time`] is to be called at the latest, in milliseconds since boot ([`Now::boot_ms`]); `None` after
+    /// [`Input::Stop`].
+    pub fn next_deadline(&self) -> Option<u64> {
+        let session_ms = self.session.next_deadline()?;
+        let give_up_ms = self.running.values().map(|running| running.give_up_ms).min();
+        [Some(self.exchange.next_deadline()), give_up_ms, self.recheck_ms, self.outbox.next_deadline()]
+            .into_iter()
+            .flatten()
+            .fold(session_ms, u64::min)
+            .into()
+    }
+
+    /// The agent's own time.
+    pub fn own_time(&self, now: Now) -> UnixMillis {
+        self.time.at(now)
+    }
+
+    /// What the session is at.
+    pub fn phase(&self) -> SessionPhase {
+        self.session.phase()
+    }
+
+    /// How far a task has come here; `None` when it is not known.
+    pub fn task_state(&self, task: TaskId) -> Option<TaskState> {
+        self.journal.task(task).map(crate::journal::Entry::state)
+    }
+
+    /// Actions that run.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Arc<PolicySettings> {
+        self.policy.settings()
+    }
+
+    /// What the agent has met since it was made.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn on_act(&mut self, now: Now, act: Act) {
+        match act {
+            Act::Connect(server) => {
+                let (now, floor) = (self.time.at(now), self.time.floor());
+                self.outputs.push_back(Output::Connect { server, now, floor });
+            }
+            Act::Disconnect(reason) => self.disconnect(reason),
+            Act::Keepalive => self.say(AgentMessage::Keepalive),
+        }
+    }
+
+    fn on_connected(&mut self, now: Now, road: RoadTaken) -> Result<(), AgentError> {
+        if !self.session.handle_connected(now.boot_ms) {
+            return Ok(());
+        }
+        let session = self.journal.next_session()?;
+        let hello = Hello {
+            agent_version: self.options.agent_version.clone(),
+            platform: self.options.platform.clone(),
+            boot: self.options.boot,
+            session,
+            abilities: Abilities::ALL,
+            road,
+            keepalive_secs: self.policy.settings().keepalive_seconds,
+            clock_skew_ms: self.time.skew_ms(now),
+            policy_version: self.policy.version(),
+            known_tasks: self.journal.known(self.time.at(now)),
+        };
+        self.outputs.push_back(Output::Say(AgentMessage::Hello(Box::new(hello))));
+        Ok(())
+    }
+
+    fn on_said(&mut self, now: Now, message: ServerMessage) -> Result<(), AgentError> {
+        self.session.handle_heard();
+        match (self.session.phase(), message) {
+            // Of a connection that is over here.
+            (SessionPhase::Resting | SessionPhase::Connecting | SessionPhase::Stopped, _) => {}
+            (_, ServerMessage::Refused(reason)) => self.on_refused(now, reason),
+            (_, ServerMessage::Drain(drain)) => {
+                tracing::info!(window_secs = drain.window_secs, "the server goes away for a while");
+                if self.session.handle_drain(now.boot_ms, &drain) {
+                    self.disconnect("the server goes away");
+                }
+            }
+            (SessionPhase::Greeting, ServerMessage::Welcome(welcome)) => self.on_welcome(now, &welcome)?,
+            (SessionPhase::Active, ServerMessage::KeepaliveAnswer(head)) => {
+                self.session.handle_keepalive_answer();
+                self.on_head(now, &head)?;
+            }
+            (SessionPhase::Active, ServerMessage::Task(push)) => self.on_push(now, &push)?,
+            (SessionPhase::Active, ServerMessage::Cancel(signed)) => self.on_cancel(now, &signed)?,
+            (SessionPhase::Active, ServerMessage::ResultKept(task)) => self.on_result_kept(now, task)?,
+            (SessionPhase::Active, ServerMessage::Policy(part)) => self.on_policy(now, *part)?,
+            (SessionPhase::Active, ServerMessage::Welcome(_)) | (SessionPhase::Greeting, _) => {
+                self.session.handle_lost(now.boot_ms);
+                self.disconnect("the server said something that is not allowed at this point");
+            }
+        }
+        Ok(())
+    }
+
+    fn on_welcome(&mut self, now: Now, welcome: &Welcome) -> Result<(), AgentError> {
+        self.session.handle_welcome(now.boot_ms, welcome, self.policy.settings().keepalive_seconds);
+        self.counters.sessions += 1;
+        tracing::info!(server = %welcome.server, keepalive_secs = welcome.keepalive_secs, "signed in");
+        self.on_head(now, &welcome.head)?;
+        let skew_ms = self.time.skew_ms(now);
+        if skew_ms.unsigned_abs() > SKEW_SHOWN_MS {
+            tracing::warn!(skew_ms, "this machine's clock differs from the site's time; set it right");
+        }
+        Ok(())
+    }
+
+    fn on_refused(&mut self, now: Now, reason: RefusedReason) {
+        let advice = match reason {
+            RefusedReason::Blocked => "this device is blocked by the site; ask its administrator",
+            RefusedReason::Certificate => {
+                "this device's certificate does not hold any more; it has to join anew"
+            }
+            RefusedReason::Superseded => {
+                "this device has a newer session: another machine may bear its identity"
+            }
+            RefusedReason::Unavailable => "the server cannot read the site's queue; another is tried",
+            RefusedReason::Full => "the server has as many sessions as it holds; another is tried",
+            RefusedReason::Protocol => "the server did not understand this agent; compare their releases",
+        };
+        tracing::warn!(?reason, "{advice}");
+        if self.session.handle_refused(now.boot_ms, reason) {
+            self.disconnect("the server ended the session");
+        }
+    }
+
+    /// A head, or nothing where the server has none.
+    fn on_head(&mut self, now: Now, bytes: &[u8]) -> Result<(), AgentError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let head = SignedHead::decode(bytes).map_err(|error| error.to_string()).and_then(|head| {
+            head.verify(self.options.site, &self.options.task_keys).map_err(|error| error.to_string())?;
+            Ok(head)
+        });
+        match head {
+            Ok(head) => {
+                let change = self.time.on_head(head.statement().time, now);
+                self.keep_time(change)
+            }
+            Err(fault) => {
+                self.counters.statements_dropped += 1;
+                if self.counters.statements_dropped.is_power_of_two() {
+                    tracing::warn!(%fault, times = self.counters.statements_dropped, "a head is not the site's");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn on_policy(&mut self, now: Now, part: PolicyPart) -> Result<(), AgentError> {
+        let applied = match self.exchange.take(part) {
+            Ok(None) => return Ok(()),
+            Ok(Some(documents)) => {
+                self.policy.apply(&documents, &self.judge).map_err(|fault| fault.to_string())
+            }
+            Err(fault) => Err(fault.to_owned()),
+        };
+        match &applied {
+            Ok(applied) => {
+                tracing::info!(
+                    documents = applied.documents.len(),
+                    changed = applied.is_changed,
+                    "policy applied"
+                );
+                let change = self.time.on_signed_time(applied.issued);
+                self.keep_time(change)?;
+                self.take_servers();
+                let policy_secs = self.policy.settings().keepalive_seconds;
+                self.session.shorten_keepalive(now.boot_ms, policy_secs);
+            }
+            Err(fault) => tracing::error!(%fault, "the policy was not applied; the old one stays in force"),
+        }
+        self.on_policy_ended(now, applied)
+    }
+
+    fn on_stop(&mut self) {
+        let is_active = self.session.phase() == SessionPhase::Active;
+        for &task in self.running.keys() {
+            self.outputs.push_back(Output::Kill { task });
+        }
+        if is_active {
+            self.say(AgentMessage::Goodbye);
+        }
+        if self.session.handle_stop() {
+            self.disconnect("the agent ends");
+        }
+    }
+
+    fn on_session_over(&mut self, now: Now) {
+        self.session.handle_lost(now.boot_ms);
+        self.forget_connection();
+    }
+
+    fn disconnect(&mut self, reason: &'static str) {
+        self.outputs.push_back(Output::Disconnect { reason });
+        self.forget_connection();
+    }
+
+    fn forget_connection(&mut self) {
+        self.outbox.handle_lost();
+        self.exchange.handle_lost();
+    }
+
+    fn keep_time(&mut self, change: TimeChange) -> Result<(), AgentError> {
+        match change {
+            TimeChange::None => Ok(()),
+            TimeChange::Moved => Ok(self.journal.keep_time(self.time.floor(), self.time.anchor())?),
+        }
+    }
+
+    /// Servers are those of the policy, else those of the configuration.
+    fn take_servers(&mut self) {
+        let servers = self.policy.settings().servers.as_ref().unwrap_or(&self.options.servers);
+        self.session.set_servers(servers.clone());
+    }
+
+    /// Says something if there is a session to say it in; hints and requests are not kept for the next one.
+    fn say(&mut self, message: AgentMessage) {
+        if self.session.phase() == SessionPhase::Active {
+            self.session.handle_said(self.now_ms);
+            self.outputs.push_back(Output::Say(message));
+        }
+    }
+}
+
+/// Makes the state folder, durably: a journal in a folder that a power cut takes away would be no journal.
+fn make_folder(disk: &dyn Disk, options: &AgentOptions) -> io::Result<()> {
+    disk.create_dir_all(&options.state)?;
+    for above in options.state.ancestors().skip(1) {
+        match disk.sync_dir(above) {
+            // A folder that we may not even read was not made by us.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+            synced => synced?,
+        }
+    }
+    Ok(())
+}
+
+/// A hello's texts have 256 bytes at most; a longer host name is a machine's own oddity, not a reason to stay away.
+fn limit_texts(options: &mut AgentOptions) {
+    let Platform { os, os_version, arch, hostname } = &mut options.platform;
+    for text in [&mut options.agent_version, os, os_version, arch, hostname] {
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+    }
+}

@@ -1,0 +1,415 @@
+//! The agent against a site and a server that are played here, on a simulated disk and a clock of numbers.
+
+mod crashes;
+mod site;
+
+use bgb_protocol::message::{Drain, RefusedReason};
+use bgb_protocol::result::ResultStatement;
+use bgb_protocol::state::RefusalReason;
+use site::{Bench, HOUR_MS, TaskSpec, id};
+
+use super::*;
+
+/// The one result that was said of a task.
+fn result(bench: &Bench, task: u8) -> ResultStatement {
+    let results = bench.results_of(id(task));
+    assert_eq!(results.len(), 1, "results of task {task}: {results:?}");
+    results[0].clone()
+}
+
+#[test]
+fn a_ping_is_begun_at_once_and_its_result_sent_until_it_is_kept() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::Ping));
+    assert_eq!(bench.started, [id(1)]);
+    assert!(bench.has_said(&AgentMessage::Received(id(1))) && bench.has_said(&AgentMessage::Running(id(1))));
+    bench.finish(id(1), Ending::Succeeded, b"");
+    let first = result(&bench, 1);
+    assert_eq!((first.state, first.code), (TaskState::Succeeded, 0));
+
+    bench.said.clear();
+    bench.reconnect();
+    assert_eq!(result(&bench, 1), first, "not acknowledged: sent again, the same");
+    bench.server(ServerMessage::ResultKept(id(1)));
+    bench.said.clear();
+    bench.reconnect();
+    assert_eq!(bench.results_of(id(1)), []);
+}
+
+#[test]
+fn a_result_that_nobody_acknowledges_is_sent_again_in_the_same_session() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::Ping));
+    bench.finish(id(1), Ending::Succeeded, b"");
+    bench.said.clear();
+    bench.pass(3 * 60 * 1000);
+    assert_eq!(result(&bench, 1).state, TaskState::Succeeded);
+}
+
+#[test]
+fn a_server_that_shows_no_sign_of_life_after_something_was_said_is_asked() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    bench.said.clear();
+    bench.pass(60_000);
+    assert!(bench.has_said(&AgentMessage::Keepalive), "long before the interval of 15 minutes");
+    bench.said.clear();
+    bench.pass(60_000);
+    assert!(!bench.has_said(&AgentMessage::Keepalive), "it answered, and nothing was said since");
+}
+
+#[test]
+fn a_finished_task_that_is_pushed_again_is_answered_and_not_begun_again() {
+    let mut bench = Bench::signed_in();
+    let task = TaskSpec::new(1, Action::QuickScan);
+    bench.push(&task);
+    bench.finish(id(1), Ending::Failed, b"no");
+    bench.server(ServerMessage::ResultKept(id(1)));
+    bench.said.clear();
+    bench.push(&task);
+    assert_eq!((result(&bench, 1).state, bench.started.len()), (TaskState::Failed, 1));
+}
+
+#[test]
+fn a_running_task_that_is_pushed_again_is_told_again_and_not_begun_again() {
+    let mut bench = Bench::signed_in();
+    let task = TaskSpec::new(1, Action::QuickScan);
+    bench.push(&task);
+    bench.said.clear();
+    bench.push(&task);
+    assert!(bench.has_said(&AgentMessage::Running(id(1))));
+    assert_eq!(bench.started.len(), 1);
+}
+
+#[test]
+fn scans_go_one_at_a_time_while_a_ping_passes() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    bench.push(&TaskSpec::new(2, Action::FullScan));
+    bench.push(&TaskSpec::new(3, Action::Ping));
+    bench.push(&TaskSpec::new(4, Action::CollectInventory));
+    assert_eq!(bench.started, [id(1), id(3), id(4)]);
+    bench.finish(id(1), Ending::Succeeded, b"{}");
+    assert_eq!(bench.started, [id(1), id(3), id(4), id(2)]);
+}
+
+#[test]
+fn a_queued_task_that_expires_is_never_begun() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    bench.push(&TaskSpec { validity_ms: 60_000, ..TaskSpec::new(2, Action::QuickScan) });
+    let due_ms = bench.deadline();
+    assert!(due_ms <= bench.now.boot_ms + 60_000, "the expiry is waited for");
+    bench.pass(60_000);
+    assert_eq!(result(&bench, 2).refusal, Some(RefusalReason::Expired));
+    bench.finish(id(1), Ending::Succeeded, b"");
+    assert_eq!(bench.started, [id(1)]);
+}
+
+#[test]
+fn a_cancel_ends_what_waits_and_what_runs_and_what_comes_later() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    bench.push(&TaskSpec::new(2, Action::QuickScan));
+    bench.cancel(2);
+    assert_eq!(result(&bench, 2).state, TaskState::Cancelled);
+    bench.cancel(1);
+    assert_eq!(bench.killed, [id(1)]);
+    assert_eq!(bench.results_of(id(1)), [], "its end is awaited");
+    bench.finish(id(1), Ending::Cancelled, b"half way");
+    assert_eq!(result(&bench, 1).state, TaskState::Cancelled);
+    bench.cancel(3);
+    bench.restart();
+    bench.push(&TaskSpec::new(3, Action::QuickScan));
+    assert_eq!(result(&bench, 3).state, TaskState::Cancelled);
+    assert_eq!(bench.started, [id(1)]);
+}
+
+#[test]
+fn a_cancel_that_the_site_did_not_sign_cancels_nothing() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    let mut forged = bench.site.cancel(1);
+    let at = forged.len() - 1;
+    forged[at] ^= 1;
+    bench.server(ServerMessage::Cancel(forged));
+    bench.server(ServerMessage::Cancel(b"rubbish".to_vec()));
+    assert_eq!((bench.killed.len(), bench.agent().counters().statements_dropped), (0, 2));
+}
+
+#[test]
+fn a_forged_push_is_dropped_without_an_answer() {
+    let mut bench = Bench::signed_in();
+    let mut push = bench.site.push(&TaskSpec::new(1, Action::Ping), bench.now);
+    push.signed[30] ^= 1;
+    bench.said.clear();
+    bench.server(ServerMessage::Task(Box::new(push)));
+    assert_eq!((bench.said.len(), bench.started.len()), (0, 0));
+    assert_eq!(bench.agent().counters().pushes_dropped, 1);
+}
+
+#[test]
+fn a_task_for_somebody_else_is_refused_and_not_remembered() {
+    let mut bench = Bench::signed_in();
+    bench.push_with_neighbours_proof(1);
+    assert_eq!(result(&bench, 1).refusal, Some(RefusalReason::NotATarget));
+    assert_eq!(bench.agent().task_state(id(1)), None);
+}
+
+#[test]
+fn a_task_that_is_not_allowed_is_refused_for_good() {
+    let mut bench = Bench::signed_in();
+    bench.apply_policy(&[(r#"{"allowed_actions": ["ping"]}"#, 0, 7)]);
+    let task = TaskSpec::new(1, Action::QuickScan);
+    bench.push(&task);
+    assert_eq!(result(&bench, 1).refusal, Some(RefusalReason::NotAllowed));
+    bench.apply_policy(&[("{}", 0, 8)]);
+    bench.push(&task);
+    assert_eq!(bench.started, [], "the word that was given stands");
+}
+
+#[test]
+fn more_tasks_than_a_device_holds_are_refused() {
+    let mut bench = Bench::signed_in();
+    for number in 0..=128 {
+        bench.push(&TaskSpec::new(number, Action::FullScan));
+    }
+    assert_eq!(result(&bench, 128).refusal, Some(RefusalReason::TooManyTasks));
+    assert_eq!(bench.results_of(id(127)), []);
+}
+
+#[test]
+fn after_a_restart_a_scan_is_interrupted_and_an_inventory_begun_again() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    bench.push(&TaskSpec::new(2, Action::CollectInventory));
+    bench.push(&TaskSpec::new(3, Action::FullScan));
+    bench.restart();
+    assert_eq!(result(&bench, 1).state, TaskState::Interrupted);
+    assert_eq!(bench.started, [id(1), id(2), id(2), id(3)]);
+}
+
+#[test]
+fn a_repeatable_action_that_takes_the_agent_down_comes_to_an_end() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::CollectInventory));
+    for _ in 0..5 {
+        bench.restart();
+    }
+    assert_eq!(bench.started.len(), 3);
+    assert!(bench.results_of(id(1)).iter().all(|result| result.state == TaskState::Interrupted));
+}
+
+#[test]
+fn a_repeatable_action_that_expired_meanwhile_is_not_begun_again() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::CollectInventory));
+    bench.now.boot_ms += HOUR_MS;
+    bench.now.unix_ms += HOUR_MS;
+    bench.restart();
+    assert_eq!((result(&bench, 1).state, bench.started.len()), (TaskState::Interrupted, 1));
+}
+
+#[test]
+fn the_hello_names_what_is_known_and_counts_its_sessions_up() {
+    let mut bench = Bench::signed_in();
+    let before = bench.hello().session;
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    bench.push(&TaskSpec::new(2, Action::QuickScan));
+    bench.push(&TaskSpec::new(3, Action::Ping));
+    bench.finish(id(3), Ending::Succeeded, b"");
+    bench.reconnect();
+    let known: Vec<_> = bench.hello().known_tasks.iter().map(|known| (known.task, known.state)).collect();
+    let expected = [(id(3), TaskState::Succeeded), (id(2), TaskState::Received), (id(1), TaskState::Running)];
+    assert_eq!(known, expected);
+    assert!(bench.hello().session > before);
+    let before = bench.hello().session;
+    bench.restart();
+    assert!(bench.hello().session > before, "also after a restart");
+}
+
+#[test]
+fn an_action_that_never_ends_is_given_up_after_its_limit() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::CollectInventory));
+    bench.pass(2 * 60 * 1000 + 41_000);
+    assert_eq!(bench.killed, [id(1)]);
+    assert_eq!(result(&bench, 1).state, TaskState::Failed);
+    bench.finish(id(1), Ending::Succeeded, b"too late");
+    assert_eq!(result(&bench, 1).state, TaskState::Failed);
+}
+
+#[test]
+fn download_policy_asks_applies_and_says_what_holds() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::DownloadPolicy));
+    assert_eq!(bench.started, [], "this is the agent's own affair");
+    bench.answer_policy(&[(r#"{"keepalive_seconds": 60}"#, 0, 7), (r#"{"policy_minutes": 5}"#, 9, 8)]);
+    assert_eq!(result(&bench, 1).state, TaskState::Succeeded);
+    assert_eq!(bench.agent().settings().keepalive_seconds, Some(60));
+    bench.restart();
+    assert_eq!(bench.agent().settings().policy_minutes, Some(5), "kept on disk");
+    assert_eq!((bench.hello().policy_version, bench.hello().keepalive_secs), (8, Some(60)));
+}
+
+#[test]
+fn a_policy_that_cannot_be_applied_leaves_the_old_one_and_says_why() {
+    let mut bench = Bench::signed_in();
+    bench.apply_policy(&[(r#"{"keepalive_seconds": 60}"#, 0, 7)]);
+    bench.push(&TaskSpec::new(1, Action::DownloadPolicy));
+    bench.answer_policy(&[(r#"{"keepalive_seconds": 60}"#, 0, 9), (r#"{"keepalive_seconds": 1}"#, 0, 10)]);
+    assert_eq!(result(&bench, 1).state, TaskState::Failed);
+    assert!(bench.outputs_of(id(1))[0].contains("keepalive_seconds is 1"), "{:?}", bench.outputs_of(id(1)));
+    assert_eq!(bench.agent().settings().keepalive_seconds, Some(60));
+}
+
+#[test]
+fn a_policy_request_that_the_connection_lost_is_made_again() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::DownloadPolicy));
+    bench.reconnect();
+    bench.answer_policy(&[]);
+    assert_eq!(result(&bench, 1).state, TaskState::Succeeded);
+}
+
+#[test]
+fn without_an_answer_download_policy_fails_at_its_limit() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::DownloadPolicy));
+    bench.pass(2 * 60 * 1000);
+    assert_eq!(result(&bench, 1).state, TaskState::Failed);
+}
+
+#[test]
+fn a_cancelled_download_policy_ends_at_once() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::DownloadPolicy));
+    bench.cancel(1);
+    assert_eq!(result(&bench, 1).state, TaskState::Cancelled);
+    assert_eq!(bench.killed, []);
+}
+
+#[test]
+fn servers_of_a_policy_replace_those_of_the_configuration() {
+    let mut bench = Bench::signed_in();
+    bench.apply_policy(&[(r#"{"servers": ["new:1"]}"#, 0, 7)]);
+    bench.handle(Input::Disconnected { reason: "cut".to_owned() });
+    bench.pass(60_000);
+    assert_eq!(bench.connecting_to.as_deref(), Some("new:1"));
+}
+
+#[test]
+fn the_agents_time_is_the_sites_whatever_the_machine_says() {
+    let mut bench = Bench::signed_in();
+    let (site_ms, boot_ms) = (bench.site.time_ms, bench.now.boot_ms);
+    bench.now.unix_ms = 1_000;
+    assert_eq!(bench.agent().own_time(bench.now), UnixMillis(site_ms));
+    bench.now.boot_ms = boot_ms + 5_000;
+    assert_eq!(bench.agent().own_time(bench.now), UnixMillis(site_ms + 5_000));
+    bench.restart();
+    assert!(bench.agent().own_time(bench.now) >= UnixMillis(site_ms), "the floor is kept on disk");
+    assert!(bench.hello().clock_skew_ms < -1_000_000, "the skew is told");
+}
+
+#[test]
+fn a_head_that_the_site_did_not_sign_moves_nothing() {
+    let mut bench = Bench::signed_in();
+    let before = bench.agent().own_time(bench.now);
+    let mut head = bench.site.head(u64::MAX / 2);
+    let at = head.len() - 1;
+    head[at] ^= 1;
+    bench.server(ServerMessage::KeepaliveAnswer(head));
+    assert_eq!(bench.agent().own_time(bench.now), before);
+}
+
+#[test]
+fn a_message_at_the_wrong_moment_ends_the_connection() {
+    let mut bench = Bench::new();
+    bench.handle(Input::Connected { road: RoadTaken::tcp() });
+    bench.server(ServerMessage::KeepaliveAnswer(Vec::new()));
+    assert_eq!((bench.disconnects, bench.agent().phase()), (1, SessionPhase::Resting));
+
+    let mut bench = Bench::signed_in();
+    let welcome = bench.site.welcome();
+    bench.server(ServerMessage::Welcome(Box::new(welcome)));
+    assert_eq!((bench.disconnects, bench.agent().phase()), (1, SessionPhase::Resting));
+}
+
+#[test]
+fn drain_and_refusal_end_the_connection_and_the_agent_comes_back() {
+    for message in [
+        ServerMessage::Drain(Drain { window_secs: 300, servers: vec!["other:1".to_owned()] }),
+        ServerMessage::Refused(RefusedReason::Unavailable),
+        ServerMessage::Refused(RefusedReason::Blocked),
+        ServerMessage::Refused(RefusedReason::Superseded),
+    ] {
+        let mut bench = Bench::signed_in();
+        bench.server(message);
+        assert_eq!((bench.disconnects, bench.agent().phase()), (1, SessionPhase::Resting));
+        bench.server(ServerMessage::ResultKept(id(1)));
+        bench.connecting_to = None;
+        bench.pass(300_000);
+        assert!(bench.connecting_to.is_some());
+    }
+}
+
+#[test]
+fn a_stop_says_goodbye_and_leaves_the_judgement_to_the_next_start() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    bench.push(&TaskSpec::new(2, Action::CollectInventory));
+    bench.handle(Input::Stop);
+    assert_eq!(bench.killed, [id(1), id(2)]);
+    assert!(bench.has_said(&AgentMessage::Goodbye));
+    assert_eq!(bench.agent().next_deadline(), None);
+    bench.finish(id(1), Ending::Cancelled, b"");
+    bench.finish(id(2), Ending::Succeeded, b"done just in time");
+    bench.restart();
+    assert_eq!(result(&bench, 1).state, TaskState::Interrupted);
+    assert_eq!(result(&bench, 2).state, TaskState::Succeeded);
+}
+
+#[test]
+fn many_results_go_out_a_few_at_a_time_and_all_of_them() {
+    let mut bench = Bench::signed_in();
+    for number in 0..40 {
+        bench.push(&TaskSpec::new(number, Action::Ping));
+        bench.finish(id(number), Ending::Succeeded, &[b'x'; 30_000]);
+    }
+    assert_eq!(bench.all_results(), 16);
+    for number in 0..40 {
+        bench.server(ServerMessage::ResultKept(id(number)));
+    }
+    assert_eq!(bench.all_results(), 40);
+}
+
+#[test]
+fn a_wrong_clock_does_not_make_the_agent_forget_what_it_has_done() {
+    let mut bench = Bench::signed_in();
+    let task = TaskSpec::new(1, Action::QuickScan);
+    let push = bench.site.push(&task, bench.now);
+    bench.server(ServerMessage::Task(Box::new(push.clone())));
+    bench.finish(id(1), Ending::Succeeded, b"");
+    bench.server(ServerMessage::ResultKept(id(1)));
+    bench.now.unix_ms += 400 * 24 * HOUR_MS;
+    bench.boot_again();
+    bench.restart();
+    bench.server(ServerMessage::Task(Box::new(push)));
+    assert_eq!(bench.started.len(), 1);
+}
+
+#[test]
+fn after_expiry_and_a_day_a_task_is_forgotten_and_still_not_begun_again() {
+    let mut bench = Bench::signed_in();
+    let push = bench.site.push(&TaskSpec::new(1, Action::QuickScan), bench.now);
+    bench.server(ServerMessage::Task(Box::new(push.clone())));
+    bench.finish(id(1), Ending::Succeeded, b"");
+    bench.server(ServerMessage::ResultKept(id(1)));
+    bench.pass(26 * HOUR_MS);
+    bench.site.time_ms += 26 * HOUR_MS;
+    bench.sign_in();
+    assert_eq!(bench.agent().task_state(id(1)), None);
+    bench.said.clear();
+    bench.server(ServerMessage::Task(Box::new(push)));
+    assert_eq!((result(&bench, 1).refusal, bench.started.len()), (Some(RefusalReason::Expired), 1));
+}

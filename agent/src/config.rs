@@ -1,0 +1,228 @@
+//! `agent.toml`: what a device is told about its site.
+//!
+//! It owns the file's form and its checks. Relative paths are relative to the file's folder. It reads no key: that is
+//! the affair of who loads the identity. Law: what is wrong is said with the key that it is wrong in, before anything
+//! else has begun.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use bgb_daemon::log::LogConfig;
+use bgb_protocol::ids::SiteCode;
+use bgb_protocol::signature::TrustedKeys;
+use serde::Deserialize;
+
+use crate::session::is_address;
+
+/// Most servers that the file may name: more than a site has.
+const SERVERS_MAX: usize = 64;
+
+/// The whole of `agent.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// The site's code, three characters.
+    site: String,
+    /// Notification servers, `host:port`, in the order in which they are tried.
+    pub servers: Vec<String>,
+    /// The folder of journal and policy; `state` by default.
+    #[serde(default = "default_state")]
+    pub state: PathBuf,
+    /// Who this device is, and whom it trusts.
+    pub identity: IdentityConfig,
+    /// How it scans.
+    #[serde(default)]
+    pub scan: ScanConfig,
+    /// What it logs; the file lies in the folder of `agent.toml` by default.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// The section `[identity]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdentityConfig {
+    /// The device's certificate, PEM; `device.pem` by default.
+    #[serde(default = "default_certificate")]
+    pub certificate: PathBuf,
+    /// Its private key, PEM, mode 0600; `device.key` by default.
+    #[serde(default = "default_key")]
+    pub key: PathBuf,
+    /// The site's authority, PEM; `authority.pem` by default.
+    #[serde(default = "default_authority")]
+    pub authority: PathBuf,
+    /// The keys that sign tasks: 64 hexadecimal digits each.
+    task_keys: Vec<String>,
+}
+
+/// The section `[scan]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScanConfig {
+    /// Which of ClamAV's front ends scans.
+    pub engine: Engine,
+    /// A program and its first arguments that scan instead of ClamAV. The action's name and the paths follow them; exit
+    /// code 0 is nothing found, 1 something found, others a failure.
+    pub command: Option<Vec<String>>,
+    /// The folder of the signatures for `clamscan` and `freshclam`; theirs by default.
+    pub database: Option<PathBuf>,
+    /// The configuration of clamd, for `clamdscan`; its own default by default.
+    pub clamd_config: Option<PathBuf>,
+    /// The configuration of freshclam, for update-definitions; its own default by default.
+    pub freshclam_config: Option<PathBuf>,
+}
+
+/// The scanning program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// `clamdscan` if its daemon answers, else `clamscan`.
+    #[default]
+    Auto,
+    /// Always `clamscan`.
+    Clamscan,
+    /// Always `clamdscan`.
+    Clamdscan,
+}
+
+impl AgentConfig {
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// What is wrong with it, for the person who wrote it.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let mut config: Self = bgb_daemon::config::load(path)?;
+        config.check().with_context(|| format!("{}: correct this file", path.display()))?;
+        let folder = std::path::absolute(path)
+            .with_context(|| format!("the folder of {} cannot be told", path.display()))?;
+        config.anchor(folder.parent().unwrap_or(Path::new("/")));
+        Ok(config)
+    }
+
+    /// The site.
+    ///
+    /// # Errors
+    /// When it is not a site's code.
+    pub fn site(&self) -> anyhow::Result<SiteCode> {
+        self.site.parse().context("site")
+    }
+
+    /// The keys that sign tasks.
+    ///
+    /// # Errors
+    /// When one is not 64 hexadecimal digits, or there is none.
+    pub fn task_keys(&self) -> anyhow::Result<TrustedKeys> {
+        if self.identity.task_keys.is_empty() {
+            bail!("identity.task_keys names no key; without one no task could ever be verified");
+        }
+        let keys: Option<Vec<_>> = self.identity.task_keys.iter().map(|text| key_of_hex(text)).collect();
+        let keys = keys.context("identity.task_keys: a key is 64 hexadecimal digits")?;
+        Ok(TrustedKeys::new(keys))
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.site()?;
+        self.task_keys()?;
+        if self.servers.is_empty() || self.servers.len() > SERVERS_MAX {
+            bail!("servers: name 1 to {SERVERS_MAX} notification servers, such as \"bgb.example.org:10123\"");
+        }
+        if let Some(wrong) = self.servers.iter().find(|address| !is_address(address)) {
+            bail!("servers: {wrong:?} is no address such as \"bgb.example.org:10123\"");
+        }
+        if self.scan.command.as_ref().is_some_and(Vec::is_empty) {
+            bail!("scan.command: name a program, or leave the key out");
+        }
+        Ok(())
+    }
+
+    /// Makes relative paths absolute.
+    fn anchor(&mut self, folder: &Path) {
+        let log = self.log.directory.get_or_insert_default();
+        let IdentityConfig { certificate, key, authority, .. } = &mut self.identity;
+        for path in [&mut self.state, certificate, key, authority, log] {
+            *path = folder.join(&*path);
+        }
+        let ScanConfig { database, clamd_config, freshclam_config, .. } = &mut self.scan;
+        for path in [database, clamd_config, freshclam_config].into_iter().flatten() {
+            *path = folder.join(&*path);
+        }
+    }
+}
+
+fn key_of_hex(text: &str) -> Option<[u8; 32]> {
+    let mut key = [0; 32];
+    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, at) in key.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(&text[at..at + 2], 16).ok()?;
+    }
+    Some(key)
+}
+
+fn default_state() -> PathBuf {
+    PathBuf::from("state")
+}
+
+fn default_certificate() -> PathBuf {
+    PathBuf::from("device.pem")
+}
+
+fn default_key() -> PathBuf {
+    PathBuf::from("device.key")
+}
+
+fn default_authority() -> PathBuf {
+    PathBuf::from("authority.pem")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29";
+
+    fn load(text: &str) -> (PathBuf, anyhow::Result<AgentConfig>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        std::fs::write(&path, text).unwrap();
+        (folder.path().to_owned(), AgentConfig::load(&path))
+    }
+
+    fn fault(text: &str) -> String {
+        format!("{:#}", load(text).1.unwrap_err())
+    }
+
+    fn sound(servers: &str, rest: &str) -> String {
+        format!("site = \"LAB\"\nservers = {servers}\n[identity]\ntask_keys = [\"{KEY}\"]\n{rest}")
+    }
+
+    #[test]
+    fn a_short_file_is_enough_and_paths_are_those_beside_it() {
+        let (folder, config) = load(&sound("[\"localhost:10123\"]", "[scan]\ndatabase = \"sigs\"\n"));
+        let config = config.unwrap();
+        assert_eq!(config.state, folder.join("state"));
+        assert_eq!(config.identity.key, folder.join("device.key"));
+        assert_eq!(config.scan.database, Some(folder.join("sigs")));
+        assert_eq!(config.log.directory, Some(folder.join("")));
+        assert_eq!(config.scan.engine, Engine::Auto);
+        assert!(!config.task_keys().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, name) in [
+            (sound("[]", ""), "servers"),
+            (sound("[\"localhost\"]", ""), "localhost"),
+            (sound("[\"a:1\"]", "[scan]\ncommand = []\n"), "scan.command"),
+            (sound("[\"a:1\"]", "[scan]\nengine = \"norton\"\n"), "norton"),
+            (sound("[\"a:1\"]", "").replace("LAB", "lab"), "site"),
+            (sound("[\"a:1\"]", "").replace(KEY, "12"), "identity.task_keys"),
+            (sound("[\"a:1\"]", "").replace(&format!("\"{KEY}\""), ""), "identity.task_keys"),
+            (sound("[\"a:1\"]", "colour = 1\n"), "agent.toml:5:1: unknown field `colour`"),
+        ] {
+            let text = fault(&text);
+            assert!(text.contains(name) && text.contains("agent.toml"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The agent in production: real clocks, a real disk, threads, a connection; all that [`Agent`] must not know.
+//!
+//! One thread drives the agent: it waits for the connection, the actions, signals and the agent's next deadline, hands in what has
+//! come, and carries out what comes out, in its order. It decides nothing. Laws: an error of the agent ends the process, whose
+//! next start recovers from the journal; two agents never share a state folder; when it ends, no action of it runs on.
+
+use std::fs::{File, TryLockError};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bgb_daemon::clock::{self, Now};
+use bgb_daemon::disk::RealDisk;
+use bgb_daemon::signals::Signal;
+use bgb_protocol::ids::{BootId, TaskId};
+use bgb_protocol::message::RoadTaken;
+use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+
+use crate::actions::Runner;
+use crate::agent::{Agent, AgentOptions, Input, Outcome, Output};
+use crate::config::AgentConfig;
+use crate::connection::{Connection, Destination, Event};
+use crate::identity::DeviceIdentity;
+use crate::platform;
+use crate::tls::Tls;
+
+/// The component that the agent's records bear.
+pub const LOG_COMPONENT: &str = "CcmNotificationAgent";
+
+/// The log file's name, where administrators look for it (protocol.md, Files).
+pub const LOG_FILE: &str = "CcmNotificationAgent.log";
+
+/// Longest sleep: poll(2) does not count suspend, so that a deadline in the past is noticed this long after waking up.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// Events of a connection that may wait; past it the connection stops reading.
+const EVENTS_MAX: usize = 256;
+
+/// Everything that a start needs, read and checked.
+pub struct Prepared {
+    config: AgentConfig,
+    identity: DeviceIdentity,
+    tls: Tls,
+}
+
+impl Prepared {
+    /// Reads the certificate, the key and the authority that `config` names.
+    ///
+    /// # Errors
+    /// What is missing or wrong, and what to do about it.
+    pub fn new(config: AgentConfig) -> anyhow::Result<Self> {
+        let identity = DeviceIdentity::load(&config)?;
+        let tls = Tls::new(&identity)?;
+        Ok(Self { config, identity, tls })
+    }
+
+    /// Runs the agent until a signal ends it; `on_ready` is called once it drives.
+    ///
+    /// # Errors
+    /// When the state is another agent's or cannot be used, or the disk fails.
+    pub fn run(self, signals: &Receiver<Signal>, on_ready: impl FnOnce()) -> anyhow::Result<()> {
+        let _lock = lock(&self.config)?;
+        let (outcomes, ended) = unbounded();
+        let (events, heard) = bounded(EVENTS_MAX);
+        let runner = Runner::new(self.config.scan.clone(), outcomes);
+        let options = AgentOptions {
+            site: self.identity.site,
+            device: self.identity.device,
+            boot: BootId(clock::boot_id()?),
+            servers: self.config.servers.clone(),
+            task_keys: self.config.task_keys()?,
+            state: self.config.state.clone(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            platform: platform::platform(),
+        };
+        let key = self.identity.device_key()?;
+        let agent = Agent::new(options, Arc::new(RealDisk), key, Now::read(), seed()?)?;
+        let tls = Arc::new(self.tls);
+        tracing::info!(device = %self.identity.device, site = %self.identity.site, "the agent runs");
+        let mut driver = Driver { agent, runner, tls, events, connection: None, number: 0 };
+        on_ready();
+        driver.drive(&heard, &ended, signals)
+    }
+}
+
+/// Drives the agent.
+struct Driver {
+    agent: Agent,
+    runner: Runner,
+    tls: Arc<Tls>,
+    events: Sender<(u64, Event)>,
+    connection: Option<Connection>,
+    /// Of the present connection; events of others are late.
+    number: u64,
+}
+
+impl Driver {
+    fn drive(
+        &mut self,
+        heard: &Receiver<(u64, Event)>,
+        ended: &Receiver<(TaskId, Outcome)>,
+        signals: &Receiver<Signal>,
+    ) -> anyhow::Result<()> {
+        loop {
+            self.carry_out();
+            let sleep = self.agent.next_deadline().map_or(SLEEP_MAX, |deadline_ms| {
+                Duration::from_millis(deadline_ms.saturating_sub(Now::read().boot_ms)).min(SLEEP_MAX)
+            });
+            select! {
+                recv(heard) -> event => {
+                    let (number, event) = event.context("the sender of events is held here")?;
+                    self.on_event(number, event)?;
+                }
+                recv(ended) -> ended => {
+                    let (task, outcome) = ended.context("the sender of outcomes is held here")?;
+                    self.agent.handle(Now::read(), Input::Finished { task, outcome })?;
+                }
+                recv(signals) -> signal => match signal {
+                    Ok(Signal::Reload) => {
+                        tracing::info!("SIGHUP: nothing is read anew while the agent runs; restart it instead");
+                    }
+                    Ok(Signal::Terminate) | Err(_) => return self.stop(ended),
+                },
+                default(sleep) => self.agent.handle_time(Now::read())?,
+            }
+        }
+    }
+
+    fn on_event(&mut self, number: u64, event: Event) -> anyhow::Result<()> {
+        if number != self.number || self.connection.is_none() {
+            return Ok(());
+        }
+        let input = match event {
+            Event::Connected => Input::Connected { road: RoadTaken::tcp() },
+            Event::Said(message) => Input::Said(message),
+            Event::Failed(reason) => {
+                self.connection = None;
+                Input::ConnectFailed { reason }
+            }
+            Event::Lost(reason) => {
+                self.connection = None;
+                Input::Disconnected { reason }
+            }
+        };
+        Ok(self.agent.handle(Now::read(), input)?)
+    }
+
+    /// Carries out what the agent wants done.
+    fn carry_out(&mut self) {
+        while let Some(output) = self.agent.poll_output() {
+            match output {
+                Output::Connect { server, now, floor } => self.connect(Destination { server, now, floor }),
+                Output::Disconnect { reason } => {
+                    tracing::info!(reason, "the connection ends");
+                    // It ends by itself, within seconds.
+                    drop(self.connection.take().map(Connection::end));
+                }
+                Output::Say(message) => {
+                    if let Some(connection) = &self.connection {
+                        connection.say(message);
+                    }
+                }
+                Output::Start(start) => self.runner.start(start),
+                Output::Kill { task } => self.runner.kill(task),
+            }
+        }
+    }
+
+    fn connect(&mut self, destination: Destination) {
+        self.number += 1;
+        match Connection::open(destination, Arc::clone(&self.tls), self.number, self.events.clone()) {
+            Ok(connection) => self.connection = Some(connection),
+            // The agent gives this attempt up by its own time-out, and tries again.
+            Err(error) => {
+                tracing::error!(%error, "no thread for a connection; is the machine out of memory?");
+            }
+        }
+    }
+
+    /// Goodbye; what runs is ended, and what has ended is written down.
+    fn stop(&mut self, ended: &Receiver<(TaskId, Outcome)>) -> anyhow::Result<()> {
+        bgb_daemon::ready::stopping();
+        tracing::info!("the agent ends");
+        self.agent.handle(Now::read(), Input::Stop)?;
+        let mut closing = None;
+        while let Some(output) = self.agent.poll_output() {
+            match output {
+                Output::Say(message) => {
+                    if let Some(connection) = &self.connection {
+                        connection.say(message);
+                    }
+                }
+                Output::Kill { task } => self.runner.kill(task),
+                Output::Disconnect { .. } => closing = self.connection.take().map(Connection::end),
+                Output::Connect { .. } | Output::Start(_) => {}
+            }
+        }
+        self.runner.end();
+        while let Ok((task, outcome)) = ended.try_recv() {
+            self.agent.handle(Now::read(), Input::Finished { task, outcome })?;
+        }
+        if let Some(thread) = closing
+            && thread.join().is_err()
+        {
+            tracing::error!("the connection's thread met a fault");
+        }
+        Ok(())
+    }
+}
+
+/// Takes the state folder for this process, until the file is dropped.
+fn lock(config: &AgentConfig) -> anyhow::Result<File> {
+    let folder = &config.state;
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("{}: the state folder cannot be made", folder.display()))?;
+    let path = folder.join("lock");
+    let file = File::options().create(true).append(true).open(&path);
+    let file =
+        file.with_context(|| format!("{}: cannot be opened; check the folder's owner", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("{}: another agent runs with this state folder; stop it first", folder.display())
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("{}: cannot be locked", path.display()))
+        }
+    }
+}
+
+/// A seed for jitter.
+fn seed() -> anyhow::Result<u64> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).context("the system gives no randomness")?;
+    Ok(u64::from_ne_bytes(bytes))
+}

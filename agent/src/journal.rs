@@ -1,0 +1,509 @@
+//! The journal: what the agent has taken on, begun and ended, on disk before it matters.
+//!
+//! ```text
+//!           accepted            begun, synced              finished, synced            kept by a server
+//!  (nothing) ------> Waiting ----------------> Begun -------------------> Finished ------------------> acknowledged
+//!       \________________________ refused or cancelled ______________________/
+//! ```
+//!
+//! It owns the tasks, the tombstones of cancels, the counter of sessions and what is kept of the time. It knows no clock,
+//! no server and no action; results are signed by its caller. Laws: `Ok` from [`Journal::begin`], [`Journal::finish`],
+//! [`Journal::entomb`] and [`Journal::next_session`] means durable; a task is forgotten 24 h after its expiry by SIGNED time
+//! (a wall clock set wrong must not make the agent forget what it has done), and never while its result is not acknowledged.
+//! An error is final: the journal must be dropped and opened anew, as after a crash.
+
+mod log;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bgb_daemon::disk::Disk;
+use bgb_protocol::codec;
+use bgb_protocol::ids::{DeviceId, SessionNumber, SiteCode, TaskId, UnixMillis};
+use bgb_protocol::message::{KNOWN_TASKS_MAX, KnownTask};
+use bgb_protocol::result::SignedResult;
+use bgb_protocol::state::TaskState;
+use bgb_protocol::task::SignedTask;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::time::Anchor;
+use log::{Content, LogFile, Owner};
+
+/// A task is remembered until its expiry and 24 h more (protocol.md, A task's life).
+const REMEMBERED_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Most tasks that are remembered: four times the 1,000 that a site has active (architecture.md), each for its validity and a day.
+const TASKS_MAX: usize = 4_096;
+
+/// Most tombstones of cancels, by the same count.
+const TOMBSTONES_MAX: usize = 4_096;
+
+/// Most bytes of results that are kept; the oldest acknowledged ones go first. 250 results of the longest kind.
+const RESULT_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// The file is written anew when it has doubled since the last time, but not below this.
+const REWRITE_BYTES_MIN: u64 = 256 * 1024;
+
+/// Session numbers are put aside on disk this many at a time: one sync for so many connections, and as many numbers lost at a crash.
+const SESSIONS_RESERVED: u64 = 16;
+
+/// Why the journal cannot go on.
+#[derive(Debug, Error)]
+pub enum JournalError {
+    /// The disk refused, or the file is not ours.
+    #[error(
+        "the journal cannot be kept: {0}; nothing was begun that it does not hold: mend the disk and start the agent again"
+    )]
+    Disk(#[from] io::Error),
+}
+
+/// What a line of the file says. Variants are only ever added at the end.
+#[derive(Debug, Serialize, Deserialize)]
+enum Record {
+    /// Session numbers up to this one may have been used.
+    Sessions(u64),
+    /// Floor and anchor of the agent's time.
+    Time { floor: UnixMillis, anchor: Option<Anchor> },
+    /// A task was verified and taken on: the bytes as they were signed.
+    Accepted(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// It was begun at this time by the agent's clock.
+    Begun { task: TaskId, at: UnixMillis },
+    /// It has ended.
+    Finished { task: TaskId, expires: UnixMillis, state: TaskState, result: Box<SignedResult> },
+    /// A server has its result for good.
+    Kept(TaskId),
+    /// It was cancelled; remembered until its expiry.
+    Tombstone { task: TaskId, expires: UnixMillis },
+    /// It has ended, a server has its result, and the result is no longer here.
+    Done { task: TaskId, expires: UnixMillis, state: TaskState },
+}
+
+/// How far a task has come.
+#[derive(Clone, Debug)]
+pub(crate) enum Progress {
+    /// Taken on, not begun.
+    Waiting(Arc<SignedTask>),
+    /// Begun so many times, the first time at `first`; whether it still runs is not the journal's knowledge.
+    Begun { task: Arc<SignedTask>, first: UnixMillis, times: u32 },
+    /// Ended. The result is there until a server has it for good, and after that while there is room.
+    Finished { state: TaskState, result: Option<Arc<SignedResult>>, delivery: Delivery },
+}
+
+/// Whether a server has a result for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// Not yet, as far as we know.
+    Open,
+    /// It has.
+    Acknowledged,
+}
+
+/// A task in the journal.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) expires: UnixMillis,
+    pub(crate) progress: Progress,
+    /// Counts up with each task: the order in which they came.
+    order: u64,
+}
+
+/// The journal.
+pub(crate) struct Journal {
+    log: LogFile,
+    tasks: BTreeMap<TaskId, Entry>,
+    tombstones: BTreeMap<TaskId, UnixMillis>,
+    sessions_used: u64,
+    sessions_reserved: u64,
+    floor: UnixMillis,
+    anchor: Option<Anchor>,
+    orders: u64,
+    result_bytes: usize,
+    rewrite_at_bytes: u64,
+}
+
+impl Journal {
+    /// Opens the journal in the folder `state`, or begins one whose session numbers start after `first_session`.
+    ///
+    /// # Errors
+    /// When the disk refuses, or the file is another device's.
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        state: &Path,
+        site: SiteCode,
+        device: DeviceId,
+        first_session: u64,
+    ) -> Result<Self, JournalError> {
+        let (log, content) = LogFile::open(disk, &state.join("journal"), Owner { site, device })?;
+        let mut journal = Self {
+            log,
+            tasks: BTreeMap::new(),
+            tombstones: BTreeMap::new(),
+            sessions_used: first_session,
+            sessions_reserved: 0,
+            floor: UnixMillis(0),
+            anchor: None,
+            orders: 0,
+            result_bytes: 0,
+            rewrite_at_bytes: REWRITE_BYTES_MIN,
+        };
+        journal.replay(&content);
+        journal.sessions_used = journal.sessions_used.max(journal.sessions_reserved);
+        journal.sessions_reserved = journal.sessions_used;
+        if content.damaged_bytes > 0 {
+            journal.distrust_waiting();
+        }
+        // Always: what was read may be in memory only, if a sync failed before; and what is forgotten leaves the file.
+        journal.rewrite()?;
+        Ok(journal)
+    }
+
+    /// The next session's number, higher than any before it, also after a crash.
+    pub(crate) fn next_session(&mut self) -> Result<SessionNumber, JournalError> {
+        if self.sessions_used >= self.sessions_reserved {
+            self.sessions_reserved = self.sessions_used.saturating_add(SESSIONS_RESERVED);
+            self.append(&Record::Sessions(self.sessions_reserved))?;
+            self.log.sync()?;
+        }
+        self.sessions_used += 1;
+        Ok(SessionNumber(self.sessions_used))
+    }
+
+    /// Floor and anchor of the agent's time, as they were kept.
+    pub(crate) fn time(&self) -> (UnixMillis, Option<Anchor>) {
+        (self.floor, self.anchor)
+    }
+
+    /// Keeps floor and anchor of the agent's time.
+    pub(crate) fn keep_time(
+        &mut self,
+        floor: UnixMillis,
+        anchor: Option<Anchor>,
+    ) -> Result<(), JournalError> {
+        self.floor = floor;
+        self.anchor = anchor;
+        self.append(&Record::Time { floor, anchor })?;
+        self.log.sync()?;
+        Ok(())
+    }
+
+    /// Whether there is room for one more task.
+    pub(crate) fn has_room(&self) -> bool {
+        self.tasks.len() < TASKS_MAX && self.result_bytes <= RESULT_BYTES_MAX
+    }
+
+    /// A task, if it is remembered.
+    pub(crate) fn task(&self, task: TaskId) -> Option<&Entry> {
+        self.tasks.get(&task)
+    }
+
+    /// Tasks that have not ended, in the order in which they came.
+    pub(crate) fn unfinished(&self) -> Vec<TaskId> {
+        self.in_order(|entry| !matches!(entry.progress, Progress::Finished { .. }))
+    }
+
+    /// Tasks whose results no server has for good, in the order in which they came.
+    pub(crate) fn unacknowledged(&self) -> Vec<TaskId> {
+        self.in_order(|entry| matches!(entry.progress, Progress::Finished { delivery: Delivery::Open, .. }))
+    }
+
+    /// Unexpired tasks for a hello: the newest first, 256 at most.
+    pub(crate) fn known(&self, now: UnixMillis) -> Vec<KnownTask> {
+        // Ids are UUIDs of version 7: their order is that of their making.
+        let unexpired = self.tasks.iter().rev().filter(|(_, entry)| entry.expires > now);
+        unexpired
+            .take(KNOWN_TASKS_MAX)
+            .map(|(&task, entry)| KnownTask { task, state: entry.state() })
+            .collect()
+    }
+
+    /// Takes a task on. Not synced: what a crash loses of it, a server pushes again.
+    pub(crate) fn accept(&mut self, task: SignedTask) -> Result<(), JournalError> {
+        self.append(&Record::Accepted(task.bytes().to_vec()))?;
+        self.on_accepted(task);
+        self.rewrite_when_due()
+    }
+
+    /// Writes down, durably, that a task is about to be begun.
+    pub(crate) fn begin(&mut self, task: TaskId, at: UnixMillis) -> Result<(), JournalError> {
+        self.append(&Record::Begun { task, at })?;
+        self.log.sync()?;
+        self.on_begun(task, at);
+        self.rewrite_when_due()
+    }
+
+    /// Writes a task's end down, durably. A task that has ended already stays as it is.
+    pub(crate) fn finish(
+        &mut self,
+        task: TaskId,
+        expires: UnixMillis,
+        state: TaskState,
+        result: SignedResult,
+    ) -> Result<(), JournalError> {
+        if matches!(self.tasks.get(&task), Some(Entry { progress: Progress::Finished { .. }, .. })) {
+            return Ok(());
+        }
+        let result = Box::new(result);
+        let record = Record::Finished { task, expires, state, result };
+        self.append(&record)?;
+        self.log.sync()?;
+        if let Record::Finished { result, .. } = record {
+            self.on_finished(task, expires, state, *result);
+        }
+        self.drop_old_results()?;
+        self.rewrite_when_due()
+    }
+
+    /// A server has the result for good. Not synced: what a crash loses of it, makes the result be sent again.
+    pub(crate) fn acknowledge(&mut self, task: TaskId) -> Result<(), JournalError> {
+        let is_open =
+            |entry: &Entry| matches!(entry.progress, Progress::Finished { delivery: Delivery::Open, .. });
+        if !self.tasks.get(&task).is_some_and(is_open) {
+            return Ok(());
+        }
+        self.append(&Record::Kept(task))?;
+        self.on_kept(task);
+        self.drop_old_results()?;
+        self.rewrite_when_due()
+    }
+
+    /// Remembers, durably, that a task is cancelled. `false` when there are too many tombstones for one more.
+    pub(crate) fn entomb(&mut self, task: TaskId, expires: UnixMillis) -> Result<bool, JournalError> {
+        if self.tombstones.contains_key(&task) {
+            return Ok(true);
+        }
+        if self.tombstones.len() >= TOMBSTONES_MAX {
+            return Ok(false);
+        }
+        self.append(&Record::Tombstone { task, expires })?;
+        self.log.sync()?;
+        self.tombstones.insert(task, expires);
+        self.rewrite_when_due()?;
+        Ok(true)
+    }
+
+    /// Whether a task was cancelled.
+    pub(crate) fn is_cancelled(&self, task: TaskId) -> bool {
+        self.tombstones.contains_key(&task)
+    }
+
+    /// Forgets what is over by the signed time `floor`. What it forgets leaves the file when that is written anew.
+    pub(crate) fn sweep(&mut self, floor: UnixMillis) {
+        let mut freed_bytes = 0;
+        self.tasks.retain(|_, entry| {
+            let is_over = match &entry.progress {
+                Progress::Finished { delivery: Delivery::Acknowledged, .. } => {
+                    floor > entry.expires.plus(REMEMBERED_MS)
+                }
+                _ => false,
+            };
+            if is_over {
+                freed_bytes += entry.progress.result_bytes();
+            }
+            !is_over
+        });
+        self.result_bytes -= freed_bytes;
+        self.tombstones.retain(|_, expires| floor <= *expires);
+    }
+
+    fn in_order(&self, filter: impl Fn(&Entry) -> bool) -> Vec<TaskId> {
+        let mut found: Vec<_> = self
+            .tasks
+            .iter()
+            .filter(|(_, entry)| filter(entry))
+            .map(|(&task, entry)| (entry.order, task))
+            .collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, task)| task).collect()
+    }
+
+    fn append(&mut self, record: &Record) -> Result<(), JournalError> {
+        Ok(self.log.append(&codec::encode_versioned(record))?)
+    }
+
+    fn replay(&mut self, content: &Content) {
+        if content.torn_bytes > 0 {
+            tracing::info!(
+                bytes = content.torn_bytes,
+                "the journal ended with a record that was not whole: cut off"
+            );
+        }
+        if content.damaged_bytes > 0 {
+            tracing::error!(
+                bytes = content.damaged_bytes,
+                "the journal is damaged in its middle: tasks may be missing in it; check this machine's disk"
+            );
+        }
+        for body in &content.bodies {
+            match codec::decode_versioned("journal record", body) {
+                Ok(record) => self.on_record(record),
+                Err(error) => tracing::error!(%error, "a record of the journal is left out"),
+            }
+        }
+    }
+
+    /// With records lost, a task that seems to wait may have been begun: better interrupted than carried out twice.
+    fn distrust_waiting(&mut self) {
+        for entry in self.tasks.values_mut() {
+            if let Progress::Waiting(task) = &entry.progress {
+                let (task, first) = (Arc::clone(task), self.floor);
+                entry.progress = Progress::Begun { task, first, times: 1 };
+            }
+        }
+    }
+
+    fn on_record(&mut self, record: Record) {
+        match record {
+            Record::Sessions(reserved) => self.sessions_reserved = self.sessions_reserved.max(reserved),
+            Record::Time { floor, anchor } => {
+                self.floor = self.floor.max(floor);
+                self.anchor = anchor;
+            }
+            Record::Accepted(signed) => match SignedTask::decode(&signed) {
+                Ok(task) => self.on_accepted(task),
+                Err(error) => tracing::error!(%error, "a task of the journal is left out"),
+            },
+            Record::Begun { task, at } => self.on_begun(task, at),
+            Record::Finished { task, expires, state, result } => {
+                self.on_finished(task, expires, state, *result);
+            }
+            Record::Kept(task) => self.on_kept(task),
+            Record::Tombstone { task, expires } => {
+                self.tombstones.insert(task, expires);
+            }
+            Record::Done { task, expires, state } => {
+                let progress = Progress::Finished { state, result: None, delivery: Delivery::Acknowledged };
+                self.insert(task, expires, progress);
+            }
+        }
+    }
+
+    fn on_accepted(&mut self, task: SignedTask) {
+        let statement = task.statement();
+        let (id, expires) = (statement.task, statement.expires);
+        if !self.tasks.contains_key(&id) {
+            self.insert(id, expires, Progress::Waiting(Arc::new(task)));
+        }
+    }
+
+    fn on_begun(&mut self, task: TaskId, at: UnixMillis) {
+        if let Some(entry) = self.tasks.get_mut(&task) {
+            match &mut entry.progress {
+                Progress::Waiting(task) => {
+                    entry.progress = Progress::Begun { task: Arc::clone(task), first: at, times: 1 };
+                }
+                Progress::Begun { times, .. } => *times = times.saturating_add(1),
+                Progress::Finished { .. } => {}
+            }
+        }
+    }
+
+    fn on_finished(&mut self, task: TaskId, expires: UnixMillis, state: TaskState, result: SignedResult) {
+        let progress = Progress::Finished { state, result: Some(Arc::new(result)), delivery: Delivery::Open };
+        self.result_bytes += progress.result_bytes();
+        match self.tasks.get_mut(&task) {
+            Some(entry) => entry.progress = progress,
+            None => self.insert(task, expires, progress),
+        }
+    }
+
+    fn on_kept(&mut self, task: TaskId) {
+        if let Some(Entry { progress: Progress::Finished { delivery, .. }, .. }) = self.tasks.get_mut(&task) {
+            *delivery = Delivery::Acknowledged;
+        }
+    }
+
+    fn insert(&mut self, task: TaskId, expires: UnixMillis, progress: Progress) {
+        self.orders += 1;
+        self.tasks.insert(task, Entry { expires, progress, order: self.orders });
+    }
+
+    /// Lets go of acknowledged results, the oldest first, while there are too many bytes of them.
+    fn drop_old_results(&mut self) -> Result<(), JournalError> {
+        if self.result_bytes <= RESULT_BYTES_MAX {
+            return Ok(());
+        }
+        let acknowledged = |entry: &Entry| {
+            matches!(
+                entry.progress,
+                Progress::Finished { delivery: Delivery::Acknowledged, result: Some(_), .. }
+            )
+        };
+        for task in self.in_order(acknowledged) {
+            if self.result_bytes <= RESULT_BYTES_MAX / 2 {
+                break;
+            }
+            let entry = self.tasks.get_mut(&task).expect("the task was found in the same map");
+            let freed_bytes = entry.progress.result_bytes();
+            let (expires, state) = (entry.expires, entry.state());
+            entry.progress = Progress::Finished { state, result: None, delivery: Delivery::Acknowledged };
+            self.result_bytes -= freed_bytes;
+            self.append(&Record::Done { task, expires, state })?;
+        }
+        Ok(())
+    }
+
+    fn rewrite_when_due(&mut self) -> Result<(), JournalError> {
+        if self.log.bytes() < self.rewrite_at_bytes { Ok(()) } else { self.rewrite() }
+    }
+
+    /// Writes the file anew with what is still remembered.
+    fn rewrite(&mut self) -> Result<(), JournalError> {
+        let mut records = vec![
+            Record::Sessions(self.sessions_reserved),
+            Record::Time { floor: self.floor, anchor: self.anchor },
+        ];
+        for (&task, &expires) in &self.tombstones {
+            records.push(Record::Tombstone { task, expires });
+        }
+        for task in self.in_order(|_| true) {
+            let entry = &self.tasks[&task];
+            let expires = entry.expires;
+            match &entry.progress {
+                Progress::Waiting(signed) => records.push(Record::Accepted(signed.bytes().to_vec())),
+                Progress::Begun { task: signed, first, times } => {
+                    records.push(Record::Accepted(signed.bytes().to_vec()));
+                    records.extend((0..*times).map(|_| Record::Begun { task, at: *first }));
+                }
+                Progress::Finished { state, result: None, .. } => {
+                    records.push(Record::Done { task, expires, state: *state });
+                }
+                Progress::Finished { state, result: Some(result), delivery } => {
+                    let result = Box::new(SignedResult::clone(result));
+                    records.push(Record::Finished { task, expires, state: *state, result });
+                    if *delivery == Delivery::Acknowledged {
+                        records.push(Record::Kept(task));
+                    }
+                }
+            }
+        }
+        let bodies: Vec<_> = records.iter().map(codec::encode_versioned).collect();
+        self.log.rewrite(&bodies)?;
+        self.rewrite_at_bytes = REWRITE_BYTES_MIN.max(self.log.bytes().saturating_mul(2));
+        Ok(())
+    }
+}
+
+impl Entry {
+    /// The state as a hello tells it.
+    pub(crate) fn state(&self) -> TaskState {
+        match &self.progress {
+            Progress::Waiting(_) => TaskState::Received,
+            Progress::Begun { .. } => TaskState::Running,
+            Progress::Finished { state, .. } => *state,
+        }
+    }
+}
+
+impl Progress {
+    fn result_bytes(&self) -> usize {
+        match self {
+            Self::Finished { result: Some(result), .. } => result.statement.len() + result.output.len(),
+            _ => 0,
+        }
+    }
+}

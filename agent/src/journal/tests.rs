@@ -1,0 +1,208 @@
+use bgb_daemon::disk::SimDisk;
+use bgb_protocol::action::{Action, Parameters};
+use bgb_protocol::result::ResultStatement;
+use bgb_protocol::signature::{DeviceKey, SigningKey};
+use bgb_protocol::target_set::TargetSet;
+use bgb_protocol::task::TaskStatement;
+
+use super::*;
+
+const EXPIRES: UnixMillis = UnixMillis(1_000_000);
+
+fn open(disk: &Arc<SimDisk>) -> Journal {
+    disk.create_dir_all(Path::new("/state")).unwrap();
+    disk.sync_dir(Path::new("/")).unwrap();
+    let disk = Arc::clone(disk) as Arc<dyn Disk>;
+    Journal::open(disk, Path::new("/state"), "LAB".parse().unwrap(), DeviceId(5), 100).unwrap()
+}
+
+fn id(number: u32) -> TaskId {
+    let mut bytes = [0; 16];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    TaskId::from_bytes(bytes)
+}
+
+fn task(number: u32) -> SignedTask {
+    let statement = TaskStatement {
+        site: "LAB".parse().unwrap(),
+        task: id(number),
+        action: Action::Ping.code(),
+        parameters: Parameters::none(),
+        targets: TargetSet::new([5].into_iter().collect()).unwrap().digest(),
+        not_before: UnixMillis(0),
+        expires: EXPIRES,
+        approval: None,
+    };
+    SignedTask::sign(statement, &SigningKey::from_seed([1; 32]))
+}
+
+fn result(number: u32, output: &[u8]) -> SignedResult {
+    let statement = ResultStatement {
+        site: "LAB".parse().unwrap(),
+        task: id(number),
+        device: DeviceId(5),
+        state: TaskState::Succeeded,
+        refusal: None,
+        code: 0,
+        started: UnixMillis(1),
+        finished: UnixMillis(2),
+        output_digest: [0; 32],
+    };
+    SignedResult::sign(statement, output.to_vec(), &DeviceKey::generate().unwrap().0).unwrap()
+}
+
+fn finish(journal: &mut Journal, number: u32, output: &[u8]) {
+    journal.finish(id(number), EXPIRES, TaskState::Succeeded, result(number, output)).unwrap();
+}
+
+#[test]
+fn what_was_written_is_there_after_a_restart() {
+    let disk = Arc::new(SimDisk::new());
+    let mut journal = open(&disk);
+    for number in 1..=4 {
+        journal.accept(task(number)).unwrap();
+    }
+    journal.begin(id(2), UnixMillis(7)).unwrap();
+    journal.begin(id(3), UnixMillis(8)).unwrap();
+    finish(&mut journal, 3, b"out");
+    finish(&mut journal, 4, b"out");
+    journal.acknowledge(id(4)).unwrap();
+    assert!(journal.entomb(id(9), EXPIRES).unwrap());
+    journal.keep_time(UnixMillis(77), None).unwrap();
+    for _ in 0..2 {
+        journal = open(&disk);
+        assert_eq!(journal.unfinished(), [id(1), id(2)]);
+        assert_eq!(journal.unacknowledged(), [id(3)]);
+        assert!(journal.is_cancelled(id(9)) && !journal.is_cancelled(id(1)));
+        assert_eq!(journal.time(), (UnixMillis(77), None));
+        assert!(matches!(
+            journal.task(id(2)).unwrap().progress,
+            Progress::Begun { first: UnixMillis(7), times: 1, .. }
+        ));
+        let known: Vec<_> = journal.known(UnixMillis(0)).iter().map(|known| known.state).collect();
+        use TaskState::{Received, Running, Succeeded};
+        assert_eq!(known, [Succeeded, Succeeded, Running, Received]);
+        assert_eq!(journal.known(EXPIRES), []);
+    }
+}
+
+#[test]
+fn session_numbers_only_ever_rise_and_most_of_them_cost_no_sync() {
+    let disk = Arc::new(SimDisk::new());
+    let mut last = 0;
+    for life in 0..5 {
+        let mut journal = open(&disk);
+        let before = disk.ops();
+        for _ in 0..SESSIONS_RESERVED {
+            let SessionNumber(number) = journal.next_session().unwrap();
+            assert!(number > last && number > 100);
+            last = number;
+        }
+        assert!(disk.ops() - before <= 2, "one record and one sync");
+        disk.crash(life);
+    }
+}
+
+#[test]
+fn a_tombstone_a_time_and_an_end_are_durable_as_soon_as_they_are_written() {
+    for seed in 0..32 {
+        let disk = Arc::new(SimDisk::new());
+        let mut journal = open(&disk);
+        journal.entomb(id(9), EXPIRES).unwrap();
+        disk.crash(seed);
+        let mut journal = open(&disk);
+        assert!(journal.is_cancelled(id(9)));
+        journal.keep_time(UnixMillis(77), None).unwrap();
+        disk.crash(seed);
+        let mut journal = open(&disk);
+        assert_eq!(journal.time().0, UnixMillis(77));
+        finish(&mut journal, 1, b"out");
+        disk.crash(seed);
+        assert_eq!(open(&disk).unacknowledged(), [id(1)]);
+    }
+}
+
+#[test]
+fn a_first_end_stands() {
+    let mut journal = open(&Arc::new(SimDisk::new()));
+    finish(&mut journal, 1, b"first");
+    journal.finish(id(1), EXPIRES, TaskState::Failed, result(1, b"second")).unwrap();
+    assert_eq!(journal.task(id(1)).unwrap().state(), TaskState::Succeeded);
+}
+
+#[test]
+fn only_what_is_acknowledged_and_a_day_past_its_expiry_is_forgotten() {
+    let mut journal = open(&Arc::new(SimDisk::new()));
+    finish(&mut journal, 1, b"");
+    finish(&mut journal, 2, b"");
+    journal.acknowledge(id(1)).unwrap();
+    journal.entomb(id(3), EXPIRES).unwrap();
+    journal.sweep(EXPIRES.plus(REMEMBERED_MS));
+    assert!(journal.task(id(1)).is_some() && !journal.is_cancelled(id(3)));
+    journal.sweep(EXPIRES.plus(REMEMBERED_MS + 1));
+    assert!(journal.task(id(1)).is_none() && journal.task(id(2)).is_some());
+}
+
+#[test]
+fn the_file_stays_in_proportion_to_what_is_remembered() {
+    let disk = Arc::new(SimDisk::new());
+    let mut journal = open(&disk);
+    for number in 0..2_000 {
+        finish(&mut journal, number, &[b'x'; 1_000]);
+        journal.acknowledge(id(number)).unwrap();
+        journal.sweep(EXPIRES.plus(REMEMBERED_MS + 1));
+    }
+    assert!(journal.log.bytes() <= REWRITE_BYTES_MIN + 4_096, "{} bytes", journal.log.bytes());
+    assert!(journal.has_room());
+}
+
+#[test]
+fn acknowledged_results_give_way_to_new_ones_and_open_ones_do_not() {
+    let disk = Arc::new(SimDisk::new());
+    let mut journal = open(&disk);
+    let output = vec![b'x'; 30_000];
+    finish(&mut journal, 0, &output);
+    let mut number = 0;
+    while journal.has_room() {
+        number += 1;
+        finish(&mut journal, number, &output);
+        assert!(number < 1_000);
+    }
+    assert_eq!(journal.unacknowledged().len() as u32, number + 1, "none was dropped");
+    journal.acknowledge(id(0)).unwrap();
+    assert!(matches!(journal.task(id(0)).unwrap().progress, Progress::Finished { result: None, .. }));
+    assert_eq!(open(&disk).unacknowledged().len() as u32, number);
+}
+
+#[test]
+fn a_damaged_journal_takes_what_waits_for_begun() {
+    let disk = Arc::new(SimDisk::new());
+    let mut journal = open(&disk);
+    for number in 1..=3 {
+        journal.accept(task(number)).unwrap();
+    }
+    let path = Path::new("/state/journal");
+    let mut bytes = disk.read(path).unwrap();
+    let middle = bytes.len() * 2 / 3;
+    bytes[middle] ^= 1;
+    bgb_daemon::disk::replace_durably(&*disk, path, &bytes).unwrap();
+    let journal = open(&disk);
+    assert_eq!(journal.unfinished(), [id(1), id(3)]);
+    for number in [1, 3] {
+        assert!(matches!(journal.task(id(number)).unwrap().progress, Progress::Begun { .. }));
+    }
+}
+
+#[test]
+fn after_a_failed_sync_the_journal_refuses_to_go_on_and_a_new_one_rests_on_what_is_durable() {
+    let disk = Arc::new(SimDisk::new());
+    let mut journal = open(&disk);
+    journal.accept(task(1)).unwrap();
+    disk.fail_next_sync();
+    assert!(journal.begin(id(1), UnixMillis(1)).is_err());
+    assert!(journal.begin(id(1), UnixMillis(1)).is_err());
+    // The kernel still shows what it has dropped; opened anew, it is made durable by writing it anew.
+    let seen = open(&disk).unfinished();
+    disk.crash(1);
+    assert_eq!(open(&disk).unfinished(), seen);
+}

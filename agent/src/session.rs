@@ -1,0 +1,339 @@
+//! The agent's session: when to connect, to whom, how often to speak, and when to give up.
+//!
+//! ```text
+//!            Act::Connect            connected, hello said        welcome
+//!  Resting ---------------> Connecting ----------------> Greeting ---------> Active
+//!     ^                         |  failed, too slow         |                  |  lost, refused, drained,
+//!     +-------------------------+---------------------------+------------------+  no answer to a keepalive
+//! ```
+//!
+//! It owns the state, the back-off and the list of servers. It reads no clock (milliseconds since boot come in), touches no
+//! socket and knows no task. Laws: each way back leads through Resting with a jittered delay, and the delay grows until
+//! a session has lasted; a device that was told of a newer session of its own does not fight for its place: it
+//! comes back rarely, and ever more rarely, until somebody has looked into the clone.
+
+mod servers;
+#[cfg(test)]
+mod tests;
+
+use bgb_protocol::message::{
+    Abilities, Drain, KEEPALIVE_SECS_DEFAULT, KEEPALIVE_SECS_MIN, RefusedReason, Welcome,
+};
+
+use crate::random::Random;
+use servers::Servers;
+pub(crate) use servers::is_address;
+
+/// Full-jitter back-off begins with a delay of up to 1 s: late enough for nobody to notice, spread enough for a fleet.
+const BACK_OFF_BASE_MS: u64 = 1_000;
+/// And ends with one of up to 60 s.
+const BACK_OFF_CAP_MS: u64 = 60_000;
+/// Longest rest of a device that keeps being told of a newer session of its own: a clone must not flap the fleet's list.
+const SUPERSEDED_CAP_MS: u64 = 15 * 60_000;
+/// A session that lasted this long was a good one: the next back-off begins at its base again.
+const SESSION_IS_GOOD_MS: u64 = 60_000;
+/// Longest that a connection may take to be made: 5 s for TCP (protocol.md), 10 s for TLS, and the names before them.
+const CONNECT_MS: u64 = 30_000;
+/// Longest from hello to welcome: three times the 10 s that a server gives a hello.
+const WELCOME_MS: u64 = 30_000;
+/// Longest from a keepalive to its answer, as the server's TCP_USER_TIMEOUT (protocol.md, Presence).
+const ANSWER_MS: u64 = 30_000;
+/// When nothing was heard for so long after something was said, a keepalive asks. TCP's own questions rest while bytes are under
+/// way, and it repeats those for a quarter of an hour: with 200 s of rest before, and the time for an answer after it, a dead
+/// connection is found in time for the device to be back within 300 s (security.md, invariant 2).
+const HEARD_WITHIN_MS: u64 = 45_000;
+/// A drain's window, whatever the server says: 5 to 600 s (protocol.md).
+const WINDOW_SECS: std::ops::RangeInclusive<u32> = 5..=600;
+
+/// What the session wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// Connect to this `host:port`.
+    Connect(String),
+    /// End the connection, or the attempt at one; the text says why.
+    Disconnect(&'static str),
+    /// Say that we are still there.
+    Keepalive,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Resting { until_ms: u64 },
+    Connecting { give_up_ms: u64 },
+    Greeting { give_up_ms: u64 },
+    Active(Active),
+    Stopped,
+}
+
+#[derive(Clone, Debug)]
+struct Active {
+    since_ms: u64,
+    keepalive_ms: u64,
+    /// When to speak next.
+    speak_ms: u64,
+    /// When the answer to the last keepalive is overdue.
+    answer_by_ms: Option<u64>,
+    /// When the server is asked whether it is still there: something was said, and nothing heard since.
+    ask_ms: Option<u64>,
+    abilities: Abilities,
+    /// The moment within a drain's window that the server gave us.
+    slot_secs: Option<u32>,
+}
+
+/// What the session is at, for those who only look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionPhase {
+    /// No connection; waits for its moment.
+    Resting,
+    /// A connection is being made.
+    Connecting,
+    /// Hello was said.
+    Greeting,
+    /// Welcome was heard.
+    Active,
+    /// Stopped for good.
+    Stopped,
+}
+
+/// The session machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Session {
+    state: State,
+    servers: Servers,
+    /// Tries in a row that led to no good session.
+    tries: u32,
+    /// Times in a row that a newer session of this device was named.
+    superseded: u32,
+    random: Random,
+}
+
+impl Session {
+    /// At rest until the first call of [`Self::poll`].
+    pub(crate) fn new(servers: Vec<String>, random: Random) -> Self {
+        let state = State::Resting { until_ms: 0 };
+        Self { state, servers: Servers::new(servers), tries: 0, superseded: 0, random }
+    }
+
+    pub(crate) fn phase(&self) -> SessionPhase {
+        match self.state {
+            State::Resting { .. } => SessionPhase::Resting,
+            State::Connecting { .. } => SessionPhase::Connecting,
+            State::Greeting { .. } => SessionPhase::Greeting,
+            State::Active(_) => SessionPhase::Active,
+            State::Stopped => SessionPhase::Stopped,
+        }
+    }
+
+    /// Whether the session is active with a server that can do `ability`.
+    pub(crate) fn can(&self, ability: Abilities) -> bool {
+        matches!(&self.state, State::Active(active) if active.abilities.has(ability))
+    }
+
+    /// The addresses that policy or configuration name, in their order.
+    pub(crate) fn set_servers(&mut self, servers: Vec<String>) {
+        self.servers.set_configured(servers);
+    }
+
+    /// A policy that asks for more frequent keepalives holds at once; a longer interval is agreed with the next hello.
+    pub(crate) fn shorten_keepalive(&mut self, now_ms: u64, policy_secs: Option<u32>) {
+        if let (State::Active(active), Some(secs)) = (&mut self.state, policy_secs) {
+            let keepalive_ms = u64::from(secs.max(KEEPALIVE_SECS_MIN)) * 1_000;
+            if keepalive_ms < active.keepalive_ms {
+                active.keepalive_ms = keepalive_ms;
+                active.speak_ms = active.speak_ms.min(next_keepalive(now_ms, keepalive_ms, &mut self.random));
+            }
+        }
+    }
+
+    /// What is due at `now_ms`; asked again until it says `None`.
+    pub(crate) fn poll(&mut self, now_ms: u64) -> Option<Act> {
+        match &mut self.state {
+            State::Resting { until_ms } if now_ms >= *until_ms => {
+                self.state = State::Connecting { give_up_ms: now_ms + CONNECT_MS };
+                Some(Act::Connect(self.servers.current().to_owned()))
+            }
+            State::Connecting { give_up_ms } if now_ms >= *give_up_ms => {
+                self.on_failed(now_ms);
+                Some(Act::Disconnect("no connection came about in time"))
+            }
+            State::Greeting { give_up_ms } if now_ms >= *give_up_ms => {
+                self.on_failed(now_ms);
+                Some(Act::Disconnect("the server did not answer the hello in time"))
+            }
+            State::Active(active) if active.answer_by_ms.is_some_and(|by_ms| now_ms >= by_ms) => {
+                self.handle_lost(now_ms);
+                Some(Act::Disconnect("the server did not answer a keepalive in time"))
+            }
+            State::Active(active) if now_ms >= active.next_word_ms() => {
+                active.speak_ms = next_keepalive(now_ms, active.keepalive_ms, &mut self.random);
+                active.answer_by_ms.get_or_insert(now_ms + ANSWER_MS);
+                Some(Act::Keepalive)
+            }
+            _ => None,
+        }
+    }
+
+    /// When [`Self::poll`] has something to say, in milliseconds since boot.
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        match &self.state {
+            State::Resting { until_ms } => Some(*until_ms),
+            State::Connecting { give_up_ms } | State::Greeting { give_up_ms } => Some(*give_up_ms),
+            State::Active(active) => {
+                let word_ms = active.next_word_ms();
+                Some(active.answer_by_ms.map_or(word_ms, |by_ms| by_ms.min(word_ms)))
+            }
+            State::Stopped => None,
+        }
+    }
+
+    /// The connection stands: the caller says hello. `false` when none was being made.
+    pub(crate) fn handle_connected(&mut self, now_ms: u64) -> bool {
+        let is_expected = matches!(self.state, State::Connecting { .. });
+        if is_expected {
+            self.state = State::Greeting { give_up_ms: now_ms + WELCOME_MS };
+        }
+        is_expected
+    }
+
+    /// The connection is gone, or did not come about.
+    pub(crate) fn handle_lost(&mut self, now_ms: u64) {
+        match &self.state {
+            State::Resting { .. } | State::Stopped => {}
+            State::Connecting { .. } | State::Greeting { .. } => self.on_failed(now_ms),
+            State::Active(active) => {
+                if now_ms.saturating_sub(active.since_ms) >= SESSION_IS_GOOD_MS {
+                    self.tries = 0;
+                    // Told of a newer session long ago: that is over.
+                    self.superseded = 0;
+                }
+                // Likely a cut line: the same server first, the next one after that.
+                self.rest_jittered(now_ms);
+            }
+        }
+    }
+
+    /// Signed in. `false` when that is not what was asked.
+    pub(crate) fn handle_welcome(
+        &mut self,
+        now_ms: u64,
+        welcome: &Welcome,
+        policy_secs: Option<u32>,
+    ) -> bool {
+        if !matches!(self.state, State::Greeting { .. }) {
+            return false;
+        }
+        self.servers.learn(&welcome.other_servers);
+        let secs = welcome.keepalive_secs.clamp(KEEPALIVE_SECS_MIN, KEEPALIVE_SECS_DEFAULT);
+        let keepalive_ms = u64::from(policy_secs.map_or(secs, |own| own.min(secs))) * 1_000;
+        self.state = State::Active(Active {
+            since_ms: now_ms,
+            keepalive_ms,
+            speak_ms: next_keepalive(now_ms, keepalive_ms, &mut self.random),
+            answer_by_ms: None,
+            ask_ms: None,
+            abilities: welcome.abilities,
+            slot_secs: welcome.reconnect_slot_secs,
+        });
+        true
+    }
+
+    /// The server answered a keepalive.
+    pub(crate) fn handle_keepalive_answer(&mut self) {
+        if let State::Active(active) = &mut self.state {
+            active.answer_by_ms = None;
+        }
+    }
+
+    /// Something was said to the server.
+    pub(crate) fn handle_said(&mut self, now_ms: u64) {
+        if let State::Active(active) = &mut self.state {
+            active.ask_ms.get_or_insert(now_ms + HEARD_WITHIN_MS);
+        }
+    }
+
+    /// Something was heard from the server, whatever it is.
+    pub(crate) fn handle_heard(&mut self) {
+        if let State::Active(active) = &mut self.state {
+            active.ask_ms = None;
+        }
+    }
+
+    /// The server goes away: come back at a moment of its window. `true` when there is a connection to end.
+    pub(crate) fn handle_drain(&mut self, now_ms: u64, drain: &Drain) -> bool {
+        let slot_secs = match &self.state {
+            State::Greeting { .. } => None,
+            State::Active(active) => active.slot_secs,
+            State::Resting { .. } | State::Connecting { .. } | State::Stopped => return false,
+        };
+        let window_secs = drain.window_secs.clamp(*WINDOW_SECS.start(), *WINDOW_SECS.end());
+        let delay_ms = match slot_secs {
+            Some(slot_secs) if slot_secs <= window_secs => u64::from(slot_secs) * 1_000,
+            _ => self.random.up_to(u64::from(window_secs) * 1_000),
+        };
+        self.servers.go_to(&drain.servers);
+        self.tries = 0;
+        self.state = State::Resting { until_ms: now_ms + delay_ms };
+        true
+    }
+
+    /// The server ends the session. `true` when there is a connection to end.
+    pub(crate) fn handle_refused(&mut self, now_ms: u64, reason: RefusedReason) -> bool {
+        if !matches!(self.state, State::Greeting { .. } | State::Active(_)) {
+            return false;
+        }
+        match reason {
+            RefusedReason::Blocked | RefusedReason::Certificate => self.rest_long(now_ms, BACK_OFF_CAP_MS),
+            RefusedReason::Superseded => {
+                let most_ms = BACK_OFF_CAP_MS.saturating_mul(1 << self.superseded.min(8));
+                self.superseded = self.superseded.saturating_add(1);
+                self.rest_long(now_ms, most_ms.min(SUPERSEDED_CAP_MS));
+            }
+            RefusedReason::Unavailable | RefusedReason::Full | RefusedReason::Protocol => {
+                self.on_failed(now_ms);
+            }
+        }
+        true
+    }
+
+    /// The agent ends: no connection any more. `true` when there is one to end.
+    pub(crate) fn handle_stop(&mut self) -> bool {
+        let had = !matches!(self.state, State::Resting { .. } | State::Stopped);
+        self.state = State::Stopped;
+        had
+    }
+
+    /// This server did not work out: the next one, after a while.
+    fn on_failed(&mut self, now_ms: u64) {
+        self.servers.advance();
+        self.rest_jittered(now_ms);
+    }
+
+    /// Full jitter: anything from nothing to a limit that doubles with each try.
+    fn rest_jittered(&mut self, now_ms: u64) {
+        let most_ms = BACK_OFF_BASE_MS.saturating_mul(1 << self.tries.min(16)).min(BACK_OFF_CAP_MS);
+        self.tries = self.tries.saturating_add(1);
+        self.state = State::Resting { until_ms: now_ms + self.random.up_to(most_ms) };
+    }
+
+    /// Where trying again soon is of no use: from half the limit to all of it.
+    fn rest_long(&mut self, now_ms: u64, most_ms: u64) {
+        self.servers.advance();
+        self.state = State::Resting { until_ms: now_ms + self.random.between(most_ms / 2, most_ms) };
+    }
+}
+
+impl Active {
+    /// When a keepalive is due: by its interval, or because nothing was heard after what was said. One that waits for its answer
+    /// needs no other.
+    fn next_word_ms(&self) -> u64 {
+        match (self.ask_ms, self.answer_by_ms) {
+            (Some(ask_ms), None) => ask_ms.min(self.speak_ms),
+            _ => self.speak_ms,
+        }
+    }
+}
+
+/// 90 to 100 % of the interval: devices that signed in together do not go on speaking together.
+fn next_keepalive(now_ms: u64, keepalive_ms: u64, random: &mut Random) -> u64 {
+    now_ms + random.between(keepalive_ms - keepalive_ms / 10, keepalive_ms)
+}

@@ -1,0 +1,266 @@
+//! TLS to a notification server: the only file of this crate that names rustls.
+//!
+//! TLS 1.3 only, ALPN `bgb/1`, the device's certificate, no early data. The site's own authority is the only root. A server is one
+//! when its chain leads there, its certificate names the host that was asked for, and bears the role of a server of this
+//! site; the last is checked again on a resumed session, where no certificate is exchanged. Dates are judged by the agent's own
+//! time, and where they alone fail, by its time floor (protocol.md, Time), since a clock that is set wrong must not lock
+//! a device out. It touches no socket but those it is handed.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bgb_protocol::certificate::{Identity, Role};
+use bgb_protocol::ids::{ServerId, SiteCode, UnixMillis};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
+
+use crate::identity::DeviceIdentity;
+
+/// The conversation's name (protocol.md).
+const ALPN: &[u8] = b"bgb/1";
+
+/// Servers whose tickets are remembered: more than an agent goes round.
+const REMEMBERED_SERVERS: usize = 64;
+
+/// What all sessions of an agent share: configuration, tickets, and the time to judge certificates by.
+pub(crate) struct Tls {
+    config: Arc<ClientConfig>,
+    times: Arc<Times>,
+    site: SiteCode,
+}
+
+/// The agent's own time and its floor, in milliseconds since 1970, as of the last connection.
+#[derive(Debug, Default)]
+struct Times {
+    now: AtomicU64,
+    floor: AtomicU64,
+}
+
+/// One session with a server.
+pub(crate) struct TlsSession {
+    connection: ClientConnection,
+    times: Arc<Times>,
+    site: SiteCode,
+}
+
+impl Tls {
+    /// Prepares sessions for the device `identity`.
+    ///
+    /// # Errors
+    /// When the certificates or the key cannot be used.
+    pub(crate) fn new(identity: &DeviceIdentity) -> anyhow::Result<Self> {
+        let provider = Arc::new(default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(identity.authority.clone()).context("the site's authority cannot be used")?;
+        let times = Arc::new(Times::default());
+        let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()
+            .context("the site's authority cannot be used")?;
+        let verifier = ByOwnTime { chain, times: Arc::clone(&times) };
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .context("TLS 1.3 cannot be used")?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key().into())
+            .context("the device's certificate and key cannot be used")?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.resumption = Resumption::in_memory_sessions(REMEMBERED_SERVERS);
+        Ok(Self { config: Arc::new(config), times, site: identity.site })
+    }
+
+    /// Begins a session with the server that should answer as `host`, a name or an address; its certificate's dates are judged by
+    /// `now`, and where they fail, by `floor`.
+    ///
+    /// # Errors
+    /// When `host` is no name that a certificate could bear.
+    pub(crate) fn session(
+        &self,
+        host: &str,
+        now: UnixMillis,
+        floor: UnixMillis,
+    ) -> Result<TlsSession, String> {
+        self.times.now.store(now.0, Ordering::Relaxed);
+        self.times.floor.store(floor.0, Ordering::Relaxed);
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let name = ServerName::try_from(bare.to_owned()).map_err(|_| format!("{host} is no host name"))?;
+        let connection =
+            ClientConnection::new(Arc::clone(&self.config), name).map_err(|error| error.to_string())?;
+        Ok(TlsSession { connection, times: Arc::clone(&self.times), site: self.site })
+    }
+}
+
+impl TlsSession {
+    /// Whether the handshake is still going on.
+    pub(crate) fn is_handshaking(&self) -> bool {
+        self.connection.is_handshaking()
+    }
+
+    /// Whether there is something for the peer.
+    pub(crate) fn wants_write(&self) -> bool {
+        self.connection.wants_write()
+    }
+
+    /// Takes what `socket` has to give; 0 at its end.
+    pub(crate) fn read_from(&mut self, socket: &mut dyn Read) -> io::Result<usize> {
+        self.connection.read_tls(socket)
+    }
+
+    /// Gives `socket` what it takes.
+    pub(crate) fn write_to(&mut self, socket: &mut dyn Write) -> io::Result<usize> {
+        self.connection.write_tls(socket)
+    }
+
+    /// Opens the records that were read and appends what was in them to `plain`. `false` when the peer has said that it ends.
+    ///
+    /// # Errors
+    /// What is wrong with them, or with the peer's certificate; the alert that tells the peer is then ready to be written.
+    pub(crate) fn open(&mut self, plain: &mut Vec<u8>) -> Result<bool, String> {
+        let state = self.connection.process_new_packets().map_err(|error| explain(&error))?;
+        let bytes = state.plaintext_bytes_to_read();
+        if bytes > 0 {
+            let start = plain.len();
+            plain.resize(start + bytes, 0);
+            let read = self.connection.reader().read_exact(&mut plain[start..]);
+            read.map_err(|error| error.to_string())?;
+        }
+        Ok(!state.peer_has_closed())
+    }
+
+    /// Seals as much of `plain` as is taken now; gives the count.
+    pub(crate) fn seal(&mut self, plain: &[u8]) -> Result<usize, String> {
+        self.connection.writer().write(plain).map_err(|error| error.to_string())
+    }
+
+    /// Tells the peer that nothing follows.
+    pub(crate) fn close(&mut self) {
+        self.connection.send_close_notify();
+    }
+
+    /// Who answered, once the handshake is over: a server of the site, whose certificate holds now or at the floor.
+    ///
+    /// # Errors
+    /// Why it is not taken for one.
+    pub(crate) fn verify_server(&self) -> Result<ServerId, String> {
+        if self.connection.alpn_protocol() != Some(ALPN) {
+            return Err("the peer speaks TLS but not bgb/1; is this address a BGB server's?".to_owned());
+        }
+        let certificate = self.connection.peer_certificates().and_then(<[_]>::first);
+        let certificate = certificate.ok_or("the peer showed no certificate")?;
+        let identity = Identity::from_der(certificate).map_err(|error| error.to_string())?;
+        let Role::Server(server) = identity.holder.role else {
+            return Err(format!("the peer is {}, which is no server", identity.holder));
+        };
+        if identity.holder.site != self.site {
+            return Err(format!(
+                "the peer is a server of site {}, not of {}",
+                identity.holder.site, self.site
+            ));
+        }
+        let holds_at = |millis: u64| (identity.not_before..=identity.not_after).contains(&UnixMillis(millis));
+        if holds_at(self.times.now.load(Ordering::Relaxed))
+            || holds_at(self.times.floor.load(Ordering::Relaxed))
+        {
+            Ok(server)
+        } else {
+            Err("the server's certificate has ended or not begun; its administrator has to renew it"
+                .to_owned())
+        }
+    }
+}
+
+/// Verifies chain and name as webpki does, by the agent's own time instead of the machine's clock.
+#[derive(Debug)]
+struct ByOwnTime {
+    chain: Arc<WebPkiServerVerifier>,
+    times: Arc<Times>,
+}
+
+impl ServerCertVerifier for ByOwnTime {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        _machine_time: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verify = |millis: &AtomicU64| {
+            let time = UnixTime::since_unix_epoch(Duration::from_millis(millis.load(Ordering::Relaxed)));
+            self.chain.verify_server_cert(end_entity, intermediates, name, ocsp_response, time)
+        };
+        match verify(&self.times.now) {
+            Err(error) if is_about_dates(&error) => verify(&self.times.floor),
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken here".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// What an error means to whoever reads the agent's log, with rustls's own words behind it.
+fn explain(error: &rustls::Error) -> String {
+    use CertificateError as Fault;
+    let meaning = match error {
+        error if is_about_dates(error) => {
+            "the server's certificate has expired or is not valid yet; its administrator has to renew it"
+        }
+        rustls::Error::InvalidCertificate(Fault::UnknownIssuer | Fault::BadSignature) => {
+            "the server's certificate is not by the site's authority; somebody stands in between, or authority.pem is another \
+             site's"
+        }
+        rustls::Error::InvalidCertificate(Fault::NotValidForName | Fault::NotValidForNameContext { .. }) => {
+            "the server's certificate is for another name; is the address in agent.toml right?"
+        }
+        rustls::Error::InvalidCertificate(Fault::InvalidPurpose | Fault::InvalidPurposeContext { .. }) => {
+            "the peer's certificate is no server's"
+        }
+        rustls::Error::InvalidCertificate(_) => "the server's certificate cannot be used",
+        rustls::Error::AlertReceived(_) => "the server refused this device's handshake; its log says why",
+        _ => return error.to_string(),
+    };
+    format!("{meaning} ({error})")
+}
+
+fn is_about_dates(error: &rustls::Error) -> bool {
+    matches!(
+        error,
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. }
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests;

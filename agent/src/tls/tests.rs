@@ -1,0 +1,142 @@
+//! A handshake in memory with a server whose certificate a test makes.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+    date_time_ymd,
+};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ServerConfig, ServerConnection};
+
+use super::*;
+
+/// 2026-06-01 and 2031-06-01, in milliseconds since 1970.
+const IN_2026: UnixMillis = UnixMillis(1_780_272_000_000);
+const IN_2031: UnixMillis = UnixMillis(1_938_038_400_000);
+
+struct Authority(Issuer<'static, KeyPair>, CertificateDer<'static>);
+
+impl Authority {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        Self(Issuer::new(params, key), certificate)
+    }
+
+    /// A certificate that holds in 2026, its key, and its role.
+    fn issue(
+        &self,
+        name: &str,
+        uri: &str,
+        usage: ExtendedKeyUsagePurpose,
+    ) -> (CertificateDer<'static>, Vec<u8>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
+        params.extended_key_usages = vec![usage];
+        params.not_before = date_time_ymd(2026, 1, 1);
+        params.not_after = date_time_ymd(2027, 1, 1);
+        (params.signed_by(&key, &self.0).unwrap().der().clone(), key.serialize_der())
+    }
+}
+
+/// What the agent makes of the server that `issued` says it is, with the authority `trusted` at the time `now` and `floor`.
+fn meet(
+    trusted: &Authority,
+    issued: (CertificateDer<'static>, Vec<u8>),
+    alpn: &[u8],
+    now: UnixMillis,
+    floor: UnixMillis,
+) -> Result<ServerId, String> {
+    let provider = Arc::new(default_provider());
+    let mut server = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![issued.0], PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(issued.1)))
+        .unwrap();
+    server.alpn_protocols = vec![alpn.to_vec()];
+    let mut server = ServerConnection::new(Arc::new(server)).unwrap();
+
+    let guid = "0193f1c2-7d3a-7c55-8a0e-2b9c5d1e6f70";
+    let (certificate, key) =
+        trusted.issue("device", &format!("urn:bgb:LAB:device:5:{guid}"), ExtendedKeyUsagePurpose::ClientAuth);
+    let tls = Tls::new(&DeviceIdentity {
+        site: "LAB".parse().unwrap(),
+        device: bgb_protocol::ids::DeviceId(5),
+        certificate,
+        key: key.into(),
+        authority: trusted.1.clone(),
+    })
+    .unwrap();
+    let mut session = tls.session("server.example", now, floor)?;
+    for _ in 0..10 {
+        let mut wire = Vec::new();
+        while session.wants_write() {
+            session.write_to(&mut wire).unwrap();
+        }
+        let mut wire = &wire[..];
+        while !wire.is_empty() {
+            server.read_tls(&mut wire).unwrap();
+        }
+        server.process_new_packets().map_err(|error| error.to_string())?;
+        let mut wire = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut wire).unwrap();
+        }
+        let mut wire = &wire[..];
+        while !wire.is_empty() {
+            session.read_from(&mut wire).unwrap();
+        }
+        session.open(&mut Vec::new())?;
+    }
+    assert!(!session.is_handshaking());
+    session.verify_server()
+}
+
+fn server(authority: &Authority) -> (CertificateDer<'static>, Vec<u8>) {
+    authority.issue("server.example", "urn:bgb:LAB:server:3", ExtendedKeyUsagePurpose::ServerAuth)
+}
+
+#[test]
+fn a_server_of_the_site_is_taken_for_one() {
+    let authority = Authority::new();
+    assert_eq!(meet(&authority, server(&authority), ALPN, IN_2026, UnixMillis(0)), Ok(ServerId(3)));
+}
+
+#[test]
+fn dates_alone_are_judged_again_at_the_floor() {
+    let authority = Authority::new();
+    assert_eq!(meet(&authority, server(&authority), ALPN, IN_2031, IN_2026), Ok(ServerId(3)));
+    assert_eq!(meet(&authority, server(&authority), ALPN, UnixMillis(0), IN_2026), Ok(ServerId(3)));
+    let fault = meet(&authority, server(&authority), ALPN, IN_2031, IN_2031).unwrap_err();
+    assert!(fault.contains("expired"), "{fault}");
+}
+
+#[test]
+fn whoever_else_answers_is_refused_with_the_reason() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let usage = ExtendedKeyUsagePurpose::ServerAuth;
+    let device = "urn:bgb:LAB:device:9:0193f1c2-7d3a-7c55-8a0e-2b9c5d1e6f70";
+    for (issued, word) in [
+        (server(&stranger), "invalid peer certificate"),
+        (authority.issue("other.example", "urn:bgb:LAB:server:3", usage.clone()), "not valid for name"),
+        (authority.issue("server.example", device, usage.clone()), "which is no server"),
+        (authority.issue("server.example", "urn:bgb:XYZ:server:3", usage.clone()), "site XYZ"),
+        (authority.issue("server.example", "urn:other", usage), "does not name exactly one BGB holder"),
+        (
+            authority.issue("server.example", "urn:bgb:LAB:server:3", ExtendedKeyUsagePurpose::ClientAuth),
+            "extended key usage",
+        ),
+    ] {
+        let fault = meet(&authority, issued, ALPN, IN_2026, IN_2026).unwrap_err();
+        assert!(fault.to_lowercase().contains(&word.to_lowercase()), "{word:?}: {fault}");
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_speak_bgb_is_refused() {
+    let authority = Authority::new();
+    assert!(meet(&authority, server(&authority), b"h2", IN_2026, IN_2026).is_err());
+}

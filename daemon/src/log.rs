@@ -1,0 +1,152 @@
+//! The daemons' logs: a file that CMTrace and its like can read, and text or JSON on standard error.
+//!
+//! [`init`] sets up tracing for the whole process; records of the `log` crate (rustls writes such) come
+//! along. The file is written by a thread of its own behind a bounded queue. It must not know what is
+//! logged, nor by whom. Law: a log never stops or delays what it speaks of: when the disk is slow, full or
+//! gone, records are dropped, this is said once on standard error, and the number of those dropped is
+//! written when the file can be written again.
+
+mod cmtrace;
+mod file;
+
+use std::fmt;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry};
+
+pub use file::LogGuard;
+
+/// What a process logs, and where to.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    /// The component of records that name none themselves, for example `BGBServer`.
+    pub component: &'static str,
+    /// The file in CMTrace format; without one, none is written.
+    pub file: Option<PathBuf>,
+    /// What goes to standard error.
+    pub stderr: StderrFormat,
+    /// What is logged: a level (`info`), or levels by module (`info,rustls=warn`).
+    pub level: String,
+}
+
+/// How records look on standard error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StderrFormat {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A line of JSON for programs.
+    Json,
+    /// Nothing.
+    Off,
+}
+
+impl FromStr for StderrFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<StderrFormat, String> {
+        match text {
+            "text" => Ok(StderrFormat::Text),
+            "json" => Ok(StderrFormat::Json),
+            "off" => Ok(StderrFormat::Off),
+            _ => Err(format!("{text:?} is none of text, json, off")),
+        }
+    }
+}
+
+impl fmt::Display for StderrFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            StderrFormat::Text => "text",
+            StderrFormat::Json => "json",
+            StderrFormat::Off => "off",
+        })
+    }
+}
+
+/// The `[log]` section of a daemon's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// What is logged: a level (`info`), or levels by module (`info,rustls=warn`).
+    pub level: String,
+    /// What goes to standard error.
+    pub stderr: StderrFormat,
+    /// The folder of the log files; without one, none are written.
+    pub directory: Option<PathBuf>,
+}
+
+impl Default for LogConfig {
+    fn default() -> LogConfig {
+        LogConfig { level: "info".to_owned(), stderr: StderrFormat::Text, directory: None }
+    }
+}
+
+impl LogConfig {
+    /// The options for a component whose file has this name, for example `BGBServer.log`.
+    pub fn options(&self, component: &'static str, file_name: &str) -> LogOptions {
+        LogOptions {
+            component,
+            file: self.directory.as_ref().map(|directory| directory.join(file_name)),
+            stderr: self.stderr,
+            level: self.level.clone(),
+        }
+    }
+}
+
+/// Starts logging for this process. The guard writes out what is queued when it is dropped: keep it until
+/// the end of `main`.
+///
+/// # Errors
+/// When `level` is not understood, logging was started before, or there is no thread to be had. A file that
+/// cannot be written is no error: see the module's law.
+pub fn init(options: LogOptions) -> anyhow::Result<LogGuard> {
+    let filter = EnvFilter::try_new(&options.level).with_context(|| {
+        format!("log level {:?} is not understood; use error, warn, info, debug or trace", options.level)
+    })?;
+    let stderr = match options.stderr {
+        StderrFormat::Off => None,
+        // A standard error that cannot be written must not be complained about on standard error: that panics.
+        StderrFormat::Text => Some(
+            tracing_subscriber::fmt::layer()
+                .with_writer(std::io::stderr)
+                .with_ansi(std::io::stderr().is_terminal())
+                .log_internal_errors(false)
+                .boxed(),
+        ),
+        StderrFormat::Json => Some(
+            tracing_subscriber::fmt::layer()
+                .json()
+                .flatten_event(true)
+                .with_writer(std::io::stderr)
+                .log_internal_errors(false)
+                .boxed(),
+        ),
+    };
+    let (sink, guard) = match options.file {
+        None => (None, LogGuard::without_file()),
+        Some(path) => {
+            let (sink, guard) = file::start(path, options.component)
+                .context("the thread that writes the log file cannot be started")?;
+            (Some(sink), guard)
+        }
+    };
+    let cmtrace = sink.map(|sink| cmtrace::CmTraceLayer::new(options.component, sink));
+    Registry::default()
+        .with(filter)
+        .with(cmtrace)
+        .with(stderr)
+        .try_init()
+        .context("logging was started before in this process")?;
+    Ok(guard)
+}
+
+#[cfg(test)]
+mod tests;

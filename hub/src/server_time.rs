@@ -1,0 +1,105 @@
+//! The server's time: what it judges the validity of tasks and certificates by.
+//!
+//! It is the later of the wall clock and the newest head's time plus the ticks since. So a wall clock that is behind
+//! does not push what has expired. It also keeps the newest head itself, for those who are to hear of it.
+
+use std::sync::Arc;
+
+use bgb_protocol::ids::UnixMillis;
+
+use crate::time::{Now, TICK_MS, Tick};
+
+#[derive(Debug, Default)]
+pub(crate) struct ServerTime {
+    now: Now,
+    head: Option<Head>,
+}
+
+#[derive(Debug)]
+struct Head {
+    signed: Arc<[u8]>,
+    time: UnixMillis,
+    heard: Tick,
+}
+
+impl ServerTime {
+    /// Takes the caller's clocks; monotonic time that goes back stands still.
+    pub(crate) fn set(&mut self, now: Now) {
+        self.now = Now { tick: self.now.tick.max(now.tick), unix: now.unix };
+    }
+
+    /// Takes a head, if it is newer than the present one.
+    pub(crate) fn on_head(&mut self, signed: Arc<[u8]>, time: UnixMillis) {
+        if self.head.as_ref().is_none_or(|head| time > head.time) {
+            self.head = Some(Head { signed, time, heard: self.now.tick });
+        }
+    }
+
+    pub(crate) fn tick(&self) -> Tick {
+        self.now.tick
+    }
+
+    /// The wall clock, for the times in rows.
+    pub(crate) fn wall(&self) -> UnixMillis {
+        self.now.unix
+    }
+
+    /// The server's time.
+    pub(crate) fn time(&self) -> UnixMillis {
+        self.head.as_ref().map_or(self.now.unix, |head| {
+            let since_ms = self.now.tick.since(head.heard).saturating_mul(TICK_MS);
+            self.now.unix.max(head.time.plus(since_ms))
+        })
+    }
+
+    /// The tick at which the server's time will be `time`, as far as can be told now; the present one when it has passed.
+    pub(crate) fn tick_of(&self, time: UnixMillis) -> Tick {
+        self.now.tick.plus(time.since(self.time()).div_ceil(TICK_MS))
+    }
+
+    /// Bytes of the newest head; empty while there is none.
+    pub(crate) fn head(&self) -> Vec<u8> {
+        self.head.as_ref().map_or_else(Vec::new, |head| head.signed.to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(tick: u64, unix: u64) -> Now {
+        Now { tick: Tick(tick), unix: UnixMillis(unix) }
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_behind_gives_way_to_the_head() {
+        let mut time = ServerTime::default();
+        time.set(at(10, 1_000));
+        time.on_head(vec![1].into(), UnixMillis(50_000));
+        time.set(at(30, 1_200));
+        assert_eq!(time.time(), UnixMillis(52_000));
+        time.set(at(30, 60_000));
+        assert_eq!(time.time(), UnixMillis(60_000));
+    }
+
+    #[test]
+    fn an_older_head_or_the_same_again_changes_nothing() {
+        let mut time = ServerTime::default();
+        time.set(at(10, 0));
+        time.on_head(vec![1].into(), UnixMillis(50_000));
+        time.set(at(20, 0));
+        time.on_head(vec![2].into(), UnixMillis(50_000));
+        time.on_head(vec![3].into(), UnixMillis(40_000));
+        assert_eq!(time.head(), [1]);
+        assert_eq!(time.time(), UnixMillis(51_000));
+    }
+
+    #[test]
+    fn a_moment_to_come_is_the_tick_at_which_it_has_come() {
+        let mut time = ServerTime::default();
+        time.set(at(7, 1_000));
+        assert_eq!(time.tick_of(UnixMillis(1_001)), Tick(8));
+        assert_eq!(time.tick_of(UnixMillis(1_100)), Tick(8));
+        assert_eq!(time.tick_of(UnixMillis(500)), Tick(7));
+    }
+}

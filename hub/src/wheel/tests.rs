@@ -1,0 +1,165 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// All keys that are due at `now`.
+fn expired(wheel: &mut Wheel, now: u64) -> Vec<u32> {
+    std::iter::from_fn(|| wheel.poll_expired(Tick(now))).collect()
+}
+
+#[test]
+fn a_timer_is_due_at_its_tick_and_not_before() {
+    for at in [0, 1, 63, 64, 65, 4_095, 4_096, 262_143, 262_144, 262_145, 20_000_000, 900_000_000] {
+        let mut wheel = Wheel::new();
+        wheel.arm(3, Tick(at));
+        if at > 0 {
+            assert!(expired(&mut wheel, at - 1).is_empty());
+        }
+        assert_eq!(expired(&mut wheel, at), [3], "{at}");
+        assert!(wheel.is_empty());
+        assert_eq!(wheel.next_deadline(), None);
+    }
+}
+
+#[test]
+fn a_deadline_that_has_passed_is_due_at_once() {
+    let mut wheel = Wheel::new();
+    assert!(expired(&mut wheel, 1_000_000).is_empty());
+    wheel.arm(0, Tick(5));
+    assert_eq!(wheel.next_deadline(), Some(Tick(1_000_000)));
+    assert_eq!(expired(&mut wheel, 1_000_000), [0]);
+}
+
+#[test]
+fn a_timer_crosses_the_edge_of_every_level() {
+    for edge in [64_u64, 4_096, 262_144, 16_777_216, 33_554_432] {
+        let mut wheel = Wheel::new();
+        expired(&mut wheel, edge - 1);
+        wheel.arm(1, Tick(edge));
+        wheel.arm(2, Tick(edge + 1));
+        assert!(expired(&mut wheel, edge - 1).is_empty());
+        assert_eq!(expired(&mut wheel, edge), [1], "{edge}");
+        assert_eq!(expired(&mut wheel, edge + 1), [2], "{edge}");
+    }
+}
+
+#[test]
+fn timers_beyond_the_reach_are_put_back_until_their_time() {
+    let year = 365 * 24 * 3600 * 10;
+    let mut wheel = Wheel::new();
+    wheel.arm(0, Tick(year));
+    wheel.arm(1, Tick(u64::MAX));
+    let mut wakes = 0;
+    while let Some(deadline) = wheel.next_deadline().filter(|deadline| deadline.0 <= year) {
+        wakes += 1;
+        assert!(wakes < 100, "a year is some 19 turns of the top level");
+        if expired(&mut wheel, deadline.0) == [0] {
+            assert_eq!(deadline.0, year);
+        }
+    }
+    assert_eq!(wheel.deadline(0), None);
+    assert_eq!(wheel.len(), 1);
+    assert_eq!(expired(&mut wheel, u64::MAX), [1]);
+}
+
+#[test]
+fn a_cancelled_timer_is_never_due_and_cancelling_twice_is_nothing() {
+    let mut wheel = Wheel::new();
+    wheel.arm(0, Tick(10));
+    wheel.arm(1, Tick(10));
+    wheel.arm(2, Tick(10));
+    wheel.cancel(1);
+    wheel.cancel(1);
+    wheel.cancel(77);
+    let due: BTreeSet<_> = expired(&mut wheel, 10).into_iter().collect();
+    assert_eq!(due, BTreeSet::from([0, 2]));
+}
+
+#[test]
+fn time_that_goes_back_is_taken_as_standing_still() {
+    let mut wheel = Wheel::new();
+    expired(&mut wheel, 500);
+    wheel.arm(0, Tick(400));
+    assert!(expired(&mut wheel, 300).is_empty());
+    assert_eq!(expired(&mut wheel, 500), [0]);
+}
+
+#[test]
+fn an_entry_has_16_bytes() {
+    assert_eq!(size_of::<Entry>(), 16);
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Arm(u32, u64),
+    Cancel(u32),
+    Pass(u64),
+    /// On to the wheel's own next deadline.
+    Wake,
+}
+
+fn distance() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        4 => 0u64..200,
+        4 => 0u64..20_000,
+        2 => 0u64..2_000_000,
+        2 => 0u64..100_000_000,
+        1 => 0u64..1 << 45,
+        1 => Just(u64::MAX / 2),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => (0u32..40, distance()).prop_map(|(key, distance)| Op::Arm(key, distance)),
+        2 => (0u32..40).prop_map(Op::Cancel),
+        3 => distance().prop_map(Op::Pass),
+        3 => Just(Op::Wake),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+    #[test]
+    fn the_wheel_does_what_an_ordered_map_does(ops in prop::collection::vec(op(), 1..200), start in distance()) {
+        let mut wheel = Wheel::new();
+        let mut model: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut now = start.min(1 << 50);
+        prop_assert!(expired(&mut wheel, now).is_empty());
+        for op in ops {
+            match op {
+                Op::Arm(key, distance) => {
+                    let at = now.saturating_add(distance).min(u64::MAX - 1);
+                    wheel.arm(key, Tick(at));
+                    model.insert(key, at);
+                }
+                Op::Cancel(key) => {
+                    wheel.cancel(key);
+                    model.remove(&key);
+                }
+                Op::Pass(distance) => now = now.saturating_add(distance).min(1 << 62),
+                Op::Wake => {
+                    let earliest = model.values().min().copied();
+                    let next = wheel.next_deadline().map(|next| next.0);
+                    prop_assert_eq!(next.is_some(), earliest.is_some());
+                    if let (Some(next), Some(earliest)) = (next, earliest) {
+                        prop_assert!(next <= earliest.max(now), "{} is after {}", next, earliest);
+                        // Never asleep on the spot: a wake-up ahead of the present makes progress.
+                        now = now.max(next).min(1 << 62);
+                    }
+                }
+            }
+            let due: BTreeSet<u32> = expired(&mut wheel, now).into_iter().collect();
+            let expected: BTreeSet<u32> =
+                model.iter().filter(|(_, at)| **at <= now).map(|(key, _)| *key).collect();
+            prop_assert_eq!(&due, &expected);
+            model.retain(|_, at| *at > now);
+            prop_assert_eq!(wheel.len(), model.len());
+            for (key, at) in &model {
+                prop_assert_eq!(wheel.deadline(*key), Some(Tick(*at)));
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! `manager.toml`: what the manager is told before it starts.
+//!
+//! Paths are relative to the file's own folder. Every key but `site`, `database`, `inbox`, `task_key`, `authority`, `token` and `servers`
+//! has a default. What cannot be is refused here, with the key's name, before anything is opened; above all an API address that is
+//! not loopback, since whoever has the token commands the fleet.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use bgb_daemon::log::LogConfig;
+use bgb_protocol::ids::SiteCode;
+use serde::{Deserialize, Serialize};
+
+/// Servers write a full online list every 5 minutes unless told otherwise.
+const PRESENCE_FULL_SECONDS_DEFAULT: u64 = 300;
+/// Between two scans of the inbox: file events come first, a scan finds what they missed (network file systems).
+const SCAN_SECONDS_DEFAULT: u64 = 1;
+/// Addresses in a bundle: a site has a handful of servers, and an agent tries them in order.
+const SERVERS_MAX: usize = 64;
+/// Threads that verify results: more than a machine has cores is of no use, and 64 is more than it should take.
+const VERIFIERS_MAX: usize = 64;
+
+/// The whole file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManagerConfig {
+    /// The site's code; it must be that of the database.
+    pub site: SiteCode,
+    /// The site database.
+    pub database: PathBuf,
+    /// The doorbell that servers watch; `site.bell` beside the database unless named.
+    #[serde(default)]
+    pub bell: Option<PathBuf>,
+    /// The inbox, `…/bgb.box`: one folder per server, `bad` and `done`.
+    pub inbox: PathBuf,
+    /// The private key that signs tasks, cancels, heads and policies (0600).
+    pub task_key: PathBuf,
+    /// The folder of the site's authority: `ca.pem` and `ca.key` (0600).
+    pub authority: PathBuf,
+    /// Where the API listens: a loopback address. Port 0 takes any free one.
+    #[serde(default = "listen_default")]
+    pub listen: SocketAddr,
+    /// The file with the API's token (0600).
+    pub token: PathBuf,
+    /// Addresses of notification servers for new devices' configuration, `host:port`.
+    pub servers: Vec<String>,
+    /// How often servers write a full online list, in seconds, 1 to 86,400. One that is silent for 2.5 times that has its devices
+    /// shown as unknown.
+    #[serde(default = "presence_full_seconds_default")]
+    pub presence_full_seconds: u64,
+    /// Seconds between two scans of the inbox, 1 to 60.
+    #[serde(default = "scan_seconds_default")]
+    pub scan_seconds: u64,
+    /// Threads that verify results' signatures, 1 to 64; one per core unless set.
+    #[serde(default)]
+    pub verifiers: Option<usize>,
+    /// What is logged, and where to; the file is `bgbmgr.log`.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+impl ManagerConfig {
+    /// Reads and checks `path`; the paths in it become those that the process can open from where it is.
+    ///
+    /// # Errors
+    /// With the file, the place or the key, and what it may be.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let config: Self = bgb_daemon::config::load(path)?;
+        config.check().with_context(|| path.display().to_string())?;
+        Ok(config.relative_to(path.parent().unwrap_or(Path::new(""))))
+    }
+
+    /// The doorbell's path.
+    #[must_use]
+    pub fn bell(&self) -> PathBuf {
+        self.bell.clone().unwrap_or_else(|| self.database.with_extension("bell"))
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        if !self.listen.ip().is_loopback() {
+            bail!(
+                "listen is {}, which other machines can reach; the API takes a loopback address such as 127.0.0.1:10124",
+                self.listen
+            );
+        }
+        if self.servers.is_empty() || self.servers.len() > SERVERS_MAX {
+            bail!(
+                "servers has {} addresses; name 1 to {SERVERS_MAX}, such as bgb.example.org:10123",
+                self.servers.len()
+            );
+        }
+        if let Some(wrong) = self.servers.iter().find(|address| !is_address(address)) {
+            bail!(
+                "servers holds {wrong:?}, which is no address; one is written host:port, such as bgb.example.org:10123"
+            );
+        }
+        in_range("presence_full_seconds", self.presence_full_seconds, 1, 86_400)?;
+        in_range("scan_seconds", self.scan_seconds, 1, 60)?;
+        if let Some(verifiers) = self.verifiers {
+            in_range("verifiers", verifiers as u64, 1, VERIFIERS_MAX as u64)?;
+        }
+        Ok(())
+    }
+
+    fn relative_to(mut self, folder: &Path) -> Self {
+        let own =
+            [&mut self.database, &mut self.inbox, &mut self.task_key, &mut self.authority, &mut self.token];
+        for path in own.into_iter().chain(self.bell.as_mut()).chain(self.log.directory.as_mut()) {
+            *path = folder.join(&*path);
+        }
+        self
+    }
+}
+
+fn listen_default() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 10_124))
+}
+
+fn presence_full_seconds_default() -> u64 {
+    PRESENCE_FULL_SECONDS_DEFAULT
+}
+
+fn scan_seconds_default() -> u64 {
+    SCAN_SECONDS_DEFAULT
+}
+
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+fn in_range(key: &str, value: u64, least: u64, most: u64) -> anyhow::Result<()> {
+    if !(least..=most).contains(&value) {
+        bail!("{key} is {value}; it may be {least} to {most}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str = r#"
+        site = "LAB"
+        database = "site.db"
+        inbox = "inboxes/bgb.box"
+        task_key = "keys/task-signing.key"
+        authority = "authority"
+        token = "manager/api.token"
+        servers = ["bgb.example.org:10123"]
+    "#;
+
+    fn load(text: &str) -> anyhow::Result<ManagerConfig> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("manager.toml");
+        std::fs::write(&path, text).unwrap();
+        ManagerConfig::load(&path)
+    }
+
+    #[test]
+    fn the_least_configuration_has_defaults_for_the_rest() {
+        let config = load(LEAST).unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:10124");
+        assert_eq!((config.presence_full_seconds, config.scan_seconds), (300, 1));
+        assert!(config.database.is_absolute() && config.bell().ends_with("site.bell"));
+    }
+
+    #[test]
+    fn an_address_that_others_reach_is_refused() {
+        let error = load(&format!("listen = \"0.0.0.0:10124\"\n{LEAST}")).unwrap_err();
+        assert!(format!("{error:#}").contains("listen is 0.0.0.0:10124"), "{error:#}");
+        assert!(load(&format!("listen = \"[::1]:0\"\n{LEAST}")).is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_is_named_with_its_key() {
+        for (line, key) in [
+            ("scan_seconds = 0", "scan_seconds"),
+            ("presence_full_seconds = 100000", "presence_full_seconds"),
+            ("verifiers = 1000", "verifiers"),
+            ("colour = 1", "colour"),
+        ] {
+            let error = format!("{:#}", load(&format!("{line}\n{LEAST}")).unwrap_err());
+            assert!(error.contains(key), "{error}");
+        }
+        let error = format!("{:#}", load(&LEAST.replace(":10123", "")).unwrap_err());
+        assert!(error.contains("host:port"), "{error}");
+        let error = format!("{:#}", load(&LEAST.replace("LAB", "lab")).unwrap_err());
+        assert!(error.contains("three characters"), "{error}");
+    }
+}

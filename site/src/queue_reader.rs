@@ -1,0 +1,170 @@
+//! The queue as a notification server reads it: with read-only rights, also while the manager is down.
+//!
+//! A server reads every row that is still valid at its start ([`QueueReader::all_valid`]), then follows
+//! ([`QueueReader::rows_after`]) whenever the bell or [`QueueReader::data_version`] says that something was written. It keeps its
+//! place in memory only. When the generation is another one, or the file was replaced, it reads everything anew.
+
+use std::path::{Path, PathBuf};
+
+use bgb_protocol::ids::{Generation, ServerId, UnixMillis};
+use rusqlite::{Connection, FileControl, MAIN_DB, Row, params};
+
+use crate::connection;
+use crate::error::SiteError;
+use crate::store::columns::{integer, millis, time, unsigned};
+
+/// Rows that are read at a time when all are read.
+const PAGE_ROWS: usize = 1_000;
+
+/// A row of the queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueRow {
+    /// Its place: rises with every row of the generation, with gaps, and is never used again.
+    pub sequence: u64,
+    /// Bytes of a [`bgb_protocol::queue::QueueItem`].
+    pub item_bytes: Vec<u8>,
+    /// Until when it is to be heeded.
+    pub valid_until: UnixMillis,
+}
+
+/// All that is valid at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueSnapshot {
+    /// The database's generation.
+    pub generation: Generation,
+    /// From where to follow: the highest sequence of the queue at that moment, whether its row is still there or not.
+    pub sequence: u64,
+    /// The rows, in the order of their sequence.
+    pub rows: Vec<QueueRow>,
+}
+
+/// A read-only connection to the queue.
+pub struct QueueReader {
+    connection: Connection,
+    path: PathBuf,
+}
+
+impl QueueReader {
+    /// Opens the site database at `path`.
+    ///
+    /// # Errors
+    /// When it is missing, not a site's, of another schema, or cannot be read.
+    pub fn open(path: &Path) -> Result<Self, SiteError> {
+        let connection = connection::open_read_only(path)?;
+        Ok(Self { connection, path: path.to_owned() })
+    }
+
+    /// The database that is read.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Which life of the database this is.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn generation(&self) -> Result<Generation, SiteError> {
+        generation(&self.connection)
+    }
+
+    /// A number that changes when somebody has committed to the database since it was asked for last; it says nothing else.
+    /// Reads no row: a few microseconds. While the manager is down it may change without a commit: a reader that may not write the
+    /// log's index cannot be sure then.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn data_version(&self) -> Result<i64, SiteError> {
+        Ok(self.connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
+    }
+
+    /// Whether another file stands at the path now: a restore. Open it anew then.
+    ///
+    /// # Errors
+    /// When the file cannot be looked at.
+    pub fn is_replaced(&self) -> Result<bool, SiteError> {
+        let mut moved = 0;
+        self.connection.file_control(Some(MAIN_DB), FileControl::HasMoved(&mut moved))?;
+        Ok(moved != 0)
+    }
+
+    /// Rows with a higher sequence than `sequence` that are valid at `now` and for `server`: at most `limit`, in their order.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn rows_after(
+        &self,
+        sequence: u64,
+        server: ServerId,
+        now: UnixMillis,
+        limit: usize,
+    ) -> Result<Vec<QueueRow>, SiteError> {
+        rows_after(&self.connection, sequence, server, now, limit)
+    }
+
+    /// Every row that is valid at `now` and for `server`, as of one moment.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn all_valid(&self, server: ServerId, now: UnixMillis) -> Result<QueueSnapshot, SiteError> {
+        let transaction = self.connection.unchecked_transaction()?;
+        let generation = generation(&transaction)?;
+        let sequence = highest_sequence(&transaction)?;
+        let mut rows = Vec::new();
+        loop {
+            let after = rows.last().map_or(0, |row: &QueueRow| row.sequence);
+            let page = rows_after(&transaction, after, server, now, PAGE_ROWS)?;
+            let last = page.len() < PAGE_ROWS;
+            rows.extend(page);
+            if last {
+                return Ok(QueueSnapshot { generation, sequence, rows });
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for QueueReader {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "QueueReader({})", self.path.display())
+    }
+}
+
+/// The highest sequence that was ever drawn, 0 for none.
+pub(crate) fn highest_sequence(connection: &Connection) -> Result<u64, SiteError> {
+    let mut statement =
+        connection.prepare_cached("SELECT max(seq) FROM sqlite_sequence WHERE name = 'queue'")?;
+    let highest: Option<i64> = statement.query_row([], |row| row.get(0))?;
+    Ok(highest.map_or(0, unsigned))
+}
+
+/// The statement of [`QueueReader::rows_after`].
+pub(crate) const ROWS_AFTER: &str = "SELECT sequence, payload, valid_until FROM queue \
+     WHERE sequence > ?1 AND valid_until > ?3 AND (server IS NULL OR server = ?2) ORDER BY sequence LIMIT ?4";
+
+fn rows_after(
+    connection: &Connection,
+    sequence: u64,
+    server: ServerId,
+    now: UnixMillis,
+    limit: usize,
+) -> Result<Vec<QueueRow>, SiteError> {
+    let mut statement = connection.prepare_cached(ROWS_AFTER)?;
+    let read = |row: &Row<'_>| {
+        Ok(QueueRow {
+            sequence: unsigned(row.get(0)?),
+            item_bytes: row.get(1)?,
+            valid_until: time(row.get(2)?),
+        })
+    };
+    let limit = integer(limit as u64);
+    let rows = statement.query_map(params![integer(sequence), server.0, millis(now), limit], read)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn generation(connection: &Connection) -> Result<Generation, SiteError> {
+    let mut statement = connection.prepare_cached("SELECT generation FROM site")?;
+    Ok(Generation(statement.query_row([], |row| row.get(0))?))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,22 @@
+//! BGB's notification server: holds the fleet's connections and pushes tasks over them.
+//!
+//! `ARCHITECTURE.md` has the map. In short: a reactor ([`reactor`]) moves bytes, a shard ([`shard`]) ties its hub to the rest, the
+//! broker ([`broker`]) brings orders down, spool, presence and courier ([`spool`], [`presence`], [`courier`]) carry words up, and
+//! [`server`] starts and stops them all. Only [`tls`] names rustls.
+#![deny(unsafe_code)]
+// A test that unwraps fails with the line that did it, which is what a test is for.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod broker;
+pub mod config;
+pub mod courier;
+pub mod directory;
+pub mod metrics;
+pub mod outgoing;
+pub mod presence;
+pub mod reactor;
+pub mod server;
+pub mod shard;
+pub mod spool;
+pub mod tls;
+pub mod writers;

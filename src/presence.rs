@@ -1,0 +1,162 @@
+//! Presence: who is online at this server, told to the site in `.BOS` files.
+//!
+//! A full list every five minutes, deltas every few seconds while anything changes. Rows wait in their encoded form, some
+//! hundred bytes a device, in the order of device numbers, so that a full list is one walk.
+//!
+//! Each row names its session. A session's end changes the list only if the list still names that very session: the end of an
+//! old one, told late, must not hide the new one.
+//!
+//! [`PresenceList`] is the machine, driven by time and input; its thread is in [`crate::server`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use bgb_protocol::codec;
+use bgb_protocol::file::presence::{Presence, PresenceRow};
+use bgb_protocol::file::{FileBuilder, FileKind};
+use bgb_protocol::ids::{BootId, DeviceId, SessionNumber, UnixMillis};
+
+use crate::outgoing::Outgoing;
+
+/// See the module.
+pub struct PresenceList {
+    outgoing: Outgoing,
+    online: BTreeMap<DeviceId, Row>,
+    /// Devices that came or whose row changed since the last file.
+    came: BTreeSet<DeviceId>,
+    /// Devices that went since the last file, with the row that says so.
+    went: BTreeMap<DeviceId, PresenceRow>,
+    sequence: u64,
+    full_ms: u64,
+    delta_ms: u64,
+    next_full: UnixMillis,
+    last_file: UnixMillis,
+}
+
+/// A device's row as it stands in files, and what is needed to know its session again.
+#[derive(Debug)]
+struct Row {
+    boot: BootId,
+    session: SessionNumber,
+    encoded: Box<[u8]>,
+}
+
+/// How often files are written.
+#[derive(Clone, Copy, Debug)]
+pub struct PresencePace {
+    /// From one full list to the next, in milliseconds.
+    pub full_ms: u64,
+    /// From one delta to the next while anything changes, in milliseconds.
+    pub delta_ms: u64,
+}
+
+impl PresenceList {
+    /// An empty list. Its first file is a full one, a delta's time after the start: it tells the site that the sessions of the
+    /// server's former life are over, and who is back already.
+    #[must_use]
+    pub fn new(outgoing: Outgoing, pace: PresencePace, now: UnixMillis) -> Self {
+        Self {
+            outgoing,
+            online: BTreeMap::new(),
+            came: BTreeSet::new(),
+            went: BTreeMap::new(),
+            sequence: 0,
+            full_ms: pace.full_ms,
+            delta_ms: pace.delta_ms,
+            next_full: now.plus(pace.delta_ms),
+            last_file: now,
+        }
+    }
+
+    /// A session began or ended.
+    pub fn handle_row(&mut self, row: PresenceRow) {
+        let device = row.device;
+        match &row.presence {
+            Presence::Online(_) => {
+                let mut encoded = Vec::with_capacity(160);
+                codec::encode(&row, &mut encoded);
+                let (boot, session) = (row.boot, row.session);
+                self.online.insert(device, Row { boot, session, encoded: encoded.into_boxed_slice() });
+                self.went.remove(&device);
+                self.came.insert(device);
+            }
+            Presence::Offline { .. } => {
+                let same = |held: &Row| (held.boot, held.session) == (row.boot, row.session);
+                if self.online.get(&device).is_some_and(same) {
+                    self.online.remove(&device);
+                    self.came.remove(&device);
+                    self.went.insert(device, row);
+                }
+            }
+        }
+    }
+
+    /// When the next file is due.
+    #[must_use]
+    pub fn next_due(&self) -> UnixMillis {
+        let changed = !self.came.is_empty() || !self.went.is_empty();
+        if changed { self.next_full.min(self.last_file.plus(self.delta_ms)) } else { self.next_full }
+    }
+
+    /// Writes the file that is due, if one is. Gives its kind.
+    ///
+    /// # Errors
+    /// As the disk says; nothing is forgotten, and the same file is tried again at the next call.
+    pub fn handle_time(&mut self, now: UnixMillis) -> io::Result<Option<FileKind>> {
+        if now < self.next_due() {
+            return Ok(None);
+        }
+        let kind = if now >= self.next_full { FileKind::PresenceFull } else { FileKind::PresenceDelta };
+        self.write(kind, now)?;
+        Ok(Some(kind))
+    }
+
+    /// Writes what has changed, whatever the time: the server stops.
+    ///
+    /// # Errors
+    /// As the disk says.
+    pub fn finish(&mut self, now: UnixMillis) -> io::Result<()> {
+        if self.came.is_empty() && self.went.is_empty() {
+            return Ok(());
+        }
+        self.write(FileKind::PresenceDelta, now)
+    }
+
+    /// Devices online now.
+    #[must_use]
+    pub fn online(&self) -> usize {
+        self.online.len()
+    }
+
+    fn write(&mut self, kind: FileKind, now: UnixMillis) -> io::Result<()> {
+        let mut builder = FileBuilder::new();
+        if kind == FileKind::PresenceFull {
+            self.online.values().for_each(|row| builder.push_encoded(&row.encoded));
+        } else {
+            self.changed_rows(&mut builder);
+        }
+        self.outgoing.put(kind, self.sequence + 1, now, builder)?;
+        self.sequence += 1;
+        self.came.clear();
+        self.went.clear();
+        self.last_file = now;
+        if kind == FileKind::PresenceFull {
+            self.next_full = now.plus(self.full_ms);
+        }
+        Ok(())
+    }
+
+    fn changed_rows(&self, builder: &mut FileBuilder) {
+        let changed: BTreeSet<_> = self.came.iter().chain(self.went.keys()).collect();
+        for device in changed {
+            match (self.online.get(device), self.went.get(device)) {
+                (Some(row), _) => builder.push_encoded(&row.encoded),
+                (None, Some(row)) => builder.push(row),
+                (None, None) => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

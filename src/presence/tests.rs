@@ -1,0 +1,120 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use bgb_daemon::disk::{Disk, SimDisk};
+use bgb_protocol::file::presence::OnlineDetails;
+use bgb_protocol::file::{BlockHead, HEADER_BYTES, Header, check_block, rows};
+use bgb_protocol::ids::ServerId;
+use bgb_protocol::message::RoadTaken;
+
+use super::*;
+
+const PACE: PresencePace = PresencePace { full_ms: 300_000, delta_ms: 3_000 };
+
+fn list(disk: &SimDisk) -> PresenceList {
+    let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    let outgoing = Outgoing::open(disk, Path::new("/spool"), "LAB".parse().unwrap(), ServerId(1), 7).unwrap();
+    PresenceList::new(outgoing, PACE, UnixMillis(0))
+}
+
+fn online(device: u32, session: u64) -> PresenceRow {
+    let details = OnlineDetails {
+        address: ([127, 0, 0, 1], 5_000).into(),
+        road: RoadTaken::tcp(),
+        agent_version: "0.1.0".into(),
+        clock_skew_ms: 0,
+        policy_version: 0,
+        platform: "linux 12 x86_64".into(),
+        hostname: format!("pc-{device}"),
+    };
+    row(device, session, Presence::Online(Box::new(details)))
+}
+
+fn offline(device: u32, session: u64) -> PresenceRow {
+    row(device, session, Presence::Offline { at: UnixMillis(9), reason: "reset".into() })
+}
+
+fn row(device: u32, session: u64, presence: Presence) -> PresenceRow {
+    PresenceRow {
+        device: DeviceId(device),
+        boot: BootId([1; 16]),
+        session: SessionNumber(session),
+        signed_in: UnixMillis(1),
+        presence,
+    }
+}
+
+/// Kind, sequence and rows of each file, in the order of writing.
+fn files(disk: &SimDisk) -> Vec<(FileKind, u64, Vec<PresenceRow>)> {
+    let folder = Path::new("/spool/outgoing");
+    let read = |name: String| {
+        let bytes = disk.read(&folder.join(name)).unwrap();
+        let header = Header::decode(&bytes).unwrap();
+        let mut seen = Vec::new();
+        let mut at = HEADER_BYTES;
+        for number in 0..header.blocks {
+            let head = BlockHead::decode(&bytes[at..], number).unwrap();
+            let (_, body) = check_block(&bytes[at..], head).unwrap();
+            seen.extend(rows::<PresenceRow>("presence row", head, body).map(Result::unwrap));
+            at += head.total_bytes();
+        }
+        (header.kind, header.sequence, seen)
+    };
+    disk.list(folder).unwrap().into_iter().map(|entry| read(entry.name)).collect()
+}
+
+#[test]
+fn the_first_file_is_a_full_list_and_deltas_follow_what_changes() {
+    let disk = SimDisk::new();
+    let mut list = list(&disk);
+    list.handle_row(online(5, 1));
+    list.handle_row(online(2, 1));
+    assert_eq!(list.handle_time(UnixMillis(2_999)).unwrap(), None);
+    assert_eq!(list.handle_time(UnixMillis(3_000)).unwrap(), Some(FileKind::PresenceFull));
+    assert_eq!(list.handle_time(UnixMillis(60_000)).unwrap(), None, "nothing has changed");
+    list.handle_row(offline(5, 1));
+    list.handle_row(online(9, 4));
+    assert_eq!(list.handle_time(UnixMillis(61_000)).unwrap(), Some(FileKind::PresenceDelta));
+    assert_eq!(list.handle_time(UnixMillis(303_000)).unwrap(), Some(FileKind::PresenceFull));
+    let expected = [
+        (FileKind::PresenceFull, 1, vec![online(2, 1), online(5, 1)]),
+        (FileKind::PresenceDelta, 2, vec![offline(5, 1), online(9, 4)]),
+        (FileKind::PresenceFull, 3, vec![online(2, 1), online(9, 4)]),
+    ];
+    assert_eq!(files(&disk), expected);
+}
+
+#[test]
+fn the_late_end_of_an_old_session_hides_no_new_one() {
+    let disk = SimDisk::new();
+    let mut list = list(&disk);
+    list.handle_row(online(5, 1));
+    list.handle_row(online(5, 2));
+    list.handle_row(offline(5, 1));
+    assert_eq!(list.online(), 1);
+    list.handle_time(UnixMillis(3_000)).unwrap();
+    assert_eq!(files(&disk), [(FileKind::PresenceFull, 1, vec![online(5, 2)])]);
+}
+
+#[test]
+fn a_device_that_came_and_went_between_two_files_is_told_as_gone() {
+    let disk = SimDisk::new();
+    let mut list = list(&disk);
+    list.handle_time(UnixMillis(3_000)).unwrap();
+    list.handle_row(online(5, 1));
+    list.handle_row(offline(5, 1));
+    list.handle_time(UnixMillis(6_000)).unwrap();
+    assert_eq!(files(&disk)[1], (FileKind::PresenceDelta, 2, vec![offline(5, 1)]));
+}
+
+#[test]
+fn a_disk_that_refuses_is_tried_again_with_the_same_number() {
+    let disk = SimDisk::new();
+    let mut list = list(&disk);
+    list.handle_row(online(5, 1));
+    disk.set_full(true);
+    assert!(list.handle_time(UnixMillis(3_000)).is_err());
+    disk.set_full(false);
+    assert_eq!(list.handle_time(UnixMillis(3_500)).unwrap(), Some(FileKind::PresenceFull));
+    assert_eq!(files(&disk), [(FileKind::PresenceFull, 1, vec![online(5, 1)])]);
+}

@@ -1,0 +1,191 @@
+//! One device's byte stream: its TLS, the half of a frame that is still to come, and how far it has got.
+//!
+//! ```text
+//! Handshaking --TLS is up, the peer is a device of the site--> Open --> Closing --what was left is sent--> gone
+//!      \______________________ any fault ______________________________/
+//! ```
+//!
+//! A channel knows frames as lengths of bytes; what they say is the shard's business. Between two frames it owns no buffer.
+
+use std::borrow::Cow;
+
+use bgb_hub::{CloseReason, TICK_MS, Tick};
+use bgb_protocol::certificate::Identity;
+use bgb_protocol::ids::DeviceId;
+
+use super::slots::SlotKey;
+use crate::tls::{TlsFault, TlsSession};
+
+/// Most bytes that a peer may send before it has shown who it is: a ClientHello with the hybrid key share (some 1,600 bytes), a
+/// resumption ticket, and a certificate with its proof fit several times.
+pub const HANDSHAKE_BYTES_MAX: usize = 8 * 1024;
+
+/// Messages that a device may send in one go: after a long time without a server it says hello, and a hint or two and a result for each
+/// of the 1,000 tasks that can be active.
+const MESSAGES_MAX: u16 = 4_096;
+
+/// Messages that it may send in a second in the long run; a device that does its tasks sends a few in a minute.
+const MESSAGES_PER_SECOND: u64 = 20;
+
+/// How far a channel has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelState {
+    /// TLS is being set up; so many bytes have come for it.
+    Handshaking {
+        /// Bytes from the peer so far.
+        bytes: usize,
+    },
+    /// The hub knows it.
+    Open,
+    /// Nothing is read any more; what waits is sent.
+    Closing(CloseReason),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Channel {
+    /// The socket that carries it.
+    pub socket: SlotKey,
+    /// How far it has got.
+    pub state: ChannelState,
+    tls: TlsSession,
+    partial: Vec<u8>,
+    allowance: Allowance,
+}
+
+/// Messages that the peer may still send: a bucket that time fills up again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Allowance {
+    messages: u16,
+    filled: Tick,
+}
+
+impl Allowance {
+    fn spend(&mut self, now: Tick) -> bool {
+        let gained = now.since(self.filled) * TICK_MS * MESSAGES_PER_SECOND / 1000;
+        if gained > 0 {
+            self.messages =
+                MESSAGES_MAX.min(self.messages.saturating_add(u16::try_from(gained).unwrap_or(MESSAGES_MAX)));
+            self.filled = now;
+        }
+        match self.messages.checked_sub(1) {
+            Some(left) => {
+                self.messages = left;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// What came of bytes that were fed to a channel.
+#[derive(Debug)]
+pub enum Progress {
+    /// The handshake goes on.
+    Handshaking,
+    /// The handshake is over, just now.
+    Opened(Box<(DeviceId, Identity)>),
+    /// Bytes of an open channel.
+    Open,
+}
+
+impl Channel {
+    /// A channel that waits for its peer's first bytes.
+    #[must_use]
+    pub fn new(socket: SlotKey, tls: TlsSession) -> Self {
+        let allowance = Allowance { messages: MESSAGES_MAX, filled: Tick(0) };
+        Self { socket, state: ChannelState::Handshaking { bytes: 0 }, tls, partial: Vec::new(), allowance }
+    }
+
+    /// Counts a message; `false` when the peer has sent more than it may.
+    pub fn spend_message(&mut self, now: Tick) -> bool {
+        self.allowance.spend(now)
+    }
+
+    /// Takes bytes from the socket; what was inside is appended to `plaintext`, and what TLS itself answers to `records`.
+    /// The second value says whether the peer has closed its half.
+    ///
+    /// # Errors
+    /// Why the channel ends; an alert that says so is in `records`.
+    pub fn feed(
+        &mut self,
+        received: &[u8],
+        plaintext: &mut Vec<u8>,
+        records: &mut Vec<u8>,
+    ) -> Result<(Progress, bool), TlsFault> {
+        let fed = self.tls.feed(received, plaintext);
+        self.tls.take_output(records);
+        let fed = fed?;
+        let ChannelState::Handshaking { bytes } = &mut self.state else {
+            return Ok((Progress::Open, fed.peer_closed));
+        };
+        *bytes += received.len();
+        if fed.established {
+            let device = self.tls.device()?;
+            self.state = ChannelState::Open;
+            return Ok((Progress::Opened(Box::new(device)), fed.peer_closed));
+        }
+        if *bytes > HANDSHAKE_BYTES_MAX {
+            return Err(TlsFault::handshake_too_long(*bytes));
+        }
+        Ok((Progress::Handshaking, fed.peer_closed))
+    }
+
+    /// What was left of the bytes before, and `plaintext` after it.
+    pub fn join<'a>(&mut self, plaintext: &'a [u8]) -> Cow<'a, [u8]> {
+        let mut held = std::mem::take(&mut self.partial);
+        if held.is_empty() {
+            return Cow::Borrowed(plaintext);
+        }
+        // Appending keeps a frame that comes byte by byte linear in its length.
+        held.extend_from_slice(plaintext);
+        Cow::Owned(held)
+    }
+
+    /// Keeps what follows the first `taken` bytes of a stream that [`join`](Self::join) gave: half a frame at most.
+    pub fn keep(&mut self, stream: Cow<'_, [u8]>, taken: usize) {
+        if taken == stream.len() {
+            return;
+        }
+        self.partial = match stream {
+            Cow::Borrowed(bytes) => bytes[taken..].to_vec(),
+            Cow::Owned(mut bytes) => {
+                bytes.drain(..taken);
+                bytes
+            }
+        };
+    }
+
+    /// Seals a frame; its records are appended to `records`.
+    pub fn seal(&mut self, frame: &[u8], records: &mut Vec<u8>) {
+        self.tls.seal(frame, records);
+    }
+
+    /// Says close_notify.
+    pub fn close(&mut self, records: &mut Vec<u8>) {
+        self.tls.close(records);
+    }
+
+    /// Whether the handshake was a resumption.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.tls.is_resumed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_taken_and_a_flood_is_not() {
+        let mut allowance = Allowance { messages: MESSAGES_MAX, filled: Tick(0) };
+        assert!((0..MESSAGES_MAX).all(|_| allowance.spend(Tick(0))));
+        assert!(!allowance.spend(Tick(0)));
+        assert_eq!((0..100).filter(|_| allowance.spend(Tick(10))).count(), 20, "a second's worth");
+        assert_eq!(
+            (0..10_000).filter(|_| allowance.spend(Tick(1_000_000))).count(),
+            usize::from(MESSAGES_MAX)
+        );
+    }
+}

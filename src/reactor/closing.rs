@@ -1,0 +1,100 @@
+//! How channels end: in good order, at once, or for a fault.
+//!
+//! A channel that is closed in good order says close_notify, what waits is sent, and then its socket is let go; a peer that does
+//! not read gets a few seconds. Every end is counted once, by its reason.
+
+use std::io;
+
+use bgb_hub::{CloseReason, Now, Tick};
+
+use super::channel::ChannelState;
+use super::slots::SlotKey;
+use super::{CLOSING_TICKS, Reactor, hub_key};
+use crate::tls::TlsFault;
+
+impl Reactor {
+    /// TLS or the peer's certificate is at fault: the alert has been sent, what follows is the end.
+    pub(super) fn fail(&mut self, now: Now, channel: SlotKey, fault: &TlsFault) {
+        let socket = self.channels.tenant(channel).and_then(|channel| self.sockets.tenant(channel.socket));
+        if let Some(socket) = socket {
+            tracing::info!(
+                peer = %socket.peer,
+                reason = fault.reason().label(),
+                detail = %fault.detail,
+                "a connection was refused"
+            );
+        }
+        self.close(now, channel, fault.reason());
+    }
+
+    /// The peer has closed its half: agents say good-bye first, and nothing that we could still send would be answered.
+    pub(super) fn on_peer_closed(&mut self, now: Now, channel: SlotKey, reason: CloseReason) {
+        match self.channels.tenant(channel).map(|channel| channel.state) {
+            Some(ChannelState::Closing(reason)) => self.end(now, channel, reason),
+            Some(_) => self.close(now, channel, reason),
+            None => {}
+        }
+    }
+
+    /// Ends a channel in good order: close_notify, what waits is sent, then the socket is closed.
+    pub(super) fn close(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason) {
+        let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
+        let was_open = match channel.state {
+            ChannelState::Closing(_) => return,
+            state => state == ChannelState::Open,
+        };
+        channel.state = ChannelState::Closing(reason);
+        let key = channel.socket;
+        self.scratch.records.clear();
+        channel.close(&mut self.scratch.records);
+        self.deadlines.arm(channel_key.index, Tick(now.tick.0 + CLOSING_TICKS));
+        self.metrics.count_close(reason);
+        if was_open {
+            self.shard.handle_closed(now, hub_key(channel_key), reason);
+        }
+        self.send_records(now, key);
+        if self.sockets.tenant(key).is_some_and(|socket| socket.unsent_bytes() == 0) {
+            self.finish_closing(channel_key, now);
+        }
+    }
+
+    /// A closing channel has nothing left to send.
+    pub(super) fn finish_closing(&mut self, channel_key: SlotKey, now: Now) {
+        let Some(channel) = self.channels.tenant(channel_key) else { return };
+        if let ChannelState::Closing(reason) = channel.state {
+            if let Some(socket) = self.sockets.tenant_mut(channel.socket) {
+                socket.shutdown();
+            }
+            self.end(now, channel_key, reason);
+        }
+    }
+
+    /// Lets a channel and its socket go at once.
+    pub(super) fn end(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason) {
+        let Some(channel) = self.channels.remove(channel_key) else { return };
+        self.deadlines.cancel(channel_key.index);
+        if let Some(mut socket) = self.sockets.remove(channel.socket) {
+            socket.deregister(self.poll.registry());
+        }
+        match channel.state {
+            ChannelState::Closing(_) => {}
+            ChannelState::Handshaking { .. } => self.metrics.count_close(reason),
+            ChannelState::Open => {
+                self.metrics.count_close(reason);
+                self.shard.handle_closed(now, hub_key(channel_key), reason);
+            }
+        }
+        self.metrics.connections.set(self.sockets.len() as u64);
+    }
+}
+
+/// What an error of a read or a write says of the other end.
+pub(super) fn transport_fault(error: &io::Error) -> CloseReason {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => CloseReason::Reset,
+        io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            CloseReason::Unreachable
+        }
+        _ => CloseReason::TransportError,
+    }
+}

@@ -1,0 +1,410 @@
+//! The reactor: one thread, one poll, and the loop that moves bytes between sockets and a shard.
+//!
+//! It owns a listener, sockets and channels, and knows no word of the protocol: what a frame says is the [`Shard`]'s business.
+//! It never blocks: not on a lock held over I/O, not on a full channel, not on a disk.
+//!
+//! One turn has seven steps ([`Reactor::turn`]). mio is edge-triggered, so whatever a budget leaves over is kept on a list of
+//! the reactor's own; no second event will come for it. While such a list is not empty the poll does not wait.
+
+pub mod channel;
+mod closing;
+pub mod listener;
+pub mod mailbox;
+mod reading;
+pub mod scratch;
+pub mod slots;
+pub mod socket;
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bgb_hub::wheel::Wheel;
+use bgb_hub::{ChannelKey, CloseReason, Now, TICK_MS, Tick};
+use bgb_protocol::ids::UnixMillis;
+use mio::{Events, Poll, Token};
+
+use self::channel::{Channel, ChannelState};
+use self::closing::transport_fault;
+use self::listener::Listener;
+use self::mailbox::{Inbox, Mailbox, mailbox};
+use self::scratch::Scratch;
+use self::slots::{SlotKey, Slots};
+use self::socket::{CHOKED_BYTES, FLOWING_BYTES, Flow, Flushed, Reading, Socket, UNSENT_BYTES_MAX};
+use crate::metrics::ShardMetrics;
+use crate::shard::{Deed, Letter, Shard};
+use crate::tls::TlsContext;
+
+/// Events that one poll gives at the most; more come with the next turn.
+const EVENTS_MAX: usize = 1024;
+/// Letters taken in one turn.
+const LETTERS_PER_TURN: usize = 64;
+/// How long a channel that is ended may take to read its last bytes.
+const CLOSING_TICKS: u64 = 5_000 / TICK_MS;
+/// How soon to look again when another thread's channel was full.
+const RETRY: Duration = Duration::from_millis(5);
+
+/// Tokens that are no socket's: a socket's slot number never comes near 2^32 - 1.
+const LISTENER: Token = Token(usize::MAX);
+const MAILBOX: Token = Token(usize::MAX - 1);
+
+/// A reactor's poll and mailbox, made before the reactor itself, so that all reactors can know each other's mailboxes.
+pub struct Doorway {
+    poll: Poll,
+    inbox: Inbox<Letter>,
+    /// Where letters for the reactor go.
+    pub mailbox: Mailbox<Letter>,
+}
+
+impl Doorway {
+    /// Makes a poll and its mailbox.
+    ///
+    /// # Errors
+    /// When the kernel gives no descriptor.
+    pub fn open() -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let (mailbox, inbox) = mailbox(poll.registry(), MAILBOX)?;
+        Ok(Self { poll, inbox, mailbox })
+    }
+}
+
+/// What a reactor is made of.
+pub struct ReactorParts {
+    /// Poll and mailbox.
+    pub doorway: Doorway,
+    /// The hub and its links.
+    pub shard: Shard,
+    /// What new sessions start from.
+    pub tls: Arc<TlsContext>,
+    /// Most connections of this reactor.
+    pub connections_max: usize,
+    /// Counters.
+    pub metrics: Arc<ShardMetrics>,
+}
+
+/// See the module.
+pub struct Reactor {
+    poll: Poll,
+    events: Events,
+    inbox: Inbox<Letter>,
+    listener: Option<Listener>,
+    sockets: Slots<Socket>,
+    channels: Slots<Channel>,
+    shard: Shard,
+    tls: Arc<TlsContext>,
+    connections_max: usize,
+    metrics: Arc<ShardMetrics>,
+    scratch: Scratch,
+    /// Ends of handshakes and of closings, by channel slot. The hub has a wheel of its own.
+    deadlines: Wheel,
+    /// Sockets that may have something to read.
+    readable: VecDeque<SlotKey>,
+    /// Sockets with something to write, or just written to.
+    dirty: Vec<SlotKey>,
+    /// Sockets that are not read until the spool has room.
+    held: Vec<SlotKey>,
+    more_letters: bool,
+    started: Instant,
+    /// While stopping: when to give up on peers that do not read.
+    stopping_until: Option<Instant>,
+}
+
+impl Reactor {
+    /// A reactor that does not listen until a [`Letter::Listen`] comes.
+    #[must_use]
+    pub fn new(parts: ReactorParts) -> Self {
+        let Doorway { poll, inbox, .. } = parts.doorway;
+        Self {
+            poll,
+            events: Events::with_capacity(EVENTS_MAX),
+            inbox,
+            listener: None,
+            sockets: Slots::default(),
+            channels: Slots::default(),
+            shard: parts.shard,
+            tls: parts.tls,
+            connections_max: parts.connections_max,
+            metrics: parts.metrics,
+            scratch: Scratch::new(),
+            deadlines: Wheel::new(),
+            readable: VecDeque::new(),
+            dirty: Vec::new(),
+            held: Vec::new(),
+            more_letters: false,
+            started: Instant::now(),
+            stopping_until: None,
+        }
+    }
+
+    /// Turns until a [`Letter::Stop`] has been carried out.
+    ///
+    /// # Errors
+    /// When the poll itself fails, which no peer can bring about.
+    pub fn run(mut self) -> io::Result<()> {
+        while self.turn()?.is_continue() {}
+        Ok(())
+    }
+
+    /// One turn of the loop.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn turn(&mut self) -> io::Result<ControlFlow<()>> {
+        self.wait()?;
+        let now = self.now();
+        self.accept();
+        self.read(now);
+        self.take_letters(now)?;
+        self.advance(now);
+        self.do_deeds(now);
+        self.flush(now);
+        self.metrics.turns.add(1);
+        self.shard.publish();
+        Ok(self.is_over())
+    }
+
+    fn now(&self) -> Now {
+        let tick = Tick(self.started.elapsed().as_millis() as u64 / TICK_MS);
+        Now { tick, unix: UnixMillis(bgb_daemon::clock::Now::read().unix_ms) }
+    }
+
+    // Step 1: poll, and put what has come on the lists.
+
+    fn wait(&mut self) -> io::Result<()> {
+        let timeout = self.timeout();
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        for event in &self.events {
+            match event.token() {
+                LISTENER => {
+                    if let Some(listener) = &mut self.listener {
+                        listener.on_ready();
+                    }
+                }
+                MAILBOX => {
+                    self.inbox.hear();
+                    self.more_letters = true;
+                }
+                token => {
+                    let key = SlotKey::from(token);
+                    let Some(socket) = self.sockets.tenant_mut(key) else { continue };
+                    if (event.is_readable() || event.is_read_closed() || event.is_error())
+                        && socket.reading == Reading::Waiting
+                    {
+                        socket.reading = Reading::Listed;
+                        self.readable.push_back(key);
+                    }
+                    if event.is_writable() && !socket.dirty {
+                        socket.dirty = true;
+                        self.dirty.push(key);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How long the poll may wait: not at all while work is left over; else until the next deadline.
+    fn timeout(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let accepting =
+            self.listener.as_ref().is_some_and(|listener| self.may_accept() && listener.has_work(now));
+        if accepting || !self.readable.is_empty() || self.more_letters || !self.dirty.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let until_tick = |tick: Tick| {
+            // A millisecond more, so that the tick is over when the poll comes back.
+            let at = self.started + Duration::from_millis(tick.0 * TICK_MS + 1);
+            at.saturating_duration_since(now)
+        };
+        let until = |at: Instant| at.saturating_duration_since(now);
+        [
+            self.shard.next_deadline().map(until_tick),
+            self.deadlines.next_deadline().map(until_tick),
+            self.listener.as_ref().and_then(Listener::next_deadline).map(until),
+            self.stopping_until.map(until),
+            self.shard.is_backed_up().then_some(RETRY),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    // Step 3: the mailbox.
+
+    fn take_letters(&mut self, now: Now) -> io::Result<()> {
+        for _ in 0..LETTERS_PER_TURN {
+            let Some(letter) = self.inbox.next() else { break };
+            match self.shard.handle_letter(now, letter) {
+                Some(Letter::Orders(orders)) => {
+                    for order in &*orders {
+                        self.shard.handle_order(now, order.clone());
+                        self.do_deeds(now);
+                    }
+                }
+                Some(Letter::Listen(socket)) => {
+                    let socket = socket.try_clone()?;
+                    self.listener = Some(Listener::start(socket, self.poll.registry(), LISTENER)?);
+                }
+                Some(Letter::Tls(tls)) => self.tls = tls,
+                Some(Letter::Stop) => self.stop(now),
+                _ => {}
+            }
+            self.do_deeds(now);
+        }
+        self.more_letters = self.inbox.has_letters();
+        Ok(())
+    }
+
+    fn stop(&mut self, now: Now) {
+        self.listener = None;
+        self.stopping_until = Some(Instant::now() + Duration::from_millis(CLOSING_TICKS * TICK_MS));
+        self.shard.drain(now);
+        // Those that are still shaking hands are nobody's yet.
+        let unfinished: Vec<_> = self
+            .channels
+            .keys()
+            .filter(|key| {
+                let state = self.channels.tenant(*key).map(|channel| channel.state);
+                matches!(state, Some(ChannelState::Handshaking { .. }))
+            })
+            .collect();
+        for key in unfinished {
+            self.close(now, key, CloseReason::Draining);
+        }
+    }
+
+    // Step 4: time.
+
+    fn advance(&mut self, now: Now) {
+        self.shard.advance(now);
+        self.do_deeds(now);
+        while let Some(index) = self.deadlines.poll_expired(now.tick) {
+            let Some(channel) = self.channels.key_at(index) else { continue };
+            let Some(state) = self.channels.tenant(channel).map(|channel| channel.state) else { continue };
+            match state {
+                ChannelState::Handshaking { .. } => self.end(now, channel, CloseReason::HandshakeTimedOut),
+                ChannelState::Closing(reason) => self.end(now, channel, reason),
+                ChannelState::Open => {}
+            }
+        }
+        if !self.shard.is_backed_up() {
+            for key in std::mem::take(&mut self.held) {
+                if let Some(socket) =
+                    self.sockets.tenant_mut(key).filter(|socket| socket.reading == Reading::Held)
+                {
+                    socket.reading = Reading::Listed;
+                    self.readable.push_back(key);
+                }
+            }
+        }
+    }
+
+    // Step 5: what the shard wants done.
+
+    /// The hub bounds what one input may bring about, and comes back to the rest with time; so all of it is done here.
+    fn do_deeds(&mut self, now: Now) {
+        while let Some(deed) = self.shard.poll(now, &mut self.scratch.frame) {
+            match deed {
+                Deed::Write(channel) => self.write(now, slot_key(channel)),
+                Deed::Close(channel, reason) => self.close(now, slot_key(channel), reason),
+                Deed::Hold(channel) => self.hold(slot_key(channel)),
+            }
+        }
+    }
+
+    fn write(&mut self, now: Now, channel_key: SlotKey) {
+        let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
+        if channel.state != ChannelState::Open {
+            return;
+        }
+        self.scratch.records.clear();
+        channel.seal(&self.scratch.frame, &mut self.scratch.records);
+        let key = channel.socket;
+        self.send_records(now, key);
+    }
+
+    fn hold(&mut self, channel: SlotKey) {
+        let Some(key) = self.channels.tenant(channel).map(|channel| channel.socket) else { return };
+        if let Some(socket) = self.sockets.tenant_mut(key).filter(|socket| socket.reading != Reading::Over) {
+            socket.reading = Reading::Held;
+            self.held.push(key);
+        }
+    }
+
+    // Step 6 and 7: send what waits, and ask to be told where the kernel takes no more.
+
+    /// Sends the records that were put together, and keeps the limits of unsent bytes.
+    fn send_records(&mut self, now: Now, key: SlotKey) {
+        if self.scratch.records.is_empty() {
+            return;
+        }
+        let Some(socket) = self.sockets.tenant_mut(key) else { return };
+        self.metrics.sent_bytes.add(self.scratch.records.len() as u64);
+        let flushed = socket.write(&self.scratch.records);
+        self.on_flushed(now, key, flushed);
+    }
+
+    fn flush(&mut self, now: Now) {
+        for key in std::mem::take(&mut self.dirty) {
+            let Some(socket) = self.sockets.tenant_mut(key) else { continue };
+            socket.dirty = false;
+            let flushed = socket.flush();
+            self.on_flushed(now, key, flushed);
+        }
+    }
+
+    fn on_flushed(&mut self, now: Now, key: SlotKey, flushed: Flushed) {
+        let Some(socket) = self.sockets.tenant_mut(key) else { return };
+        let channel = socket.channel;
+        if let Flushed::Broken(error) = flushed {
+            tracing::debug!(peer = %socket.peer, %error, "a connection broke");
+            return self.end(now, channel, transport_fault(&error));
+        }
+        if let Err(error) = socket.ask_for_writable(self.poll.registry(), key) {
+            tracing::warn!(%error, "a connection cannot be polled any more; it is closed");
+            return self.end(now, channel, CloseReason::TransportError);
+        }
+        let unsent = socket.unsent_bytes();
+        if unsent > UNSENT_BYTES_MAX {
+            return self.end(now, channel, CloseReason::TooSlow);
+        }
+        let flow = match socket.flow {
+            Flow::Flowing if unsent > CHOKED_BYTES => Flow::Choked,
+            Flow::Choked if unsent < FLOWING_BYTES => Flow::Flowing,
+            same => same,
+        };
+        if flow != socket.flow {
+            socket.flow = flow;
+            self.shard.handle_flow(now, hub_key(channel), flow == Flow::Choked);
+        }
+        if unsent == 0 {
+            self.finish_closing(channel, now);
+        }
+    }
+
+    fn is_over(&self) -> ControlFlow<()> {
+        let Some(until) = self.stopping_until else { return ControlFlow::Continue(()) };
+        let everybody_gone = self.sockets.is_empty() && !self.shard.is_backed_up();
+        if everybody_gone || Instant::now() >= until {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+}
+
+fn hub_key(key: SlotKey) -> ChannelKey {
+    ChannelKey { index: key.index, generation: key.generation }
+}
+
+fn slot_key(key: ChannelKey) -> SlotKey {
+    SlotKey { index: key.index, generation: key.generation }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! The reactor's second step: connections are accepted, and what has come is read, opened and handed to the shard.
+//!
+//! Both go in budgets. A socket that has more to read than one read takes goes to the end of the list, so that no peer keeps the
+//! others waiting; a read that found less than it asked for takes it off.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use bgb_hub::{CloseReason, Now, Peer, TICK_MS, Tick};
+use bgb_protocol::certificate::Identity;
+use bgb_protocol::frame::Frame;
+use bgb_protocol::ids::DeviceId;
+use mio::net::TcpStream;
+
+use super::channel::{Channel, ChannelState, Progress};
+use super::closing::transport_fault;
+use super::listener::Accepted;
+use super::scratch::Scratch;
+use super::slots::SlotKey;
+use super::socket::{Reading, Socket};
+use super::{Reactor, hub_key};
+use crate::tls::TlsSession;
+
+/// Connections accepted in one turn: each costs a handshake soon after, and sessions that are there already must not wait.
+const ACCEPTS_PER_TURN: usize = 64;
+/// Sockets read in one turn, one read each.
+const READS_PER_TURN: usize = 512;
+/// How long a peer may take to show who it is (security.md: 10 s before authentication).
+const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
+
+impl Reactor {
+    pub(super) fn may_accept(&self) -> bool {
+        self.sockets.len() < self.connections_max && !self.shard.is_backed_up()
+    }
+
+    pub(super) fn accept(&mut self) {
+        let now = Instant::now();
+        for _ in 0..ACCEPTS_PER_TURN {
+            if !self.may_accept() {
+                return;
+            }
+            let Some(listener) = self.listener.as_mut().filter(|listener| listener.has_work(now)) else {
+                return;
+            };
+            match listener.accept(now) {
+                Accepted::Connection(stream, peer) => self.take_in(stream, peer),
+                Accepted::Nobody => return,
+                Accepted::Resting(error) => {
+                    self.metrics.accept_failures.add(1);
+                    tracing::warn!(
+                        %error,
+                        connections = self.sockets.len(),
+                        "no connection can be accepted for a moment; raise LimitNOFILE, or lower connections_max"
+                    );
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take_in(&mut self, stream: TcpStream, peer: SocketAddr) {
+        let tls = match TlsSession::new(&self.tls) {
+            Ok(tls) => tls,
+            Err(error) => {
+                tracing::error!(%error, "a TLS session could not be begun");
+                return;
+            }
+        };
+        // Each needs the other's key: the socket's slot is known once it is taken.
+        let nobody = SlotKey { index: u32::MAX, generation: u32::MAX };
+        let key = self.sockets.insert(Socket::new(stream, peer, nobody));
+        let channel = self.channels.insert(Channel::new(key, tls));
+        let socket = self.sockets.tenant_mut(key).expect("it was put in just now");
+        socket.channel = channel;
+        if let Err(error) = socket.register(self.poll.registry(), key) {
+            tracing::warn!(%peer, %error, "a connection cannot be polled; it is closed");
+            self.sockets.remove(key);
+            self.channels.remove(channel);
+            return;
+        }
+        // It may have spoken before it was registered; an edge that came first would be lost.
+        socket.reading = Reading::Listed;
+        self.readable.push_back(key);
+        let now = self.now();
+        self.deadlines.arm(channel.index, Tick(now.tick.0 + HANDSHAKE_TICKS));
+        self.metrics.accepted.add(1);
+        self.metrics.connections.set(self.sockets.len() as u64);
+    }
+
+    pub(super) fn read(&mut self, now: Now) {
+        for _ in 0..READS_PER_TURN.min(self.readable.len()) {
+            let Some(key) = self.readable.pop_front() else { return };
+            self.read_one(now, key);
+        }
+    }
+
+    /// Reads a socket once. If that filled the buffer, more may be there, and it goes to the end of the list.
+    fn read_one(&mut self, now: Now, key: SlotKey) {
+        let Some(socket) = self.sockets.tenant_mut(key) else { return };
+        if socket.reading != Reading::Listed {
+            return;
+        }
+        let channel = socket.channel;
+        match socket.read(&mut self.scratch.received) {
+            Ok(0) => {
+                socket.reading = Reading::Over;
+                self.on_peer_closed(now, channel, CloseReason::HalfClosed);
+            }
+            Ok(bytes) => {
+                self.metrics.received_bytes.add(bytes as u64);
+                self.feed(now, key, channel, bytes);
+                let Some(socket) = self.sockets.tenant_mut(key) else { return };
+                if socket.reading == Reading::Listed {
+                    // A stream that gave less than was asked for is empty, and its next edge is armed (epoll(7)).
+                    if bytes < self.scratch.received.len() {
+                        socket.reading = Reading::Waiting;
+                    } else {
+                        self.readable.push_back(key);
+                    }
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.reading = Reading::Waiting,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.readable.push_back(key),
+            Err(error) => {
+                tracing::debug!(peer = %socket.peer, %error, "a connection broke");
+                self.end(now, channel, transport_fault(&error));
+            }
+        }
+    }
+
+    fn feed(&mut self, now: Now, key: SlotKey, channel_key: SlotKey, bytes: usize) {
+        let Scratch { received, plaintext, records, .. } = &mut self.scratch;
+        plaintext.clear();
+        records.clear();
+        let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
+        if let ChannelState::Closing(_) = channel.state {
+            // What a closing peer still says is not heard; reading on only waits for its own end.
+            return;
+        }
+        let fed = channel.feed(&received[..bytes], plaintext, records);
+        self.send_records(now, key);
+        match fed {
+            Err(fault) => self.fail(now, channel_key, &fault),
+            Ok((progress, peer_closed)) => {
+                if let Progress::Opened(peer) = progress {
+                    self.open(now, key, channel_key, &peer);
+                }
+                self.take_frames(now, channel_key);
+                if peer_closed {
+                    self.on_peer_closed(now, channel_key, CloseReason::PeerClosed);
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, now: Now, key: SlotKey, channel_key: SlotKey, peer: &(DeviceId, Identity)) {
+        let (device, identity) = peer;
+        let (Some(socket), Some(channel)) = (self.sockets.tenant(key), self.channels.tenant(channel_key))
+        else {
+            return;
+        };
+        self.deadlines.cancel(channel_key.index);
+        self.metrics.handshakes.add(1);
+        self.metrics.resumed.add(u64::from(channel.is_resumed()));
+        let peer = Peer {
+            device: *device,
+            address: socket.peer,
+            fingerprint: identity.fingerprint,
+            certificate_ends: identity.not_after,
+        };
+        self.shard.handle_opened(now, hub_key(channel_key), peer);
+        self.do_deeds(now);
+    }
+
+    /// Gives each whole frame of what has come to the shard, and does what it wants done before the next.
+    fn take_frames(&mut self, now: Now, channel_key: SlotKey) {
+        if self.scratch.plaintext.is_empty() {
+            return;
+        }
+        // Lent out, since doing deeds needs the rest of the scratch.
+        let plaintext = std::mem::take(&mut self.scratch.plaintext);
+        if let Some(stream) = self.channels.tenant_mut(channel_key).map(|channel| channel.join(&plaintext)) {
+            let mut taken = 0;
+            let reason = loop {
+                if self.channels.tenant(channel_key).is_none_or(|channel| channel.state != ChannelState::Open)
+                {
+                    break None;
+                }
+                match Frame::decode(&stream[taken..]) {
+                    Err(_) => break Some(CloseReason::OversizedFrame),
+                    Ok(None) => break None,
+                    Ok(Some((frame, used))) => {
+                        taken += used;
+                        let channel = self.channels.tenant_mut(channel_key);
+                        if !channel.is_some_and(|channel| channel.spend_message(now.tick)) {
+                            break Some(CloseReason::TooManyMessages);
+                        }
+                        if let Err(reason) = self.shard.handle_frame(now, hub_key(channel_key), frame) {
+                            break Some(reason);
+                        }
+                        self.do_deeds(now);
+                    }
+                }
+            };
+            match reason {
+                Some(reason) => {
+                    if self.shard.put_refusal(reason, &mut self.scratch.frame) {
+                        self.write(now, channel_key);
+                    }
+                    self.close(now, channel_key, reason);
+                }
+                None => {
+                    if let Some(channel) = self.channels.tenant_mut(channel_key) {
+                        channel.keep(stream, taken);
+                    }
+                }
+            }
+        }
+        self.scratch.plaintext = plaintext;
+    }
+}

@@ -1,0 +1,164 @@
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream as StdStream};
+
+use bgb_hub::{Hub, HubOptions};
+use bgb_protocol::ids::ServerId;
+use bgb_site::folder::SiteFolder;
+use bgb_site::init::{InitOptions, site_init};
+use crossbeam_channel::bounded;
+
+use super::*;
+use crate::courier::StatusLine;
+use crate::directory::{Directory, ShardId};
+use crate::shard::Links;
+use crate::tls::TlsFiles;
+
+/// How long a test waits for what must happen within a few turns.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Bench {
+    reactor: Reactor,
+    mailbox: Mailbox<Letter>,
+    address: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(connections_max: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("site");
+        let now = UnixMillis(bgb_daemon::clock::Now::read().unix_ms);
+        let code = "LAB".parse().unwrap();
+        site_init(&InitOptions::new(&root, code, vec!["127.0.0.1:10123".to_owned()], now)).unwrap();
+        let site = SiteFolder::new(&root);
+        let server = ServerId(1);
+        let files = TlsFiles {
+            certificate: site.server_certificate(server),
+            key: site.server_key(server),
+            authority: site.authority_certificate(),
+        };
+        let tls = Arc::new(TlsContext::load(&files, code, server, None).unwrap());
+        let doorway = Doorway::open().unwrap();
+        let mailbox = doorway.mailbox.clone();
+        let metrics = Arc::new(ShardMetrics::default());
+        let links = Links {
+            spool: bounded(8).0,
+            presence: bounded(8).0,
+            durable_up_to: Arc::default(),
+            directory: Arc::new(Directory::default()),
+            shards: Arc::from([mailbox.clone()]),
+        };
+        let hub = Hub::new(HubOptions {
+            server,
+            sessions_max: 10,
+            keepalive_secs: 900,
+            hello_ticks: 100,
+            active_tasks_max: 10,
+            other_servers: Vec::new(),
+            reconnect_window_secs: 5,
+            jitter_seed: 1,
+        });
+        let shard = Shard::new(ShardId(0), hub, links, Arc::clone(&metrics), StatusLine::new().0);
+        let reactor = Reactor::new(ReactorParts { doorway, shard, tls, connections_max, metrics });
+        let socket: TcpListener = listener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = socket.local_addr().unwrap();
+        listener::listen(&socket).unwrap();
+        mailbox.send(Letter::Listen(Arc::new(socket)));
+        Self { reactor, mailbox, address, _folder: folder }
+    }
+
+    fn connect(&self) -> StdStream {
+        let stream = StdStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Turns until `done`. The poll may wait long, so the mailbox is rung before each turn.
+    fn turn_until(&mut self, mut done: impl FnMut(&Reactor) -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !done(&self.reactor) {
+            assert!(Instant::now() < until, "it did not happen: {:?}", self.reactor.metrics);
+            self.mailbox.wake();
+            assert!(self.reactor.turn().unwrap().is_continue());
+        }
+    }
+}
+
+fn closed(reactor: &Reactor, reason: CloseReason) -> bool {
+    let shards = [Arc::clone(&reactor.metrics)];
+    let text = crate::metrics::expose(&crate::metrics::ServerMetrics::default(), &shards);
+    text.contains(&format!("{{reason=\"{}\"}} 1\n", reason.label()))
+}
+
+#[test]
+fn garbage_is_answered_with_an_alert_and_counted() {
+    let mut bench = Bench::new(10);
+    let mut peer = bench.connect();
+    peer.write_all(b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n").unwrap();
+    bench.turn_until(|reactor| closed(reactor, CloseReason::HandshakeGarbage) && reactor.sockets.is_empty());
+    let mut answer = Vec::new();
+    peer.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer.first(), Some(&21), "a TLS alert (RFC 8446 section 5.1)");
+    assert!(bench.reactor.channels.is_empty());
+}
+
+#[test]
+fn a_peer_that_closes_its_half_is_let_go() {
+    let mut bench = Bench::new(10);
+    let peer = bench.connect();
+    peer.shutdown(Shutdown::Write).unwrap();
+    bench.turn_until(|reactor| closed(reactor, CloseReason::HalfClosed) && reactor.sockets.is_empty());
+}
+
+#[test]
+fn no_more_connections_than_configured_are_held_and_the_next_comes_when_one_goes() {
+    let mut bench = Bench::new(2);
+    let first = bench.connect();
+    let _second = bench.connect();
+    let _third = bench.connect();
+    bench.turn_until(|reactor| reactor.sockets.len() == 2);
+    for _ in 0..20 {
+        bench.mailbox.wake();
+        assert!(bench.reactor.turn().unwrap().is_continue());
+        assert_eq!(bench.reactor.sockets.len(), 2);
+    }
+    drop(first);
+    bench.turn_until(|reactor| reactor.metrics.accepted.value() == 3);
+}
+
+#[test]
+fn a_silent_peer_costs_no_turns() {
+    let mut bench = Bench::new(10);
+    let _peer = bench.connect();
+    bench.turn_until(|reactor| reactor.sockets.len() == 1 && reactor.readable.is_empty());
+    let wait = bench.reactor.timeout().unwrap();
+    assert!(wait > Duration::from_secs(1), "the next thing is the end of its handshake, and not in {wait:?}");
+}
+
+#[test]
+fn an_endless_handshake_ends_at_its_limit_of_bytes() {
+    let mut bench = Bench::new(10);
+    let mut peer = bench.connect();
+    // Handshake records (type 22) that announce a ClientHello of 16,000 bytes, and never complete it.
+    let mut fragment = vec![22, 3, 1, 0x10, 0x00, 1, 0, 0x3e, 0x80];
+    fragment.resize(5 + 0x1000, 0);
+    peer.write_all(&fragment).unwrap();
+    let more = [&[22, 3, 1, 0x10, 0x00][..], &[0; 0x1000]].concat();
+    peer.write_all(&more).unwrap();
+    peer.write_all(&more).unwrap();
+    bench.turn_until(|reactor| closed(reactor, CloseReason::HandshakeGarbage) && reactor.sockets.is_empty());
+}
+
+#[test]
+fn a_stop_ends_the_loop_when_everybody_is_gone() {
+    let mut bench = Bench::new(10);
+    let peer = bench.connect();
+    bench.turn_until(|reactor| reactor.sockets.len() == 1);
+    bench.mailbox.send(Letter::Stop);
+    let until = Instant::now() + PATIENCE;
+    while bench.reactor.turn().unwrap().is_continue() {
+        assert!(Instant::now() < until, "a peer that says nothing must not keep the server");
+    }
+    drop(peer);
+    assert!(StdStream::connect(bench.address).is_err(), "nobody listens any more");
+}

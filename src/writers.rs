@@ -1,0 +1,255 @@
+//! The threads that write: they drive spool, presence list and courier, which are machines without a thread of their own.
+//!
+//! Each waits on its channel and its clock, and ends when it is told to and nothing is left: first the spool, with a last file;
+//! then the presence list, with a last delta; then the courier, with a last round.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bgb_protocol::file::presence::PresenceRow;
+use bgb_protocol::ids::UnixMillis;
+use bgb_protocol::status::{StatusId, StatusMessage};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use crate::courier::{Courier, StatusLine};
+use crate::metrics::ServerMetrics;
+use crate::presence::PresenceList;
+use crate::reactor::mailbox::Mailbox;
+use crate::shard::{Letter, SpoolItem};
+use crate::spool::{Spool, SpoolError};
+
+/// Results that wait for the spool: at 4 KiB each, some 32 MiB at the worst; beyond it channels are held.
+pub const SPOOL_ITEMS_MAX: usize = 8 * 1024;
+/// Presence rows that wait for the list.
+pub const PRESENCE_ROWS_MAX: usize = 16 * 1024;
+/// Results that share one fsync at the most.
+const SPOOL_BATCH: usize = 4 * 1024;
+/// How often the courier looks for files: a result is in the inbox within this after its file was closed.
+const COURIER_ROUND: Duration = Duration::from_millis(50);
+/// How long the courier rests after the inbox refused.
+const COURIER_REST: Duration = Duration::from_secs(1);
+/// How soon a full disk is tried again.
+const SPOOL_RETRY: Duration = Duration::from_millis(500);
+/// How often a thread that waits looks whether it should stop.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A thread that writes files, and the word that ends it.
+pub struct Writer {
+    thread: JoinHandle<()>,
+    stop: Sender<()>,
+}
+
+/// What every thread is given.
+#[derive(Clone)]
+pub struct Shared {
+    /// Counters of these threads.
+    pub metrics: Arc<ServerMetrics>,
+    /// Where status messages go.
+    pub status: StatusLine,
+    /// Where a thread says what it ended of.
+    pub fault: Sender<String>,
+}
+
+impl Writer {
+    /// Starts a thread that runs until what it is given is disconnected.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(name: &str, run: impl FnOnce(Receiver<()>) + Send + 'static) -> io::Result<Self> {
+        let (stop, stopped) = bounded(0);
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(stopped))?;
+        Ok(Self { thread, stop })
+    }
+
+    /// Says that it is to end, and gives the thread to be joined.
+    #[must_use]
+    pub fn stop(self) -> JoinHandle<()> {
+        drop(self.stop);
+        self.thread
+    }
+}
+
+/// The spool's thread.
+pub struct Spooler {
+    spool: Spool,
+    items: Receiver<SpoolItem>,
+    /// One that a full disk did not take.
+    waiting: Option<SpoolItem>,
+    durable: Vec<Arc<AtomicU64>>,
+    shards: Arc<[Mailbox<Letter>]>,
+    shared: Shared,
+}
+
+impl Spooler {
+    /// The thread's insides around `spool`; `durable` and `shards` are by number.
+    #[must_use]
+    pub fn new(
+        spool: Spool,
+        items: Receiver<SpoolItem>,
+        durable: Vec<Arc<AtomicU64>>,
+        shards: Arc<[Mailbox<Letter>]>,
+        shared: Shared,
+    ) -> Self {
+        Self { spool, items, waiting: None, durable, shards, shared }
+    }
+
+    /// Runs until `stop` is gone and nothing waits, or an fsync fails.
+    pub fn run(mut self, stop: &Receiver<()>) {
+        let ended = loop {
+            match self.round(stop) {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error @ SpoolError::Write { .. }) => {
+                    tracing::warn!(%error, "results wait for room on the disk");
+                    std::thread::sleep(SPOOL_RETRY);
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        if let Err(error) = ended {
+            self.shared.status.say(StatusId::SpoolFailed, now(), "spool", error.to_string());
+            // Nobody else reads this channel's other end but the main thread, which ends the process.
+            let _ = self.shared.fault.send(error.to_string());
+        }
+    }
+
+    /// Takes what has come, makes it durable, acknowledges it, and closes a file that is due. `false` when it is to end.
+    fn round(&mut self, stop: &Receiver<()>) -> Result<bool, SpoolError> {
+        let mut numbers = vec![0; self.durable.len()];
+        let mut stopped = false;
+        if let Some(item) = self.next_item(stop, &mut stopped) {
+            self.take(item, &mut numbers)?;
+            for _ in 1..SPOOL_BATCH {
+                let Ok(item) = self.items.try_recv() else { break };
+                self.take(item, &mut numbers)?;
+            }
+            self.spool.sync()?;
+            self.shared.metrics.spool_syncs.add(1);
+            self.publish(&numbers);
+        }
+        let due = self.spool.next_due().is_some_and(|due| due <= now());
+        if due || (stopped && self.spool.next_due().is_some()) {
+            self.spool.close_file(now())?;
+            self.shared.metrics.result_files.add(1);
+        }
+        Ok(!stopped)
+    }
+
+    fn next_item(&mut self, stop: &Receiver<()>, stopped: &mut bool) -> Option<SpoolItem> {
+        if let Some(item) = self.waiting.take() {
+            return Some(item);
+        }
+        let wait =
+            self.spool.next_due().map_or(LOOK, |due| Duration::from_millis(due.since(now())).min(LOOK));
+        match self.items.recv_timeout(wait) {
+            Ok(item) => Some(item),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                // The reactors have ended before, so what has not come by now never will.
+                *stopped = is_stopped(stop);
+                if !*stopped && self.items.is_empty() {
+                    std::thread::sleep(wait.min(Duration::from_millis(1)));
+                }
+                None
+            }
+        }
+    }
+
+    fn take(&mut self, item: SpoolItem, numbers: &mut [u64]) -> Result<(), SpoolError> {
+        match item {
+            SpoolItem::Hint(row) => self.spool.hint(row),
+            SpoolItem::Keep { shard, number, row } => {
+                if let Err(error) = self.spool.keep(row.clone()) {
+                    self.waiting = Some(SpoolItem::Keep { shard, number, row });
+                    // What was taken before it may be acknowledged all the same.
+                    self.spool.sync()?;
+                    self.publish(numbers);
+                    return Err(error);
+                }
+                numbers[usize::from(shard.0)] = number;
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&self, numbers: &[u64]) {
+        for (shard, number) in numbers.iter().enumerate().filter(|(_, number)| **number > 0) {
+            self.durable[shard].store(*number, Ordering::Release);
+            self.shards[shard].wake();
+        }
+    }
+}
+
+/// The presence list's thread: runs until `stop` is gone and nothing waits.
+pub fn run_presence(
+    mut list: PresenceList,
+    rows: &Receiver<PresenceRow>,
+    stop: &Receiver<()>,
+    shared: &Shared,
+) {
+    let mut failing = false;
+    loop {
+        let wait = Duration::from_millis(list.next_due().since(now())).clamp(Duration::from_millis(1), LOOK);
+        match rows.recv_timeout(wait) {
+            Ok(row) => {
+                list.handle_row(row);
+                rows.try_iter().take(PRESENCE_ROWS_MAX).for_each(|row| list.handle_row(row));
+            }
+            Err(_) if is_stopped(stop) => break,
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(wait),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        match list.handle_time(now()) {
+            Ok(written) => {
+                shared.metrics.presence_files.add(u64::from(written.is_some()));
+                failing = false;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    let text = format!("presence cannot be written: {error}; it is tried again until it can");
+                    shared.status.say(StatusId::PresenceNotWritten, now(), "spool", text);
+                }
+                std::thread::sleep(SPOOL_RETRY);
+            }
+        }
+    }
+    if let Err(error) = list.finish(now()) {
+        tracing::warn!(%error, "the last presence file could not be written; the next start's full list says it all");
+    }
+}
+
+/// The courier's thread: runs until `stop` is gone, and a last round after it.
+pub fn run_courier(
+    mut courier: Courier,
+    messages: &Receiver<StatusMessage>,
+    stop: &Receiver<()>,
+    shared: &Shared,
+) {
+    let mut rest_until = Instant::now();
+    loop {
+        let stopped = !matches!(stop.recv_timeout(COURIER_ROUND), Err(RecvTimeoutError::Timeout));
+        messages.try_iter().for_each(|message| courier.handle_message(message));
+        if stopped || Instant::now() >= rest_until {
+            let round = courier.run(now());
+            shared.metrics.files_carried.add(round.carried as u64);
+            if let Some(error) = round.failed {
+                shared.metrics.carry_failures.add(1);
+                tracing::debug!(%error, "a file could not be put into the inbox yet");
+                rest_until = Instant::now() + COURIER_REST;
+            }
+        }
+        if stopped {
+            return;
+        }
+    }
+}
+
+fn is_stopped(stop: &Receiver<()>) -> bool {
+    matches!(stop.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected))
+}
+
+fn now() -> UnixMillis {
+    UnixMillis(bgb_daemon::clock::Now::read().unix_ms)
+}

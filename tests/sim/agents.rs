@@ -1,0 +1,548 @@
+//! Devices: a disk, a boot, a wall clock that may be wrong, and the agent's own step machine on it.
+//!
+//! The agent is the product's (`bgb_agent::agent::Agent` on `SimDisk`); what is modelled is around it: the actions, which
+//! begin and end after a while or hang, the power, and whoever kills it. An agent that says that its disk failed is dropped with
+//! its outputs and made anew, as its contract asks.
+//!
+//! The model hears of everything that an agent starts and of every end that it has journaled.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bgb_agent::agent::{
+    Agent, AgentError, AgentOptions, Ending, Input, Outcome, Output, SessionPhase, Start,
+};
+use bgb_daemon::clock::Now;
+use bgb_daemon::disk::{Disk, SimDisk};
+use bgb_protocol::action::Action;
+use bgb_protocol::frame::Frame;
+use bgb_protocol::ids::{BootId, DeviceId, TaskId};
+use bgb_protocol::message::{AgentMessage, Platform, RefusedReason, ServerMessage};
+use bgb_protocol::signature::DeviceKey;
+use bgb_protocol::state::TaskState;
+use bgb_protocol::task::{SignedCancel, SignedTask};
+
+use crate::dice::Dice;
+use crate::faults::Weather;
+use crate::network::{ConnId, End, Farewell, Way};
+use crate::servers::{SERVERS, address_of, server_at};
+use crate::tally::Kind;
+use crate::world::{EPOCH_UNIX_MS, Event, World};
+
+/// What a machine's boot clock shows at most when its agent starts.
+const BOOTING_MS_MAX: u64 = 20_000;
+
+/// A device.
+pub(crate) struct Machine {
+    pub(crate) device: DeviceId,
+    pub(crate) disk: SimDisk,
+    pub(crate) agent: Option<Box<Agent>>,
+    pub(crate) conn: Option<ConnId>,
+    pub(crate) power: Power,
+    /// The wall clock less the true time.
+    pub(crate) skew_ms: i64,
+    pub(crate) reads_slowly: bool,
+    /// The next error of the disk is its machine's death.
+    pub(crate) is_dying: bool,
+    /// Syncs that were told to fail.
+    pub(crate) syncs_to_fail: u64,
+    pub(crate) certificate: Certificate,
+    /// The device's public key, as the site knows it.
+    pub(crate) public: Vec<u8>,
+    key: Vec<u8>,
+    servers: Vec<String>,
+    boot: BootId,
+    booted_ms: u64,
+    /// A signed head was heard in this boot: from then on the agent's time is the site's.
+    has_head: bool,
+    /// Counts orders to start: one that was replaced by a later one is void.
+    starts: u64,
+    actions: BTreeMap<TaskId, Running>,
+    serial: u64,
+    ended: u64,
+    last_server: Option<usize>,
+}
+
+/// Whether a device has power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Power {
+    On,
+    Off,
+    /// And nobody switches it on again.
+    OffForGood,
+}
+
+/// What a device shows of itself in the handshake.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Certificate {
+    pub(crate) fingerprint: [u8; 32],
+    pub(crate) ends_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    serial: u64,
+    ending: Ending,
+    is_scan: bool,
+}
+
+impl Machine {
+    pub(crate) fn new(agent: usize, dice: &mut Dice, weather: &Weather) -> Self {
+        let (key, pkcs8) = DeviceKey::generate().expect("the system gives randomness");
+        let mut servers: Vec<_> = (0..SERVERS).map(address_of).collect();
+        if dice.chance(500) {
+            servers.reverse();
+        }
+        Self {
+            // Some devices are in the second block of a target set.
+            device: DeviceId(agent as u32 + if agent % 3 == 2 { 2_048 } else { 0 }),
+            disk: SimDisk::new(),
+            agent: None,
+            conn: None,
+            power: Power::Off,
+            skew_ms: if dice.chance(weather.skew_per_mille) { draw_skew(dice) } else { 0 },
+            reads_slowly: false,
+            is_dying: false,
+            syncs_to_fail: 0,
+            certificate: Certificate { fingerprint: dice.bytes(), ends_ms: None },
+            public: key.public(),
+            key: pkcs8,
+            servers,
+            boot: BootId(dice.bytes()),
+            booted_ms: 0,
+            has_head: false,
+            starts: 0,
+            actions: BTreeMap::new(),
+            serial: 0,
+            ended: 0,
+            last_server: None,
+        }
+    }
+
+    pub(crate) fn has_power(&self) -> bool {
+        self.power == Power::On
+    }
+
+    /// When the agent wants to be called, in virtual time.
+    pub(crate) fn deadline_ms(&self) -> Option<u64> {
+        let deadline_ms = self.agent.as_ref()?.next_deadline()?;
+        Some((deadline_ms + self.booted_ms).saturating_sub(BOOTING_MS_MAX))
+    }
+
+    pub(crate) fn is_signed_in(&self) -> bool {
+        self.agent.as_ref().is_some_and(|agent| agent.phase() == SessionPhase::Active)
+    }
+
+    /// Whether an action of this task runs.
+    pub(crate) fn runs(&self, task: TaskId) -> bool {
+        self.actions.contains_key(&task)
+    }
+
+    fn clock(&self, now_ms: u64) -> Now {
+        let boot_ms = now_ms - self.booted_ms + BOOTING_MS_MAX;
+        let unix_ms = (EPOCH_UNIX_MS + now_ms).saturating_add_signed(self.skew_ms);
+        Now { unix_ms, boot_ms, mono_ms: boot_ms }
+    }
+}
+
+/// Up to two days wrong, either way.
+pub(crate) fn draw_skew(dice: &mut Dice) -> i64 {
+    let skew_ms = dice.between(1_000, 48 * 3_600_000) as i64;
+    if dice.chance(500) { skew_ms } else { -skew_ms }
+}
+
+impl World {
+    pub(crate) fn start_device_after(&mut self, agent: usize, after_ms: u64) {
+        let machine = &mut self.machines[agent];
+        machine.starts += 1;
+        let starts = machine.starts;
+        self.after(after_ms, Event::DeviceStarts { agent, starts });
+    }
+
+    pub(crate) fn on_device_starts(&mut self, agent: usize, starts: u64) {
+        let machine = &mut self.machines[agent];
+        if machine.starts != starts || machine.agent.is_some() || machine.power == Power::OffForGood {
+            return;
+        }
+        if machine.power == Power::Off {
+            machine.power = Power::On;
+            machine.boot = BootId(self.dice.bytes());
+            machine.booted_ms = self.now_ms;
+            machine.has_head = false;
+            self.say(format_args!("device {agent} has power"));
+            self.retransmit();
+        }
+        self.start_agent(agent);
+    }
+
+    fn start_agent(&mut self, agent: usize) {
+        let machine = &self.machines[agent];
+        let options = AgentOptions {
+            site: self.site.code,
+            device: machine.device,
+            boot: machine.boot,
+            servers: machine.servers.clone(),
+            task_keys: self.site.trusted.clone(),
+            state: PathBuf::from("/var/lib/bgb-agent"),
+            agent_version: "0.1.0".to_owned(),
+            platform: Platform { os: "linux".to_owned(), ..Platform::default() },
+        };
+        let key = DeviceKey::from_pkcs8(&machine.key).expect("the key was generated here");
+        let disk: Arc<dyn Disk> = Arc::new(machine.disk.clone());
+        let made = Agent::new(options, disk, key, machine.clock(self.now_ms), self.dice.next());
+        match made {
+            Ok(made) => {
+                self.say(format_args!("agent {agent} starts"));
+                self.machines[agent].agent = Some(Box::new(made));
+                self.machines[agent].ended = 0;
+                self.expect(self.model.journal_is_whole(&self.machines[agent]));
+                self.note_ends(agent);
+                self.carry_out_agent(agent);
+            }
+            Err(error) => self.on_agent_failed(agent, &error),
+        }
+    }
+
+    /// Hands an agent something.
+    pub(crate) fn tell_agent(&mut self, agent: usize, input: Input) {
+        let now_ms = self.now_ms;
+        let machine = &mut self.machines[agent];
+        let clock = machine.clock(now_ms);
+        let Some(present) = machine.agent.as_mut() else { return };
+        let handled = present.handle(clock, input);
+        self.after_agent_step(agent, handled);
+    }
+
+    pub(crate) fn agent_time_comes(&mut self, agent: usize) {
+        let now_ms = self.now_ms;
+        let machine = &mut self.machines[agent];
+        let clock = machine.clock(now_ms);
+        let Some(present) = machine.agent.as_mut() else { return };
+        let handled = present.handle_time(clock);
+        self.after_agent_step(agent, handled);
+    }
+
+    fn after_agent_step(&mut self, agent: usize, handled: Result<(), AgentError>) {
+        match handled {
+            Ok(()) => {
+                self.carry_out_agent(agent);
+                self.note_ends(agent);
+                self.check_agent_time(agent);
+            }
+            Err(error) => self.on_agent_failed(agent, &error),
+        }
+    }
+
+    /// The disk said no: the agent ends, outputs and all, and somebody starts it again.
+    fn on_agent_failed(&mut self, agent: usize, error: &AgentError) {
+        self.say(format_args!("agent {agent} ends: {error}"));
+        if self.machines[agent].is_dying {
+            self.tally.count(Kind::DiskDiesMidStep);
+            let after_ms = self.dice.between(1_000, 60_000);
+            self.cut_power(agent, after_ms);
+        } else {
+            self.drop_agent(agent, Farewell::Reset);
+            let after_ms = self.dice.between(1_000, 10_000);
+            self.start_device_after(agent, after_ms);
+        }
+    }
+
+    /// The agent's process ends, and all that it had begun with it.
+    pub(crate) fn drop_agent(&mut self, agent: usize, farewell: Farewell) {
+        let machine = &mut self.machines[agent];
+        machine.agent = None;
+        let lost = std::mem::take(&mut machine.actions).len();
+        for _ in 0..lost {
+            self.tally.count(Kind::ActionLost);
+        }
+        if let Some(conn) = self.machines[agent].conn.take() {
+            self.end_agent_side(conn, farewell);
+        }
+    }
+
+    /// The device loses its power, and what was not synced.
+    pub(crate) fn cut_power(&mut self, agent: usize, off_ms: u64) {
+        self.say(format_args!("device {agent} loses power for {off_ms} ms"));
+        self.drop_agent(agent, Farewell::Silent);
+        let seed = self.dice.next();
+        let machine = &mut self.machines[agent];
+        let before = machine.disk.faults();
+        machine.disk.crash(seed);
+        let after = machine.disk.faults();
+        machine.power = Power::Off;
+        machine.is_dying = false;
+        machine.syncs_to_fail = after.syncs_failed;
+        if (after.bytes_lost, after.changes_undone) != (before.bytes_lost, before.changes_undone) {
+            self.tally.count(Kind::UnsyncedLost);
+        }
+        self.start_device_after(agent, off_ms);
+    }
+
+    fn carry_out_agent(&mut self, agent: usize) {
+        while let Some(output) = self.machines[agent].agent.as_mut().and_then(|present| present.poll_output())
+        {
+            match output {
+                Output::Connect { server, .. } => self.on_agent_connects(agent, &server),
+                Output::Disconnect { reason } => self.on_agent_disconnects(agent, reason),
+                Output::Say(message) => self.on_agent_says(agent, &message),
+                Output::Start(start) => self.on_agent_begins(agent, &start),
+                Output::Kill { task } => self.on_agent_kills(agent, task),
+            }
+        }
+    }
+
+    fn on_agent_connects(&mut self, agent: usize, address: &str) {
+        if self.machines[agent].conn.is_some() {
+            return self.violated(format!("agent {agent} connects while it has a connection"));
+        }
+        let Some(server) = server_at(address) else {
+            return self.violated(format!("agent {agent} connects to {address}, which is no server's"));
+        };
+        self.say(format_args!("agent {agent} connects to server {}", server + 1));
+        let conn = self.connect(agent, server);
+        self.machines[agent].conn = Some(conn);
+    }
+
+    fn on_agent_disconnects(&mut self, agent: usize, reason: &str) {
+        self.say(format_args!("agent {agent} disconnects: {reason}"));
+        if reason.contains("did not answer a keepalive") {
+            self.tally.count(Kind::NoAnswerToKeepalive);
+        }
+        match self.machines[agent].conn.take() {
+            Some(conn) => self.end_agent_side(conn, Farewell::Flushed),
+            None => self.violated(format!("agent {agent} ends a connection that it does not have")),
+        }
+    }
+
+    fn on_agent_says(&mut self, agent: usize, message: &AgentMessage) {
+        self.say(format_args!("agent {agent} says {}", said_by_agent(message)));
+        let conn = self.machines[agent].conn.and_then(|id| Some((id, self.network.conns.get_mut(&id)?)));
+        let Some((id, conn)) = conn.filter(|(_, conn)| conn.agent_end == End::Open) else {
+            return self.violated(format!("agent {agent} speaks without a connection"));
+        };
+        let server = conn.server;
+        if let AgentMessage::Hello(hello) = message {
+            conn.session = Some((hello.boot, hello.session));
+            let number = self.model.session_numbers.insert(agent, hello.session);
+            if number.is_some_and(|before| before >= hello.session) {
+                self.violated(format!("agent {agent} uses session {} again", hello.session));
+            }
+            if self.machines[agent].last_server.replace(server).is_some_and(|before| before != server) {
+                self.tally.count(Kind::MovedServer);
+            }
+        }
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes);
+        self.write(id, Way::Up, &bytes);
+    }
+
+    fn on_agent_begins(&mut self, agent: usize, start: &Start) {
+        let Start { task, action, limit, .. } = start;
+        self.say(format_args!("agent {agent} begins {action} of task {task}"));
+        let machine = &self.machines[agent];
+        let own_now = machine
+            .agent
+            .as_ref()
+            .map_or(self.unix(), |present| present.own_time(machine.clock(self.now_ms)));
+        let is_on_time = machine.skew_ms == 0 || machine.has_head;
+        let begun =
+            self.model.on_begun(machine.device, *task, *action, own_now, is_on_time.then(|| self.unix()));
+        // One that the agent has given up, since nothing ended it, is over for it.
+        let is_over = |task: &TaskId| machine.agent.as_ref().is_some_and(|present| has_ended(present, *task));
+        let scans =
+            machine.actions.iter().filter(|(task, running)| running.is_scan && !is_over(task)).count();
+        if machine.runs(*task) || (action.is_scan() && scans > 0) {
+            self.violated(format!("agent {agent} begins {action} of task {task} beside another"));
+        }
+        match begun {
+            Ok(1) => {}
+            Ok(_) => self.tally.count(Kind::BegunAgain),
+            Err(what) => self.violated(what),
+        }
+        let limit_ms = limit.as_millis() as u64;
+        let takes_ms = match action {
+            Action::QuickScan | Action::FullScan => self.dice.between(500, 120_000),
+            _ => self.dice.between(5, 8_000),
+        };
+        // What the runner does not end at its limit either is given up by the agent, later.
+        let hangs = self.dice.chance(self.weather.hang_per_mille);
+        let takes_ms = if hangs && self.dice.chance(500) { limit_ms + 1 } else { takes_ms };
+        let ending =
+            if takes_ms > limit_ms || self.dice.chance(150) { Ending::Failed } else { Ending::Succeeded };
+        let serial = self.note_action(agent, *task, Running { serial: 0, ending, is_scan: action.is_scan() });
+        if hangs {
+            self.tally.count(Kind::ActionHangs);
+        }
+        if !hangs || takes_ms > limit_ms {
+            self.after(takes_ms.min(limit_ms), Event::ActionEnds { agent, task: *task, serial });
+        }
+        self.tempt_fate(agent);
+    }
+
+    fn note_action(&mut self, agent: usize, task: TaskId, running: Running) -> u64 {
+        let machine = &mut self.machines[agent];
+        machine.serial += 1;
+        machine.actions.insert(task, Running { serial: machine.serial, ..running });
+        machine.serial
+    }
+
+    fn on_agent_kills(&mut self, agent: usize, task: TaskId) {
+        self.say(format_args!("agent {agent} kills task {task}"));
+        let Some(running) = self.machines[agent].actions.get(&task).copied() else {
+            // It ended while the agent gave it up.
+            return;
+        };
+        let serial = self.note_action(agent, task, Running { ending: Ending::Cancelled, ..running });
+        let after_ms = self.dice.between(1, 3_000);
+        self.after(after_ms, Event::ActionEnds { agent, task, serial });
+    }
+
+    pub(crate) fn on_action_ends(&mut self, agent: usize, task: TaskId, serial: u64) {
+        let running = self.machines[agent].actions.get(&task).copied();
+        let Some(running) = running.filter(|running| running.serial == serial) else { return };
+        self.machines[agent].actions.remove(&task);
+        let length = self.dice.pick(&[0, 20, 20, 300, 2_000, 40_000]);
+        let code = i32::from(running.ending != Ending::Succeeded);
+        let output = vec![b'o'; length];
+        self.say(format_args!("agent {agent}: task {task} ends, {:?}, {length} bytes", running.ending));
+        let outcome = Outcome { ending: running.ending, code, output };
+        self.tell_agent(agent, Input::Finished { task, outcome });
+    }
+
+    /// The owner stops the agent: it says goodbye and ends its actions, then its process ends.
+    pub(crate) fn stop_agent(&mut self, agent: usize) {
+        self.say(format_args!("agent {agent} is stopped"));
+        self.tell_agent(agent, Input::Stop);
+        let ending: Vec<_> = self.machines[agent].actions.keys().copied().collect();
+        for task in ending {
+            self.machines[agent].actions.remove(&task);
+            self.tally.count(Kind::ActionLost);
+            let outcome = Outcome { ending: Ending::Cancelled, code: -1, output: Vec::new() };
+            self.tell_agent(agent, Input::Finished { task, outcome });
+        }
+        self.drop_agent(agent, Farewell::Flushed);
+    }
+
+    /// A frame of the server has arrived whole.
+    pub(crate) fn hear_from_server(&mut self, id: ConnId, frame: Frame<'_>) {
+        let message = match ServerMessage::decode(frame) {
+            Ok(Some(message)) => message,
+            Ok(None) => return,
+            Err(error) => {
+                return self.violated(format!("an agent cannot read its server's message: {error}"));
+            }
+        };
+        let Some(agent) = self.network.conns.get(&id).map(|conn| conn.agent) else { return };
+        self.say(format_args!("agent {agent} hears {}", said_by_server(&message)));
+        let was_active = self.machines[agent].is_signed_in();
+        match &message {
+            ServerMessage::Refused(RefusedReason::Superseded) => {
+                self.violated(format!("agent {agent} is told of a newer session than its newest"));
+            }
+            ServerMessage::Policy(part) if part.index + 1 == part.count => {
+                self.tally.count(Kind::PolicyApplied);
+            }
+            _ => {}
+        }
+        let cancelled = match &message {
+            ServerMessage::Cancel(signed) => {
+                SignedCancel::decode(signed).ok().map(|cancel| cancel.statement().task)
+            }
+            _ => None,
+        };
+        let before = cancelled.and_then(|task| self.machines[agent].agent.as_ref()?.task_state(task));
+        let brings_head = matches!(&message, ServerMessage::Welcome(welcome) if !welcome.head.is_empty());
+        self.tell_agent(agent, Input::Said(message));
+        let machine = &mut self.machines[agent];
+        machine.has_head |= brings_head && machine.agent.is_some();
+        if let (Some(task), true, true) = (cancelled, was_active, self.machines[agent].agent.is_some()) {
+            self.note_cancel_heard(agent, task, before);
+        }
+    }
+
+    fn note_cancel_heard(&mut self, agent: usize, task: TaskId, before: Option<TaskState>) {
+        match before {
+            Some(TaskState::Received) => self.tally.count(Kind::CancelHeardWaiting),
+            Some(TaskState::Running) => self.tally.count(Kind::CancelHeardRunning),
+            Some(_) => self.tally.count(Kind::CancelHeardEnded),
+            None => {}
+        }
+        let device = self.machines[agent].device;
+        self.model.cancels_heard.insert((task, device));
+        if before.is_some_and(|state| !state.is_final()) {
+            self.model.cancelled_in_time.insert((task, device));
+        }
+        self.tempt_fate(agent);
+    }
+
+    /// Tells the model of what has ended, durably, on the agent.
+    fn note_ends(&mut self, agent: usize) {
+        let now = self.unix();
+        let machine = &mut self.machines[agent];
+        let Some(present) = machine.agent.as_ref() else { return };
+        if present.counters().ended == machine.ended && present.counters().ended > 0 {
+            return;
+        }
+        machine.ended = present.counters().ended;
+        let kept = self.model.on_ends(&self.machines[agent], now);
+        self.expect(kept);
+    }
+
+    /// An agent's time is never ahead of the site's once a head was heard.
+    fn check_agent_time(&mut self, agent: usize) {
+        let machine = &self.machines[agent];
+        let Some(present) = machine.agent.as_ref().filter(|_| machine.has_head) else { return };
+        let own = present.own_time(machine.clock(self.now_ms));
+        if own > self.unix() {
+            self.violated(format!(
+                "agent {agent}'s time is {} ms ahead of the site's",
+                own.since(self.unix())
+            ));
+        }
+    }
+}
+
+fn has_ended(agent: &Agent, task: TaskId) -> bool {
+    agent.task_state(task).is_some_and(TaskState::is_final)
+}
+
+fn said_by_agent(message: &AgentMessage) -> String {
+    match message {
+        AgentMessage::Hello(hello) => {
+            format!("hello, session {}, knows {} tasks", hello.session, hello.known_tasks.len())
+        }
+        AgentMessage::Keepalive => "keepalive".to_owned(),
+        AgentMessage::Received(task) => format!("received {task}"),
+        AgentMessage::Running(task) => format!("running {task}"),
+        AgentMessage::Result(result) => match result.read() {
+            Ok(statement) => format!("result of {}: {}", statement.task, statement.state),
+            Err(error) => format!("a result that cannot be read: {error}"),
+        },
+        AgentMessage::PolicyRequest(request) => format!("policy request {request}"),
+        AgentMessage::Goodbye => "goodbye".to_owned(),
+    }
+}
+
+pub(crate) fn said_by_server(message: &ServerMessage) -> String {
+    match message {
+        ServerMessage::Welcome(welcome) => {
+            format!("welcome of server {}, keepalive {} s", welcome.server, welcome.keepalive_secs)
+        }
+        ServerMessage::KeepaliveAnswer(_) => "keepalive answer".to_owned(),
+        ServerMessage::Task(push) => match SignedTask::decode(&push.signed) {
+            Ok(task) => format!("task {}", task.statement().task),
+            Err(error) => format!("a task that cannot be read: {error}"),
+        },
+        ServerMessage::Cancel(signed) => match SignedCancel::decode(signed) {
+            Ok(cancel) => format!("cancel of {}", cancel.statement().task),
+            Err(error) => format!("a cancel that cannot be read: {error}"),
+        },
+        ServerMessage::ResultKept(task) => format!("result kept of {task}"),
+        ServerMessage::Policy(part) => {
+            format!("policy part {} of {} for {}", part.index + 1, part.count, part.request)
+        }
+        ServerMessage::Drain(drain) => format!("drain, back within {} s", drain.window_secs),
+        ServerMessage::Refused(reason) => format!("refused: {reason:?}"),
+    }
+}

@@ -1,0 +1,194 @@
+//! What must have come about once the faults are over.
+//!
+//! At fixed times after the healing: whoever is online on a sound connection has every task within 5 s; after 300 s everybody is
+//! online and has them; at the end every end that an agent has journaled is counted, and the site's view of who is online is
+//! the truth. Numbers of invariants are those of `security.md`.
+
+use bgb_hub::CloseReason;
+use bgb_protocol::action::Action;
+use bgb_protocol::ids::{TaskId, UnixMillis};
+
+use crate::agents::Power;
+use crate::faults::MENDED_MS;
+use crate::network::End;
+use crate::tally::Kind;
+use crate::world::{Event, World};
+
+/// A device that is online has a task within this time (invariant 2).
+const ONLINE_WITHIN_MS: u64 = 5_000;
+/// Any other has it within this time (invariant 2).
+const ANYBODY_WITHIN_MS: u64 = 300_000;
+/// Presence is true within two keepalive limits and this (invariant 7).
+const PRESENCE_MARGIN_MS: u64 = 10_000;
+/// How long after their expiry tasks are over on a device that is online: the longest action modelled and what gives up one that
+/// hangs, one after the other for as many scans as queue up.
+const OVER_AFTER_MS: u64 = 240_000;
+/// A result is counted within this time when nothing is broken: spool, file, its way, and the next file's turn.
+const COUNTED_WITHIN_MS: u64 = 15_000;
+
+impl World {
+    /// From the healing on: some tasks for everybody, and the moments at which promises are due.
+    pub(crate) fn start_peace(&mut self) {
+        let everybody = self.some_targets(1_000);
+        self.start_task(Action::CollectInventory, everybody.clone(), 0, 2 * ANYBODY_WITHIN_MS, false);
+        self.start_task(Action::QuickScan, everybody, 0, 2 * ANYBODY_WITHIN_MS, false);
+        let limit_ms = u64::from(self.weather.keepalive_secs) * 1_500;
+        let presence_ms = 2 * limit_ms + PRESENCE_MARGIN_MS;
+        let all_ms = MENDED_MS + ANYBODY_WITHIN_MS;
+        self.after(MENDED_MS + ONLINE_WITHIN_MS, Event::CheckSteady);
+        self.after(all_ms, Event::CheckAll);
+        self.after(MENDED_MS + presence_ms.max(all_ms + OVER_AFTER_MS), Event::End);
+    }
+
+    /// Whether both ends of the device's connection hold the same session and the network has not forgotten it; since when.
+    fn steady_since_ms(&self, agent: usize) -> Option<u64> {
+        let machine = &self.machines[agent];
+        let id = machine.conn.filter(|_| machine.is_signed_in())?;
+        let conn = self.network.conns.get(&id)?;
+        let (_, active) = self.servers[conn.server].active(machine.device)?;
+        let is_sound = !conn.is_forgotten && (conn.agent_end, conn.server_end) == (End::Open, End::Open);
+        let is_same =
+            Some(active.channel) == conn.channel && Some((active.boot, active.session)) == conn.session;
+        (is_sound && is_same).then_some(active.since_ms)
+    }
+
+    /// Who is steady has every task that it could have had for 5 s (invariant 2).
+    pub(crate) fn check_steady(&mut self) {
+        for agent in 0..self.machines.len() {
+            if let Some(since_ms) = self.steady_since_ms(agent) {
+                let due_ms = since_ms.max(self.weather.heals_at_ms + MENDED_MS) + ONLINE_WITHIN_MS;
+                if self.now_ms >= due_ms {
+                    let by = UnixMillis(self.unix().0 - ONLINE_WITHIN_MS);
+                    self.check_has_tasks(agent, by);
+                }
+            }
+        }
+        self.after(ONLINE_WITHIN_MS, Event::CheckSteady);
+    }
+
+    /// The device has every valid task that was released to it by `by`, and knows of every cancel.
+    fn check_has_tasks(&mut self, agent: usize, by: UnixMillis) {
+        let machine = &self.machines[agent];
+        let Some(present) = machine.agent.as_ref() else { return };
+        let now = self.unix();
+        let mut missing: Vec<(TaskId, &str)> = Vec::new();
+        for (task, facts) in self.model.tasks.iter().filter(|(_, facts)| facts.expires > now) {
+            let is_due = facts.released_to(machine.device).is_some_and(|from| from <= by);
+            match (present.task_state(*task), facts.cancelled) {
+                (None, None) if is_due => missing.push((*task, "task")),
+                (Some(state), Some(cancelled))
+                    if cancelled <= by
+                        && !state.is_final()
+                        && !self.model.cancels_heard.contains(&(*task, machine.device)) =>
+                {
+                    missing.push((*task, "the cancel of task"));
+                }
+                _ => {}
+            }
+        }
+        if let Some((task, what)) = missing.first() {
+            let ms = self.now_ms - self.weather.heals_at_ms;
+            self.violated(format!(
+                "agent {agent} is online and lacks {what} {task}, {ms} ms after the healing"
+            ));
+        }
+    }
+
+    /// Everybody who can be is online, and has every task (invariant 2).
+    pub(crate) fn check_all(&mut self) {
+        for agent in 0..self.machines.len() {
+            if !self.should_be_online(agent) {
+                continue;
+            }
+            match self.steady_since_ms(agent) {
+                Some(_) => {
+                    let by = UnixMillis(self.unix().0 - ONLINE_WITHIN_MS);
+                    self.check_has_tasks(agent, by);
+                }
+                None => self.violated(format!("agent {agent} is not online 300 s after the healing")),
+            }
+        }
+    }
+
+    fn should_be_online(&self, agent: usize) -> bool {
+        let machine = &self.machines[agent];
+        machine.power != Power::OffForGood && !self.site.blocked.contains(&machine.device)
+    }
+
+    /// At the end: everything is counted, and the site knows who is online (invariants 5 and 7).
+    pub(crate) fn check_end(&mut self) {
+        self.check_all();
+        for agent in 0..self.machines.len() {
+            let device = self.machines[agent].device;
+            let is_online = self.should_be_online(agent);
+            if is_online {
+                let until = UnixMillis(self.unix().0 - COUNTED_WITHIN_MS);
+                self.expect(self.model.all_counted(device, until));
+                self.check_tasks_are_over(agent);
+            }
+            let truth = is_online.then(|| self.truth(agent)).flatten();
+            let seen = self.site.seen(device);
+            let shown = seen.and_then(|seen| Some((seen.online_at?, seen.boot, seen.session)));
+            if truth != shown {
+                self.violated(format!("device {device} is shown as {shown:?}; the truth is {truth:?}"));
+            }
+            let sessions: usize =
+                self.servers.iter().filter(|server| server.active(device).is_some()).count();
+            if sessions != usize::from(is_online) {
+                self.violated(format!("device {device} has {sessions} sessions at the end"));
+            }
+        }
+        if self.servers.iter().any(|server| !server.spool.is_quiet()) {
+            self.say(format_args!("a spool still has results at the end"));
+        }
+        for _ in 0..self.model.undelivered(self.unix()) {
+            self.tally.count(Kind::ExpiredUndelivered);
+        }
+    }
+
+    /// Where the device really is online, and with which session.
+    fn truth(
+        &self,
+        agent: usize,
+    ) -> Option<(usize, bgb_protocol::ids::BootId, bgb_protocol::ids::SessionNumber)> {
+        let conn = self.network.conns.get(&self.machines[agent].conn?)?;
+        let (boot, session) = conn.session?;
+        Some((conn.server, boot, session))
+    }
+
+    /// What has expired long ago does not wait on a device any more.
+    fn check_tasks_are_over(&mut self, agent: usize) {
+        let machine = &self.machines[agent];
+        let Some(present) = machine.agent.as_ref() else { return };
+        let now = self.unix();
+        let waits = self.model.tasks.iter().find(|(task, facts)| {
+            let is_over = facts.expires.plus(OVER_AFTER_MS) < now;
+            let state = present.task_state(**task);
+            is_over && state.is_some_and(|state| !state.is_final()) && !machine.runs(**task)
+        });
+        if let Some((task, _)) = waits {
+            self.violated(format!("task {task} has expired long ago and still waits on agent {agent}"));
+        }
+    }
+
+    /// Counts why a session ended.
+    pub(crate) fn count_close(&mut self, reason: CloseReason) {
+        let kind = match reason {
+            CloseReason::Blocked => Kind::EndedBlocked,
+            CloseReason::Revoked => Kind::EndedRevoked,
+            CloseReason::CertificateEnded => Kind::EndedCertificate,
+            CloseReason::KeepaliveMissed => Kind::EndedSilent,
+            CloseReason::Unreachable => Kind::EndedUnreachable,
+            CloseReason::Reset => Kind::EndedReset,
+            CloseReason::PeerClosed => Kind::EndedPeerClosed,
+            CloseReason::Goodbye => Kind::EndedGoodbye,
+            CloseReason::Draining => Kind::EndedDraining,
+            CloseReason::HelloTimedOut => Kind::HelloMissed,
+            CloseReason::TooSlow => Kind::TooSlow,
+            CloseReason::Superseded => Kind::SupersededBySite,
+            CloseReason::Unavailable | CloseReason::OlderSession => return,
+            other => return self.violated(format!("a session ends for a reason that cannot be: {other:?}")),
+        };
+        self.tally.count(kind);
+    }
+}

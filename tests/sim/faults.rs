@@ -1,0 +1,398 @@
+//! The weather of a world, drawn from its seed, and the faults that it brings until everything heals.
+//!
+//! Every seed has its own: how many devices, how often something breaks, how slow network and disks are, how long tasks are
+//! valid. A fault is drawn, done and counted here; what it does to its victim is the victim's file. After `heals_at_ms` no
+//! fault begins, and what is broken is mended within `MENDED_MS`.
+
+use crate::agents::{Certificate, Power, draw_skew};
+use crate::dice::Dice;
+use crate::network::{Farewell, RETRANSMISSION_MS};
+use crate::servers::{Door, SERVERS};
+use crate::tally::Kind;
+use crate::world::{Event, World};
+
+/// From the moment of healing, all links, machines and processes are back within this time.
+pub(crate) const MENDED_MS: u64 = RETRANSMISSION_MS;
+
+/// So many connections in a thousand are lost by the network in its last moment of faults: those take the longest to be noticed.
+const FORGOTTEN_AT_HEALING_PER_MILLE: u64 = 250;
+
+/// What has just begun is this young at most: a disk's delay, and an action's first moments.
+const BAD_LUCK_MS: u64 = 300;
+
+/// A server whose clock was behind looks at what is due by the wall clock once a minute (bgb_hub): so long before the healing its
+/// clock is set right.
+const CLOCK_SET_BEFORE_MS: u64 = 61_000;
+
+/// What a seed decides once and for all.
+#[derive(Clone, Debug)]
+pub(crate) struct Weather {
+    pub(crate) agents: usize,
+    pub(crate) heals_at_ms: u64,
+    /// From one fault to the next, on average.
+    pub(crate) fault_gap_ms: u64,
+    /// From one act of the administrator to the next, on average.
+    pub(crate) task_gap_ms: u64,
+    pub(crate) validity_ms_max: u64,
+    pub(crate) keepalive_secs: u32,
+    pub(crate) reconnect_window_secs: u32,
+    pub(crate) latency_ms_max: u64,
+    pub(crate) split_per_mille: u64,
+    pub(crate) choked_bytes: usize,
+    pub(crate) sync_ms_max: u64,
+    pub(crate) file_ms_max: u64,
+    pub(crate) presence_full_ms: u64,
+    pub(crate) skew_per_mille: u64,
+    pub(crate) hang_per_mille: u64,
+    /// How often the power fails just after a device has begun something.
+    pub(crate) bad_luck_per_mille: u64,
+    pub(crate) clock_behind_ms: u64,
+    /// Devices that are switched off for good are targets no more.
+    pub(crate) leaves_the_dead_alone: bool,
+    pub(crate) jitter_seed: u64,
+}
+
+impl Weather {
+    pub(crate) fn draw(dice: &mut Dice) -> Self {
+        Self {
+            agents: dice.between(2, 6) as usize,
+            heals_at_ms: dice.between(180_000, 1_200_000),
+            fault_gap_ms: dice.pick(&[2_000, 5_000, 12_000, 30_000]),
+            task_gap_ms: dice.pick(&[6_000, 15_000, 40_000]),
+            validity_ms_max: dice.pick(&[90_000, 300_000, 1_200_000]),
+            keepalive_secs: dice.pick(&[20, 45, 120, 300, 900]),
+            reconnect_window_secs: dice.pick(&[5, 20, 60]),
+            latency_ms_max: dice.pick(&[2, 40, 400]),
+            split_per_mille: dice.pick(&[0, 50, 400]),
+            choked_bytes: dice.pick(&[1_024, 4_096, 16_384]),
+            sync_ms_max: dice.pick(&[3, 30, 400]),
+            file_ms_max: dice.pick(&[50, 1_000, 4_000]),
+            presence_full_ms: dice.pick(&[30_000, 120_000, 300_000]),
+            skew_per_mille: dice.pick(&[0, 300]),
+            hang_per_mille: dice.pick(&[0, 40]),
+            bad_luck_per_mille: dice.pick(&[0, 0, 20, 150]),
+            clock_behind_ms: if dice.chance(200) { dice.between(500, 600_000) } else { 0 },
+            leaves_the_dead_alone: dice.chance(500),
+            jitter_seed: dice.next(),
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn begin_faults(&mut self) {
+        self.after(self.weather.fault_gap_ms, Event::FaultDue);
+        self.after(self.weather.heals_at_ms - CLOCK_SET_BEFORE_MS, Event::ClocksSet);
+        self.after(self.weather.heals_at_ms, Event::Heal);
+    }
+
+    pub(crate) fn on_clocks_set(&mut self) {
+        for server in 0..SERVERS {
+            self.servers[server].clock_behind_ms = 0;
+        }
+        self.say(format_args!("the servers' clocks are right"));
+    }
+
+    pub(crate) fn on_fault_due(&mut self) {
+        if self.has_healed() {
+            return;
+        }
+        let agent = self.dice.place(self.machines.len());
+        let server = self.dice.place(self.servers.len());
+        match self.dice.below(100) {
+            0..14 => self.cut_link(agent, server),
+            14..18 => self.cut_server_off(server),
+            18..26 => self.forget_connection(agent, Kind::ConnectionForgotten),
+            26..32 => self.roam(agent),
+            32..38 => self.kill_agent(agent),
+            38..45 => self.cut_power_now(agent),
+            45..52 => self.doom_disk(agent),
+            52..56 => self.fail_sync(agent),
+            56..60 => self.fill_disk(agent),
+            60..63 => self.stop_and_start(agent),
+            63..67 => self.slow_reader(agent),
+            67..70 => self.jump_clock(agent),
+            70..75 => self.kill_some_server(server, false),
+            75..78 => self.kill_some_server(server, true),
+            78..82 => self.drain_server(server),
+            82..86 => {
+                let for_ms = self.dice.between(500, 150_000).min(self.left_ms());
+                self.lose_queue(server, for_ms);
+            }
+            86..88 => self.replace_database(),
+            88..92 => self.stall_spool(server),
+            92..94 => self.fail_spool(server),
+            94..97 => self.revoke_certificate(agent),
+            97..99 => self.let_certificate_end(agent),
+            _ => self.switch_off_for_good(agent),
+        }
+        let after_ms = self.dice.around(self.weather.fault_gap_ms);
+        self.after(after_ms, Event::FaultDue);
+    }
+
+    /// Time until everything heals.
+    fn left_ms(&self) -> u64 {
+        self.weather.heals_at_ms.saturating_sub(self.now_ms)
+    }
+
+    fn cut_link(&mut self, agent: usize, server: usize) {
+        let for_ms = self.dice.around(20_000);
+        let (up_passes, down_passes, kind) = self.dice.pick(&[
+            (false, false, Kind::LinkCut),
+            (false, false, Kind::LinkCut),
+            (false, true, Kind::LinkCutUp),
+            (true, false, Kind::LinkCutDown),
+        ]);
+        self.tally.count(kind);
+        self.set_link(agent, server, up_passes, down_passes, for_ms);
+    }
+
+    fn set_link(&mut self, agent: usize, server: usize, up_passes: bool, down_passes: bool, for_ms: u64) {
+        self.say(format_args!(
+            "link of agent {agent} to server {}: up {up_passes}, down {down_passes}, for {for_ms} ms",
+            server + 1
+        ));
+        let link = self.network.link_mut(agent, server);
+        link.up_passes = up_passes;
+        link.down_passes = down_passes;
+        link.cuts += 1;
+        let cuts = link.cuts;
+        self.after(for_ms, Event::LinkHeals { agent, server, cuts });
+    }
+
+    pub(crate) fn on_link_heals(&mut self, agent: usize, server: usize, cuts: u64) {
+        let link = self.network.link_mut(agent, server);
+        if link.cuts == cuts && !(link.up_passes && link.down_passes) {
+            link.up_passes = true;
+            link.down_passes = true;
+            self.say(format_args!("link of agent {agent} to server {} heals", server + 1));
+            self.retransmit();
+        }
+    }
+
+    fn cut_server_off(&mut self, server: usize) {
+        self.tally.count(Kind::ServerCutOff);
+        let for_ms = self.dice.around(25_000);
+        for agent in 0..self.machines.len() {
+            self.set_link(agent, server, false, false, for_ms);
+        }
+    }
+
+    /// A box on the way forgets the agent's connection.
+    fn forget_connection(&mut self, agent: usize, kind: Kind) {
+        let conn = self.machines[agent].conn.and_then(|id| self.network.conns.get_mut(&id));
+        if let Some(conn) = conn.filter(|conn| !conn.is_forgotten) {
+            conn.is_forgotten = true;
+            self.tally.count(kind);
+            self.say(format_args!("the connection of agent {agent} is forgotten on its way"));
+        }
+    }
+
+    /// The device goes to another network, from which it does not reach its server for a while.
+    fn roam(&mut self, agent: usize) {
+        let conn = self.machines[agent].conn.and_then(|id| self.network.conns.get(&id));
+        let Some(server) = conn.map(|conn| conn.server) else { return };
+        self.forget_connection(agent, Kind::Roamed);
+        let for_ms = self.dice.around(60_000);
+        self.set_link(agent, server, false, false, for_ms);
+    }
+
+    fn kill_agent(&mut self, agent: usize) {
+        if self.machines[agent].agent.is_none() {
+            return;
+        }
+        self.tally.count(Kind::AgentKilled);
+        self.say(format_args!("agent {agent} is killed"));
+        let farewell = self.dice.pick(&[Farewell::Flushed, Farewell::Reset]);
+        self.drop_agent(agent, farewell);
+        let after_ms = self.dice.around(5_000);
+        self.start_device_after(agent, after_ms);
+    }
+
+    /// Something has just begun that must be on disk: now and then the power fails in that very moment.
+    pub(crate) fn tempt_fate(&mut self, agent: usize) {
+        if self.dice.chance(self.weather.bad_luck_per_mille) && !self.has_healed() {
+            let after_ms = self.dice.below(BAD_LUCK_MS);
+            self.after(after_ms, Event::PowerFails { agent });
+        }
+    }
+
+    pub(crate) fn on_power_fails(&mut self, agent: usize) {
+        if !self.has_healed() {
+            self.cut_power_now(agent);
+        }
+    }
+
+    fn cut_power_now(&mut self, agent: usize) {
+        if self.machines[agent].has_power() {
+            self.tally.count(Kind::DevicePowerCut);
+            let off_ms = self.dice.around(20_000);
+            self.cut_power(agent, off_ms);
+        }
+    }
+
+    /// The device dies at one of its next writes.
+    fn doom_disk(&mut self, agent: usize) {
+        let machine = &mut self.machines[agent];
+        if machine.agent.is_some() && !machine.is_dying {
+            machine.is_dying = true;
+            let operations = self.dice.below(12);
+            machine.disk.fail_after_ops(operations);
+            self.say(format_args!("device {agent} will die after {operations} more writes"));
+        }
+    }
+
+    fn fail_sync(&mut self, agent: usize) {
+        let machine = &mut self.machines[agent];
+        if machine.agent.is_some() && machine.disk.faults().syncs_failed >= machine.syncs_to_fail {
+            machine.syncs_to_fail = machine.disk.faults().syncs_failed + 1;
+            machine.disk.fail_next_sync();
+            self.tally.count(Kind::SyncFails);
+            self.say(format_args!("device {agent}: the next fsync fails"));
+        }
+    }
+
+    fn fill_disk(&mut self, agent: usize) {
+        self.tally.count(Kind::DiskFull);
+        self.machines[agent].disk.set_full(true);
+        let for_ms = self.dice.around(10_000);
+        self.say(format_args!("device {agent}: disk full for {for_ms} ms"));
+        self.after(for_ms, Event::DiskHasRoom { agent });
+    }
+
+    fn stop_and_start(&mut self, agent: usize) {
+        if self.machines[agent].agent.is_some() {
+            self.tally.count(Kind::AgentStopped);
+            self.stop_agent(agent);
+            let after_ms = self.dice.around(10_000);
+            self.start_device_after(agent, after_ms);
+        }
+    }
+
+    fn slow_reader(&mut self, agent: usize) {
+        self.tally.count(Kind::SlowReader);
+        self.machines[agent].reads_slowly = true;
+        let for_ms = self.dice.around(60_000);
+        self.say(format_args!("agent {agent} reads in trickles for {for_ms} ms"));
+        self.after(for_ms, Event::ReadsAgain { agent });
+    }
+
+    fn jump_clock(&mut self, agent: usize) {
+        self.tally.count(Kind::WallClockJumps);
+        let skew_ms = draw_skew(&mut self.dice);
+        self.machines[agent].skew_ms = skew_ms;
+        self.say(format_args!("device {agent}: wall clock {skew_ms} ms off"));
+    }
+
+    fn kill_some_server(&mut self, server: usize, with_power: bool) {
+        if self.servers[server].process.is_some() {
+            self.tally.count(if with_power { Kind::ServerPowerCut } else { Kind::ServerKilled });
+            let off_ms = self.dice.around(if with_power { 40_000 } else { 5_000 });
+            self.kill_server(server, with_power, off_ms);
+        }
+    }
+
+    /// The database is another one now, with the same rows: everything is read anew.
+    fn replace_database(&mut self) {
+        self.tally.count(Kind::QueueReread);
+        self.say(format_args!("the database is replaced"));
+        let now = self.unix();
+        for server in 0..SERVERS {
+            let can_read = self.servers[server]
+                .process
+                .as_ref()
+                .is_some_and(|process| process.unreadable_since.is_none() && process.door != Door::Draining);
+            if can_read {
+                self.read_everything(server, now);
+            }
+        }
+    }
+
+    fn stall_spool(&mut self, server: usize) {
+        self.tally.count(Kind::SpoolStalls);
+        let for_ms = self.dice.around(10_000).min(self.left_ms());
+        self.servers[server].spool.stalls_until_ms = self.now_ms + for_ms;
+        self.say(format_args!("server {}: the spool's disk is slow for {for_ms} ms", server + 1));
+    }
+
+    fn fail_spool(&mut self, server: usize) {
+        self.servers[server].spool.next_sync_fails = true;
+        self.say(format_args!("server {}: the spool's next fsync fails", server + 1));
+    }
+
+    fn revoke_certificate(&mut self, agent: usize) {
+        self.tally.count(Kind::CertificateRevoked);
+        let fingerprint = self.machines[agent].certificate.fingerprint;
+        self.renew_certificate(agent, None);
+        self.say(format_args!("the certificate of device {agent} is revoked; it has a new one"));
+        self.revoke(fingerprint);
+    }
+
+    fn let_certificate_end(&mut self, agent: usize) {
+        let ends_ms = self.now_ms + self.dice.between(1_000, 120_000);
+        if ends_ms < self.weather.heals_at_ms {
+            self.renew_certificate(agent, Some(ends_ms));
+            self.say(format_args!("device {agent} has a certificate that ends at {ends_ms} ms"));
+        }
+    }
+
+    fn renew_certificate(&mut self, agent: usize, ends_ms: Option<u64>) {
+        self.machines[agent].certificate = Certificate { fingerprint: self.dice.bytes(), ends_ms };
+    }
+
+    fn switch_off_for_good(&mut self, agent: usize) {
+        let left = self.machines.iter().filter(|machine| machine.power != Power::OffForGood).count();
+        if left > 2 && self.machines[agent].power == Power::On {
+            self.tally.count(Kind::DeviceOffForGood);
+            self.cut_power(agent, 0);
+            self.machines[agent].power = Power::OffForGood;
+        }
+    }
+
+    /// Everything is mended, save what the network has forgotten and who is switched off for good.
+    pub(crate) fn on_heal(&mut self) {
+        self.say(format_args!("everything heals"));
+        for agent in 0..self.machines.len() {
+            if self.dice.chance(FORGOTTEN_AT_HEALING_PER_MILLE) {
+                self.forget_connection(agent, Kind::ConnectionForgotten);
+            }
+            for server in 0..SERVERS {
+                let link = self.network.link_mut(agent, server);
+                link.up_passes = true;
+                link.down_passes = true;
+            }
+            self.heal_device(agent);
+        }
+        for server in 0..SERVERS {
+            self.heal_server(server);
+        }
+        self.retransmit();
+        self.start_peace();
+    }
+
+    fn heal_device(&mut self, agent: usize) {
+        let machine = &mut self.machines[agent];
+        machine.reads_slowly = false;
+        machine.disk.set_full(false);
+        if machine.power == Power::OffForGood {
+            return;
+        }
+        let has_fault_ordered =
+            machine.is_dying || machine.disk.faults().syncs_failed < machine.syncs_to_fail;
+        if has_fault_ordered && machine.has_power() {
+            // The only way to call off what was ordered of its disk.
+            self.cut_power(agent, MENDED_MS / 2);
+        } else if machine.agent.is_none() {
+            self.start_device_after(agent, MENDED_MS / 2);
+        }
+    }
+
+    fn heal_server(&mut self, server: usize) {
+        let life = self.servers[server].life;
+        self.servers[server].spool.next_sync_fails = false;
+        match self.servers[server].process.as_ref().map(|process| process.door) {
+            Some(Door::Draining) => self.kill_server(server, false, MENDED_MS / 2),
+            Some(Door::Open | Door::Held) => self.on_queue_readable(server, life),
+            None => self.start_server_after(server, MENDED_MS / 2),
+        }
+    }
+}

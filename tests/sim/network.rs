@@ -1,0 +1,573 @@
+//! The network between devices and servers: it carries bytes, late, in pieces, and not always.
+//!
+//! A connection is two pipes of bytes and two ends. What one side writes reaches the other in pieces cut at random places,
+//! after a random delay, in order. It models what TCP and the boxes on the way do, as far as the two sides can notice:
+//!
+//! - a link that is cut, one way or both, holds the bytes back; when it heals they come within two seconds. The server's end
+//!   dies when what it sent is not acknowledged for 30 s (TCP_USER_TIMEOUT), the agent's after a quarter of an hour;
+//! - a connection may be forgotten on the way: nothing of it passes any more, in either direction, and nobody is told;
+//! - a process that dies lets its kernel end its connections; a machine that loses power does not, and answers a reset later,
+//!   when it is back and something comes for a connection that it does not know;
+//! - the agent's TCP asks after 200 s of silence, and so finds out (protocol.md, Presence), but not while bytes are under way.
+//!
+//! It knows frames only to cut them out of the stream; what they mean is its neighbours' business. TLS is not simulated: who
+//! is at the other end is what the world says it is.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bgb_protocol::frame::Frame;
+use bgb_protocol::ids::{BootId, SessionNumber};
+
+use crate::tally::Kind;
+use crate::world::{Event, World};
+use bgb_agent::agent::Input as AgentInput;
+use bgb_hub::{ChannelKey, CloseReason, Input as HubInput};
+use bgb_protocol::message::RoadTaken;
+
+/// Bytes that the server sent and that are not acknowledged end the connection after this time (protocol.md, Presence).
+const SERVER_USER_TIMEOUT_MS: u64 = 30_000;
+/// And those that the agent sent after this time: Linux repeats them 15 times (tcp(7), tcp_retries2: 924 s at the least).
+const AGENT_USER_TIMEOUT_MS: u64 = 924_000;
+/// Silence after which the agent's TCP asks, how often it asks again and how many times (protocol.md, Presence).
+const PROBE_AFTER_MS: u64 = 200_000;
+const PROBE_EVERY_MS: u64 = 10_000;
+const PROBES_MAX: u32 = 3;
+/// A TCP connection is given up after this time (protocol.md, One stream, several roads).
+const CONNECT_MS: u64 = 5_000;
+/// A TLS handshake is given up by the server after this time (security.md).
+const HANDSHAKE_MS: u64 = 10_000;
+/// Bytes that were held back by a link come within this time of its healing: TCP's next retransmission.
+pub(crate) const RETRANSMISSION_MS: u64 = 2_000;
+
+/// A connection, or the attempt at one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ConnId(pub(crate) u64);
+
+/// A direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Way {
+    /// Agent to server.
+    Up,
+    /// Server to agent.
+    Down,
+}
+
+impl Way {
+    fn back(self) -> Self {
+        match self {
+            Self::Up => Self::Down,
+            Self::Down => Self::Up,
+        }
+    }
+
+    /// How long the sender's TCP waits for an acknowledgement.
+    fn user_timeout_ms(self) -> u64 {
+        match self {
+            Self::Up => AGENT_USER_TIMEOUT_MS,
+            Self::Down => SERVER_USER_TIMEOUT_MS,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Opening,
+    Open,
+    Closed,
+}
+
+/// How a side ends a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Farewell {
+    /// What was written still goes out, then the end.
+    Flushed,
+    /// What was written is dropped; the other side is told if it can be.
+    Reset,
+    /// Nothing goes out: the machine is gone.
+    Silent,
+}
+
+/// Which directions of a link pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) up_passes: bool,
+    pub(crate) down_passes: bool,
+    /// Counts the cuts: the end of an earlier one does not heal a later one.
+    pub(crate) cuts: u64,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self { up_passes: true, down_passes: true, cuts: 0 }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Pipe {
+    /// Written, not yet delivered.
+    waiting: VecDeque<u8>,
+    /// Delivered, not yet a whole frame.
+    heard: Vec<u8>,
+    /// The sender has closed: the end comes after the bytes.
+    ends: bool,
+    /// A delivery is on its way.
+    is_armed: bool,
+    /// Since when the sender waits for an acknowledgement.
+    unacknowledged_since: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Conn {
+    pub(crate) agent: usize,
+    pub(crate) server: usize,
+    pub(crate) shard: usize,
+    pub(crate) channel: Option<ChannelKey>,
+    pub(crate) agent_end: End,
+    pub(crate) server_end: End,
+    /// The session that its hello named.
+    pub(crate) session: Option<(BootId, SessionNumber)>,
+    /// Nothing of it passes any more.
+    pub(crate) is_forgotten: bool,
+    pub(crate) is_choked: bool,
+    up: Pipe,
+    down: Pipe,
+    agent_heard_ms: u64,
+    probes: u32,
+}
+
+impl Conn {
+    fn pipe(&mut self, way: Way) -> &mut Pipe {
+        match way {
+            Way::Up => &mut self.up,
+            Way::Down => &mut self.down,
+        }
+    }
+
+    /// Bytes that wait for the agent.
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        self.down.waiting.len()
+    }
+
+    fn receiver_end(&self, way: Way) -> End {
+        match way {
+            Way::Up => self.server_end,
+            Way::Down => self.agent_end,
+        }
+    }
+}
+
+/// All connections and links.
+#[derive(Debug, Default)]
+pub(crate) struct Network {
+    pub(crate) conns: BTreeMap<ConnId, Conn>,
+    links: BTreeMap<(usize, usize), Link>,
+    opened: u64,
+}
+
+impl Network {
+    pub(crate) fn link(&self, agent: usize, server: usize) -> Link {
+        self.links.get(&(agent, server)).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn link_mut(&mut self, agent: usize, server: usize) -> &mut Link {
+        self.links.entry((agent, server)).or_default()
+    }
+}
+
+impl World {
+    /// An agent wants to connect.
+    pub(crate) fn connect(&mut self, agent: usize, server: usize) -> ConnId {
+        let id = ConnId(self.network.opened);
+        self.network.opened += 1;
+        let conn = Conn {
+            agent,
+            server,
+            shard: self.dice.place(crate::servers::SHARDS),
+            channel: None,
+            agent_end: End::Opening,
+            server_end: End::Opening,
+            session: None,
+            is_forgotten: false,
+            is_choked: false,
+            up: Pipe::default(),
+            down: Pipe::default(),
+            agent_heard_ms: self.now_ms,
+            probes: 0,
+        };
+        self.network.conns.insert(id, conn);
+        let after_ms = self.latency_ms() * 2;
+        self.after(after_ms, Event::ConnectMeets { conn: id });
+        id
+    }
+
+    /// The first packet has reached the server's machine, or has not.
+    pub(crate) fn on_connect_meets(&mut self, id: ConnId) {
+        let Some(conn) = self.network.conns.get(&id) else { return };
+        let server = conn.server;
+        let passes = self.passes(id, Way::Up) && self.passes(id, Way::Down);
+        let event = if passes && self.servers[server].is_listening() {
+            Event::Connected { conn: id }
+        } else {
+            Event::ConnectFails { conn: id }
+        };
+        let after_ms = if passes { self.latency_ms() } else { CONNECT_MS };
+        self.after(after_ms, event);
+    }
+
+    pub(crate) fn on_connected(&mut self, id: ConnId) {
+        let Some(conn) = self.network.conns.get(&id).filter(|conn| conn.agent_end == End::Opening) else {
+            self.forget_if_over(id);
+            return;
+        };
+        let (agent, server) = (conn.agent, conn.server);
+        if !self.servers[server].is_listening() || conn.server_end == End::Closed {
+            return self.on_connect_fails(id);
+        }
+        let now_ms = self.now_ms;
+        if let Some(conn) = self.network.conns.get_mut(&id) {
+            conn.agent_end = End::Open;
+            conn.agent_heard_ms = now_ms;
+        }
+        self.after(PROBE_AFTER_MS, Event::Probe { conn: id });
+        self.after(HANDSHAKE_MS, Event::HandshakeOver { conn: id });
+        self.say(format_args!("agent {agent} is connected to server {}", server + 1));
+        // The handshake's last message is on its way; the hello follows it, or comes with it.
+        self.arm(id, Way::Up);
+        self.tell_agent(agent, AgentInput::Connected { road: RoadTaken::tcp() });
+    }
+
+    pub(crate) fn on_connect_fails(&mut self, id: ConnId) {
+        let Some(conn) = self.network.conns.remove(&id) else { return };
+        if conn.agent_end == End::Opening {
+            self.say(format_args!("agent {} does not reach server {}", conn.agent, conn.server + 1));
+            self.machines[conn.agent].conn = None;
+            self.tell_agent(conn.agent, AgentInput::ConnectFailed { reason: "no answer".to_owned() });
+        }
+    }
+
+    /// A side writes.
+    pub(crate) fn write(&mut self, id: ConnId, way: Way, bytes: &[u8]) {
+        let now_ms = self.now_ms;
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        let pipe = conn.pipe(way);
+        pipe.waiting.extend(bytes);
+        if pipe.unacknowledged_since.is_none() {
+            pipe.unacknowledged_since = Some(now_ms);
+            self.after(way.user_timeout_ms(), Event::Unacknowledged { conn: id, way, since_ms: now_ms });
+        }
+        self.arm(id, way);
+    }
+
+    /// Sees to it that what waits is delivered.
+    fn arm(&mut self, id: ConnId, way: Way) {
+        let latency_ms = self.latency_ms();
+        self.arm_after(id, way, latency_ms);
+    }
+
+    fn arm_after(&mut self, id: ConnId, way: Way, after_ms: u64) {
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        let pipe = conn.pipe(way);
+        if !pipe.is_armed {
+            pipe.is_armed = true;
+            self.after(after_ms, Event::Deliver { conn: id, way });
+        }
+    }
+
+    /// Whether a packet that is on its way now arrives.
+    pub(crate) fn passes(&self, id: ConnId, way: Way) -> bool {
+        let Some(conn) = self.network.conns.get(&id) else { return false };
+        let link = self.network.link(conn.agent, conn.server);
+        let link_passes = match way {
+            Way::Up => link.up_passes,
+            Way::Down => link.down_passes,
+        };
+        let has_power = self.machines[conn.agent].has_power() && self.servers[conn.server].has_power();
+        link_passes && !conn.is_forgotten && has_power
+    }
+
+    /// Some of what waits arrives.
+    pub(crate) fn on_deliver(&mut self, id: ConnId, way: Way) {
+        if !self.network.conns.contains_key(&id) {
+            return;
+        }
+        let passes = self.passes(id, way);
+        let answers_pass = self.passes(id, way.back());
+        let trickles = way == Way::Down && self.machine_of(id).is_some_and(|machine| machine.reads_slowly);
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        conn.pipe(way).is_armed = false;
+        if !passes {
+            // Whoever heals the link arms it again.
+            return;
+        }
+        if conn.receiver_end(way) == End::Closed {
+            return self.on_unknown_connection(id, way);
+        }
+        if way == Way::Up && conn.server_end == End::Opening {
+            self.open_channel(id);
+            if self.dice.chance(500) {
+                let latency_ms = self.latency_ms();
+                return self.arm_after(id, way, latency_ms);
+            }
+        }
+        let split = !trickles && self.dice.chance(self.weather.split_per_mille);
+        let length = self.network.conns.get(&id).map_or(0, |conn| match way {
+            Way::Up => conn.up.waiting.len(),
+            Way::Down => conn.down.waiting.len(),
+        });
+        let count = if trickles {
+            length.min(1 + self.dice.place(48))
+        } else if split {
+            length.min(1 + self.dice.place(length))
+        } else {
+            length
+        };
+        let now_ms = self.now_ms;
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        let pipe = conn.pipe(way);
+        let delivered: Vec<u8> = pipe.waiting.drain(..count).collect();
+        pipe.heard.extend(delivered);
+        let is_left = !pipe.waiting.is_empty();
+        if answers_pass {
+            pipe.unacknowledged_since = is_left.then_some(now_ms);
+        }
+        if way == Way::Down || answers_pass {
+            conn.agent_heard_ms = now_ms;
+            conn.probes = 0;
+        }
+        self.hear_frames(id, way);
+        self.after_delivery(id, way, is_left, trickles);
+    }
+
+    fn after_delivery(&mut self, id: ConnId, way: Way, is_left: bool, trickles: bool) {
+        if way == Way::Down {
+            self.note_flow(id);
+        }
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        let ends = conn.pipe(way).ends;
+        if is_left {
+            let since = conn.pipe(way).unacknowledged_since;
+            if let Some(since_ms) = since.filter(|since| *since == self.now_ms) {
+                self.after(way.user_timeout_ms(), Event::Unacknowledged { conn: id, way, since_ms });
+            }
+            let after_ms = if trickles { self.dice.between(50, 600) } else { self.dice.between(1, 40) };
+            self.arm_after(id, way, after_ms);
+        } else if ends {
+            self.on_end(id, way);
+        }
+    }
+
+    /// Hands the whole frames that have arrived to whom they are for.
+    fn hear_frames(&mut self, id: ConnId, way: Way) {
+        loop {
+            let Some(conn) = self.network.conns.get_mut(&id) else { return };
+            if conn.receiver_end(way) != End::Open {
+                return;
+            }
+            let pipe = conn.pipe(way);
+            let (kind, version, body, used) = match Frame::decode(&pipe.heard) {
+                Ok(Some((frame, used))) => (frame.kind, frame.version, frame.body.to_vec(), used),
+                Ok(None) => return,
+                Err(error) => return self.violated(format!("a frame cannot be read: {error}")),
+            };
+            pipe.heard.drain(..used);
+            let frame = Frame { kind, version, body: &body };
+            match way {
+                Way::Up => self.hear_from_agent(id, frame),
+                Way::Down => self.hear_from_server(id, frame),
+            }
+        }
+    }
+
+    /// Something came for a connection that the receiver's machine does not know: it says so.
+    fn on_unknown_connection(&mut self, id: ConnId, way: Way) {
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        let pipe = conn.pipe(way);
+        pipe.waiting.clear();
+        pipe.ends = false;
+        let back = way.back();
+        let latency_ms = self.latency_ms();
+        self.after(latency_ms, Event::Reset { conn: id, way: back });
+        self.forget_if_over(id);
+    }
+
+    /// The other side's end has arrived.
+    fn on_end(&mut self, id: ConnId, way: Way) {
+        self.count_cut_frame(id, way);
+        match way {
+            Way::Up => self.lose_at_server(id, CloseReason::PeerClosed),
+            Way::Down => self.lose_at_agent(id, "the server closed"),
+        }
+    }
+
+    /// A reset arrives, or gets lost.
+    pub(crate) fn on_reset(&mut self, id: ConnId, way: Way) {
+        if !self.passes(id, way) {
+            return;
+        }
+        self.count_cut_frame(id, way);
+        match way {
+            Way::Up => self.lose_at_server(id, CloseReason::Reset),
+            Way::Down => self.lose_at_agent(id, "reset by the server"),
+        }
+    }
+
+    /// What a side sent was not acknowledged in time.
+    pub(crate) fn on_unacknowledged(&mut self, id: ConnId, way: Way, since_ms: u64) {
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        if conn.pipe(way).unacknowledged_since != Some(since_ms) {
+            return;
+        }
+        match way {
+            Way::Down if conn.server_end == End::Open => self.lose_at_server(id, CloseReason::Unreachable),
+            Way::Up if conn.agent_end == End::Open => self.lose_at_agent(id, "not acknowledged in time"),
+            _ => {}
+        }
+    }
+
+    /// The agent's TCP asks whether the other side is still there.
+    pub(crate) fn on_probe(&mut self, id: ConnId) {
+        let is_round_trip = self.passes(id, Way::Up) && self.passes(id, Way::Down);
+        let now_ms = self.now_ms;
+        let Some(conn) = self.network.conns.get_mut(&id).filter(|conn| conn.agent_end == End::Open) else {
+            return;
+        };
+        let silent_ms = now_ms - conn.agent_heard_ms;
+        if silent_ms < PROBE_AFTER_MS {
+            self.after(PROBE_AFTER_MS - silent_ms, Event::Probe { conn: id });
+        } else if conn.up.unacknowledged_since.is_some() {
+            // While bytes are under way TCP repeats those, and asks nothing.
+            self.after(PROBE_EVERY_MS, Event::Probe { conn: id });
+        } else if is_round_trip && conn.server_end != End::Closed {
+            conn.agent_heard_ms = now_ms;
+            conn.probes = 0;
+            self.after(PROBE_AFTER_MS, Event::Probe { conn: id });
+        } else if is_round_trip || conn.probes == PROBES_MAX {
+            self.tally.count(Kind::ProbeFoundDead);
+            self.lose_at_agent(id, "found dead by a probe");
+        } else {
+            conn.probes += 1;
+            self.after(PROBE_EVERY_MS, Event::Probe { conn: id });
+        }
+    }
+
+    /// The server waits no longer for a handshake.
+    pub(crate) fn on_handshake_over(&mut self, id: ConnId) {
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        if conn.server_end == End::Opening {
+            self.end_server_side(id, Farewell::Reset);
+        }
+    }
+
+    /// The server's end is gone for a reason that its hub hears of.
+    fn lose_at_server(&mut self, id: ConnId, reason: CloseReason) {
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        let (server, shard, was) = (conn.server, conn.shard, conn.server_end);
+        let channel = conn.channel;
+        self.end_server_side(id, Farewell::Reset);
+        if let (End::Open, Some(channel)) = (was, channel) {
+            self.free_channel(server, shard, channel);
+            self.count_close(reason);
+            self.say(format_args!("server {} loses {:?}: {}", server + 1, channel, reason.label()));
+            self.tell_hub(server, shard, HubInput::Closed { channel, reason });
+        }
+    }
+
+    /// The agent's end is gone and the agent hears of it.
+    fn lose_at_agent(&mut self, id: ConnId, reason: &str) {
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        let (agent, was) = (conn.agent, conn.agent_end);
+        self.end_agent_side(id, Farewell::Reset);
+        if was == End::Open {
+            self.machines[agent].conn = None;
+            self.say(format_args!("agent {agent} loses its connection: {reason}"));
+            self.tell_agent(agent, AgentInput::Disconnected { reason: reason.to_owned() });
+        }
+    }
+
+    /// The server's side closes.
+    pub(crate) fn end_server_side(&mut self, id: ConnId, farewell: Farewell) {
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        conn.server_end = End::Closed;
+        conn.up.waiting.clear();
+        self.end_side(id, Way::Down, farewell);
+    }
+
+    /// The agent's side closes.
+    pub(crate) fn end_agent_side(&mut self, id: ConnId, farewell: Farewell) {
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        conn.agent_end = End::Closed;
+        conn.down.waiting.clear();
+        self.end_side(id, Way::Up, farewell);
+    }
+
+    /// What the side that writes `way` does with its last bytes.
+    fn end_side(&mut self, id: ConnId, way: Way, farewell: Farewell) {
+        let latency_ms = self.latency_ms();
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        if conn.receiver_end(way) == End::Closed {
+            return self.forget_if_over(id);
+        }
+        let pipe = conn.pipe(way);
+        match farewell {
+            Farewell::Flushed => {
+                pipe.ends = true;
+                self.arm(id, way);
+            }
+            Farewell::Reset => {
+                pipe.waiting.clear();
+                self.after(latency_ms, Event::Reset { conn: id, way });
+            }
+            Farewell::Silent => {
+                pipe.waiting.clear();
+                pipe.ends = false;
+            }
+        }
+    }
+
+    fn count_cut_frame(&mut self, id: ConnId, way: Way) {
+        if self.network.conns.get_mut(&id).is_some_and(|conn| !conn.pipe(way).heard.is_empty()) {
+            self.tally.count(Kind::FrameCutShort);
+        }
+    }
+
+    fn forget_if_over(&mut self, id: ConnId) {
+        let is_over = |conn: &Conn| conn.agent_end == End::Closed && conn.server_end == End::Closed;
+        if self.network.conns.get(&id).is_some_and(is_over) {
+            self.network.conns.remove(&id);
+        }
+    }
+
+    /// Links have healed or machines are back: what was held back comes soon.
+    pub(crate) fn retransmit(&mut self) {
+        let ids: Vec<_> = self.network.conns.keys().copied().collect();
+        for id in ids {
+            for way in [Way::Up, Way::Down] {
+                let back = way.back();
+                if !self.passes(id, way) {
+                    continue;
+                }
+                let answers_pass = self.passes(id, back);
+                let Some(conn) = self.network.conns.get_mut(&id) else { continue };
+                let is_opening =
+                    way == Way::Up && conn.server_end == End::Opening && conn.agent_end == End::Open;
+                let pipe = conn.pipe(way);
+                if pipe.waiting.is_empty() && answers_pass {
+                    pipe.unacknowledged_since = None;
+                }
+                if !pipe.waiting.is_empty() || pipe.ends || is_opening {
+                    let after_ms = self.dice.between(1, RETRANSMISSION_MS);
+                    self.arm_after(id, way, after_ms);
+                }
+            }
+        }
+    }
+
+    /// The place of the machine at the agent's end.
+    fn machine_of(&self, id: ConnId) -> Option<&crate::agents::Machine> {
+        self.network.conns.get(&id).map(|conn| &self.machines[conn.agent])
+    }
+
+    pub(crate) fn latency_ms(&mut self) -> u64 {
+        self.dice.between(1, self.weather.latency_ms_max)
+    }
+}

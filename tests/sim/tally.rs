@@ -1,0 +1,144 @@
+//! How often each kind of fault was injected and each transition was seen.
+//!
+//! A simulation that never cuts a frame in the middle, or never sees a session superseded, proves nothing about either: a kind
+//! that stays at zero over all seeds fails the run. Counts of several seeds add up.
+
+use std::fmt::Write as _;
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident => $name:literal,)*) => {
+        /// Something that happens in a simulated world.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum Kind { $($(#[$doc])* $kind,)* }
+
+        impl Kind {
+            const ALL: &[(Self, &'static str)] = &[$((Self::$kind, $name),)*];
+        }
+    };
+}
+
+kinds! {
+    // Faults of the network.
+    LinkCut => "fault: link cut both ways",
+    LinkCutUp => "fault: link cut from agent to server only",
+    LinkCutDown => "fault: link cut from server to agent only",
+    ServerCutOff => "fault: server cut off from everybody",
+    ConnectionForgotten => "fault: connection forgotten by the network (half-open)",
+    Roamed => "fault: agent roams while its connection stays half-open",
+    FrameCutShort => "fault: connection ended in the middle of a frame",
+    SlowReader => "fault: agent reads in trickles",
+    // Faults of devices.
+    LateJoiner => "fault: device appears late",
+    AgentKilled => "fault: agent killed",
+    AgentStopped => "fault: agent stopped by its owner",
+    DevicePowerCut => "fault: device loses power",
+    DeviceOffForGood => "fault: device switched off for good",
+    DiskDiesMidStep => "fault: device dies at a write",
+    SyncFails => "fault: fsync fails on a device",
+    DiskFull => "fault: disk full on a device",
+    UnsyncedLost => "fault: unsynced bytes or names lost",
+    WallClockJumps => "fault: wall clock of a device jumps",
+    ActionHangs => "fault: action does not end by itself",
+    ActionLost => "fault: action dies with its agent",
+    // Faults of servers.
+    ServerKilled => "fault: server killed",
+    ServerPowerCut => "fault: server loses power",
+    ServerDrained => "fault: server stopped gracefully",
+    SpoolStalls => "fault: spool's disk is slow",
+    SpoolSyncFails => "fault: spool's fsync fails",
+    ResultsLostUnsynced => "fault: server loses results that it had not acknowledged",
+    QueueUnreadable => "fault: queue cannot be read",
+    QueueReread => "fault: database replaced, queue read anew",
+    ServerClockBehind => "fault: server's wall clock is behind",
+    CertificateRevoked => "fault: certificate revoked",
+    // Sessions.
+    SignedIn => "session: signed in",
+    MovedServer => "session: moved to another server",
+    DisplacedOnShard => "session: displaced by a newer one on its shard",
+    DisplacedAcrossShards => "session: displaced by a newer one on another shard",
+    SupersededBySite => "session: ended by the site, being elsewhere",
+    EndedBlocked => "session: ended, blocked",
+    EndedRevoked => "session: ended, certificate revoked",
+    EndedCertificate => "session: ended with its certificate",
+    EndedSilent => "session: ended, keepalive missed",
+    EndedUnreachable => "session: ended, data not acknowledged",
+    EndedReset => "session: ended, reset",
+    EndedPeerClosed => "session: ended, peer closed",
+    EndedGoodbye => "session: ended with a goodbye",
+    EndedDraining => "session: ended, server stops",
+    HelloMissed => "session: no hello in time",
+    TooSlow => "session: ended, reads too slowly",
+    RefusedBlocked => "session: refused, blocked",
+    RefusedUnavailable => "session: refused, queue unreadable",
+    KeepaliveAnswered => "session: keepalive answered",
+    NoAnswerToKeepalive => "session: agent gives up, keepalive unanswered",
+    ProbeFoundDead => "session: agent's TCP finds its peer gone",
+    Choked => "session: unsent bytes pile up",
+    // Tasks on their way.
+    TaskStarted => "task: started by an administrator",
+    TaskForLater => "task: begins later",
+    TaskInRings => "task: released in two rings",
+    TaskCancelled => "task: cancelled by an administrator",
+    PushedAtOnce => "task: pushed to a session that was there",
+    PushedAtSignIn => "task: pushed to a late joiner",
+    PushedAgain => "task: pushed again to one that has it",
+    ExpiredUndelivered => "task: expired before it reached a target",
+    CancelHeardWaiting => "task: cancel heard while it waits",
+    CancelHeardRunning => "task: cancel heard while it runs",
+    CancelHeardEnded => "task: cancel heard after its end",
+    BegunAgain => "task: repeatable one begun again after a crash",
+    PolicyApplied => "task: policy asked for and applied",
+    // Results.
+    ResultAcknowledged => "result: acknowledged",
+    ResultSentAgain => "result: came to a server again",
+    ResultFiledTwice => "result: in two files",
+    EndedSucceeded => "result: succeeded",
+    EndedFailed => "result: failed",
+    EndedInterrupted => "result: interrupted",
+    EndedRefused => "result: refused",
+    EndedCancelled => "result: cancelled",
+}
+
+/// Counts of every kind.
+#[derive(Clone, Debug)]
+pub(crate) struct Tally {
+    counts: Vec<u64>,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self { counts: vec![0; Kind::ALL.len()] }
+    }
+}
+
+impl Tally {
+    pub(crate) fn count(&mut self, kind: Kind) {
+        self.counts[kind as usize] += 1;
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
+            *mine += theirs;
+        }
+    }
+
+    /// Kinds that never happened.
+    pub(crate) fn never(&self) -> Vec<&'static str> {
+        Kind::ALL.iter().filter(|(kind, _)| self.counts[*kind as usize] == 0).map(|(_, name)| *name).collect()
+    }
+
+    /// Faults in all.
+    pub(crate) fn faults(&self) -> u64 {
+        let faults = Kind::ALL.iter().filter(|(_, name)| name.starts_with("fault"));
+        faults.map(|(kind, _)| self.counts[*kind as usize]).sum()
+    }
+
+    /// A line for each kind.
+    pub(crate) fn table(&self) -> String {
+        let mut table = String::new();
+        for (kind, name) in Kind::ALL {
+            let _ = writeln!(table, "{:>9}  {name}", self.counts[*kind as usize]);
+        }
+        table
+    }
+}

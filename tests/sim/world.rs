@@ -1,0 +1,321 @@
+//! The simulated world: virtual time, everything that is in it, and the order in which it happens.
+//!
+//! One thread; time is a number that jumps to whatever is due next. What is due at the same millisecond comes in a fixed order:
+//! events in the order in which they were made, then hubs, then agents. A run has two halves: faults, then peace from
+//! `heals_at_ms` on, in which what was promised has to come about.
+//!
+//! It owns the clock and the events and knows of each of its parts only when it is their turn. It must not read a clock, draw
+//! randomness from the system or iterate over a hash map.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bgb_hub::{ChannelKey, Now as HubNow, TICK_MS, Tick};
+use bgb_protocol::file::presence::PresenceRow;
+use bgb_protocol::file::results::ResultRow;
+use bgb_protocol::ids::{DeviceId, TaskId, UnixMillis};
+
+use crate::agents::Machine;
+use crate::dice::Dice;
+use crate::faults::Weather;
+use crate::model::Model;
+use crate::network::{ConnId, Network, Way};
+use crate::servers::SimServer;
+use crate::site::Site;
+use crate::tally::{Kind, Tally};
+use crate::trace::Trace;
+
+/// What the true time is at the beginning: some day in 2027, far from every limit.
+pub(crate) const EPOCH_UNIX_MS: u64 = 1_800_000_000_000;
+
+/// Steps at one millisecond after which the world is said to spin: a few hundred are the most that ever happen.
+const STEPS_AT_ONCE_MAX: u64 = 20_000;
+
+/// Something that is to happen.
+#[derive(Debug)]
+pub(crate) enum Event {
+    // network.rs
+    ConnectMeets { conn: ConnId },
+    Connected { conn: ConnId },
+    ConnectFails { conn: ConnId },
+    Deliver { conn: ConnId, way: Way },
+    Reset { conn: ConnId, way: Way },
+    Unacknowledged { conn: ConnId, way: Way, since_ms: u64 },
+    Probe { conn: ConnId },
+    HandshakeOver { conn: ConnId },
+    LinkHeals { agent: usize, server: usize, cuts: u64 },
+    // agents.rs
+    DeviceStarts { agent: usize, starts: u64 },
+    ActionEnds { agent: usize, task: TaskId, serial: u64 },
+    PowerFails { agent: usize },
+    DiskHasRoom { agent: usize },
+    ReadsAgain { agent: usize },
+    // servers.rs
+    ServerStarts { server: usize, starts: u64 },
+    ServerDrained { server: usize, life: u64, looks: u64 },
+    OrdersCome { server: usize, life: u64 },
+    QueueReadable { server: usize, life: u64 },
+    SignInsHeld { server: usize, life: u64, since_ms: u64 },
+    Displaced { server: usize, life: u64, shard: usize, channel: ChannelKey },
+    SpoolSynced { server: usize, life: u64 },
+    SpoolFileDue { server: usize, life: u64 },
+    PresenceFileDue { server: usize, life: u64 },
+    BarCheck { server: usize, life: u64, bar: Bar },
+    // site.rs
+    PresenceComes { server: usize, is_full: bool, rows: Vec<PresenceRow> },
+    ResultsCome { rows: Vec<ResultRow> },
+    HeadDue,
+    AdministratorActs,
+    ReleaseDue { task: TaskId },
+    UnblockDue { device: DeviceId },
+    // faults.rs and checks.rs
+    FaultDue,
+    ClocksSet,
+    Heal,
+    CheckSteady,
+    CheckAll,
+    End,
+}
+
+/// What keeps a device out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Bar {
+    Block(DeviceId),
+    Certificate([u8; 32]),
+}
+
+/// What came of a run.
+pub(crate) struct Report {
+    pub(crate) seed: u64,
+    pub(crate) tally: Tally,
+    pub(crate) hash: u64,
+    pub(crate) steps: u64,
+    pub(crate) virtual_ms: u64,
+    pub(crate) violation: Option<String>,
+}
+
+/// See the module.
+pub(crate) struct World {
+    pub(crate) now_ms: u64,
+    pub(crate) dice: Dice,
+    pub(crate) weather: Weather,
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) servers: Vec<SimServer>,
+    pub(crate) network: Network,
+    pub(crate) site: Site,
+    pub(crate) model: Model,
+    pub(crate) tally: Tally,
+    trace: Trace,
+    violation: Option<String>,
+    events: BTreeMap<(u64, u64), Event>,
+    event_count: u64,
+    is_over: bool,
+}
+
+impl World {
+    /// Runs the world of `seed` to its end or to its first violation.
+    pub(crate) fn run(seed: u64, is_printed: bool) -> Report {
+        let mut world = Self::new(seed, is_printed);
+        world.begin();
+        let (mut at_ms, mut steps_at_once) = (0, 0);
+        while !world.is_over && world.violation.is_none() {
+            world.step();
+            steps_at_once = if world.now_ms == at_ms { steps_at_once + 1 } else { 0 };
+            at_ms = world.now_ms;
+            if steps_at_once > STEPS_AT_ONCE_MAX {
+                world.violated(
+                    "the world spins: something is due again and again at the same moment".to_owned(),
+                );
+            }
+        }
+        let Self { tally, trace, violation, now_ms, .. } = world;
+        let violation = violation.map(|what| {
+            format!(
+                "seed {seed}, step {}, at {}.{:03} s: {what}\nthe last steps:\n{}replay: BGB_SIM_SEED={seed} cargo test --test sim -- --nocapture",
+                trace.steps(),
+                now_ms / 1_000,
+                now_ms % 1_000,
+                trace.last_lines(),
+            )
+        });
+        Report { seed, tally, hash: trace.hash(), steps: trace.steps(), virtual_ms: now_ms, violation }
+    }
+
+    fn new(seed: u64, is_printed: bool) -> Self {
+        // Neighbouring seeds must not give neighbouring worlds: one turn of the generator stands between.
+        let mut dice = Dice::new(Dice::new(seed).next());
+        let weather = Weather::draw(&mut dice);
+        let site = Site::new(&mut dice);
+        let machines = (0..weather.agents).map(|agent| Machine::new(agent, &mut dice, &weather)).collect();
+        let servers = (0..crate::servers::SERVERS).map(|server| SimServer::new(server, &weather)).collect();
+        Self {
+            now_ms: 0,
+            dice,
+            weather,
+            machines,
+            servers,
+            network: Network::default(),
+            site,
+            model: Model::default(),
+            tally: Tally::default(),
+            trace: Trace::new(is_printed),
+            violation: None,
+            events: BTreeMap::new(),
+            event_count: 0,
+            is_over: false,
+        }
+    }
+
+    fn begin(&mut self) {
+        let heals_at_ms = self.weather.heals_at_ms;
+        let weather = format!("{:?}", self.weather);
+        self.say(format_args!("{weather}"));
+        self.on_head_due();
+        for server in 0..self.servers.len() {
+            self.start_server_after(server, 0);
+            if self.servers[server].clock_behind_ms > 0 {
+                self.tally.count(Kind::ServerClockBehind);
+            }
+        }
+        for agent in 0..self.machines.len() {
+            let late = self.dice.chance(300);
+            let after_ms =
+                if late { self.dice.between(30_000, heals_at_ms) } else { self.dice.between(0, 2_000) };
+            if late {
+                self.tally.count(Kind::LateJoiner);
+            }
+            self.start_device_after(agent, after_ms);
+        }
+        self.after(5_000, Event::AdministratorActs);
+        self.begin_faults();
+    }
+
+    /// Does whatever is due next.
+    fn step(&mut self) {
+        let event_ms = self.events.first_key_value().map(|((at_ms, _), _)| *at_ms);
+        let hub = self.next_hub();
+        let agent = self.next_agent();
+        let hub_ms = hub.map(|(at_ms, ..)| at_ms);
+        let agent_ms = agent.map(|(at_ms, _)| at_ms);
+        let Some(next_ms) = [event_ms, hub_ms, agent_ms].into_iter().flatten().min() else {
+            return self.violated("nothing will ever happen again".to_owned());
+        };
+        self.now_ms = self.now_ms.max(next_ms);
+        if event_ms == Some(next_ms) {
+            if let Some((_, event)) = self.events.pop_first() {
+                self.on_event(event);
+            }
+        } else if let (Some((at_ms, server, shard)), true) = (hub, hub_ms == Some(next_ms)) {
+            debug_assert_eq!(at_ms, next_ms);
+            self.advance_hub(server, shard);
+        } else if let Some((_, agent)) = agent {
+            self.agent_time_comes(agent);
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::ConnectMeets { conn } => self.on_connect_meets(conn),
+            Event::Connected { conn } => self.on_connected(conn),
+            Event::ConnectFails { conn } => self.on_connect_fails(conn),
+            Event::Deliver { conn, way } => self.on_deliver(conn, way),
+            Event::Reset { conn, way } => self.on_reset(conn, way),
+            Event::Unacknowledged { conn, way, since_ms } => self.on_unacknowledged(conn, way, since_ms),
+            Event::Probe { conn } => self.on_probe(conn),
+            Event::HandshakeOver { conn } => self.on_handshake_over(conn),
+            Event::LinkHeals { agent, server, cuts } => self.on_link_heals(agent, server, cuts),
+            Event::DeviceStarts { agent, starts } => self.on_device_starts(agent, starts),
+            Event::ActionEnds { agent, task, serial } => self.on_action_ends(agent, task, serial),
+            Event::PowerFails { agent } => self.on_power_fails(agent),
+            Event::DiskHasRoom { agent } => self.machines[agent].disk.set_full(false),
+            Event::ReadsAgain { agent } => self.machines[agent].reads_slowly = false,
+            Event::ServerStarts { server, starts } => self.on_server_starts(server, starts),
+            Event::ServerDrained { server, life, looks } => self.on_server_drained(server, life, looks),
+            Event::OrdersCome { server, life } => self.on_orders_come(server, life),
+            Event::QueueReadable { server, life } => self.on_queue_readable(server, life),
+            Event::SignInsHeld { server, life, since_ms } => self.on_sign_ins_held(server, life, since_ms),
+            Event::Displaced { server, life, shard, channel } => {
+                self.on_displaced(server, life, shard, channel);
+            }
+            Event::SpoolSynced { server, life } => self.on_spool_synced(server, life),
+            Event::SpoolFileDue { server, life } => self.on_spool_file_due(server, life),
+            Event::PresenceFileDue { server, life } => self.on_presence_file_due(server, life),
+            Event::BarCheck { server, life, bar } => self.on_bar_check(server, life, bar),
+            Event::PresenceComes { server, is_full, rows } => self.on_presence_comes(server, is_full, &rows),
+            Event::ResultsCome { rows } => self.on_results_come(&rows),
+            Event::HeadDue => self.on_head_due(),
+            Event::AdministratorActs => self.on_administrator_acts(),
+            Event::ReleaseDue { task } => self.on_release_due(task),
+            Event::UnblockDue { device } => self.on_unblock_due(device),
+            Event::FaultDue => self.on_fault_due(),
+            Event::ClocksSet => self.on_clocks_set(),
+            Event::Heal => self.on_heal(),
+            Event::CheckSteady => self.check_steady(),
+            Event::CheckAll => self.check_all(),
+            Event::End => {
+                self.check_end();
+                self.is_over = true;
+            }
+        }
+    }
+
+    /// The hub whose deadline comes first.
+    fn next_hub(&self) -> Option<(u64, usize, usize)> {
+        let mut next: Option<(u64, usize, usize)> = None;
+        for (server, shard, deadline) in self.servers.iter().enumerate().flat_map(|(server, simulated)| {
+            simulated.deadlines().map(move |(shard, deadline)| (server, shard, deadline))
+        }) {
+            let at_ms = deadline.0.saturating_mul(TICK_MS).max(self.now_ms);
+            if next.is_none_or(|(first_ms, ..)| at_ms < first_ms) {
+                next = Some((at_ms, server, shard));
+            }
+        }
+        next
+    }
+
+    /// The agent whose deadline comes first.
+    fn next_agent(&self) -> Option<(u64, usize)> {
+        let due = self.machines.iter().enumerate();
+        let due = due.filter_map(|(agent, machine)| Some((machine.deadline_ms()?.max(self.now_ms), agent)));
+        due.min()
+    }
+
+    /// Makes something happen later.
+    pub(crate) fn after(&mut self, after_ms: u64, event: Event) {
+        self.events.insert((self.now_ms + after_ms, self.event_count), event);
+        self.event_count += 1;
+    }
+
+    /// A line of the trace.
+    pub(crate) fn say(&mut self, what: fmt::Arguments<'_>) {
+        self.trace.say(self.now_ms, what);
+    }
+
+    /// A promise was broken: the first one ends the run.
+    pub(crate) fn violated(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    /// Notes a violation, if there is one.
+    pub(crate) fn expect(&mut self, kept: Result<(), String>) {
+        if let Err(what) = kept {
+            self.violated(what);
+        }
+    }
+
+    /// The true time.
+    pub(crate) fn unix(&self) -> UnixMillis {
+        UnixMillis(EPOCH_UNIX_MS + self.now_ms)
+    }
+
+    /// The clocks of a server.
+    pub(crate) fn hub_now(&self, server: usize) -> HubNow {
+        let unix = UnixMillis(self.unix().0 - self.servers[server].clock_behind_ms);
+        HubNow { tick: Tick(self.now_ms / TICK_MS), unix }
+    }
+
+    /// Whether the faults are over.
+    pub(crate) fn has_healed(&self) -> bool {
+        self.now_ms >= self.weather.heals_at_ms
+    }
+}
