@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bgb_daemon::disk::{Disk, RealDisk};
 use bgb_daemon::http_server::{HttpServer, Request, Response};
+use bgb_daemon::lock::ProcessLock;
 use bgb_daemon::ready::{self, Ready};
 use bgb_daemon::signals::Signal;
 use bgb_hub::{Hub, HubOptions, ticks_from_secs};
@@ -68,6 +69,8 @@ pub struct Server {
     broker: JoinHandle<()>,
     /// Stopped one after the other, in this order.
     writers: [Writer; 3],
+    /// Dropped last: until then the spool is ours.
+    _lock: ProcessLock,
 }
 
 impl Server {
@@ -84,6 +87,7 @@ impl Server {
         let shared = Shared { metrics: Arc::default(), status: status.clone(), fault: fault_line };
         warn_of_limits(&config, &status);
 
+        let lock = lock_spool(&config)?;
         let outgoing = open_outgoing(&config, server)?;
         let (spool, recovered) =
             Spool::open(outgoing.clone(), &config.spool, u64::from(config.results_seconds) * 1000)?;
@@ -175,6 +179,7 @@ impl Server {
             reactors,
             broker,
             writers: [spool_writer, presence_writer, courier_writer],
+            _lock: lock,
         })
     }
 
@@ -270,6 +275,13 @@ impl Server {
         }
         self.admin.stop();
     }
+}
+
+/// Two servers on one spool would remove each other's logs and draw the same numbers.
+fn lock_spool(config: &ServerConfig) -> anyhow::Result<ProcessLock> {
+    let cannot = || format!("the spool {} cannot be used", config.spool.display());
+    std::fs::create_dir_all(&config.spool).with_context(cannot)?;
+    ProcessLock::take(&config.spool.join("lock"), "server").with_context(cannot)
 }
 
 fn open_outgoing(config: &ServerConfig, server: ServerId) -> anyhow::Result<Outgoing> {

@@ -4,13 +4,13 @@
 //! come, and carries out what comes out, in its order. It decides nothing. Laws: an error of the agent ends the process, whose
 //! next start recovers from the journal; two agents never share a state folder; when it ends, no action of it runs on.
 
-use std::fs::{File, TryLockError};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use bgb_daemon::clock::{self, Now};
 use bgb_daemon::disk::RealDisk;
+use bgb_daemon::lock::ProcessLock;
 use bgb_daemon::signals::Signal;
 use bgb_protocol::ids::{BootId, TaskId};
 use bgb_protocol::message::RoadTaken;
@@ -208,24 +208,12 @@ impl Driver {
     }
 }
 
-/// Takes the state folder for this process, until the file is dropped.
-fn lock(config: &AgentConfig) -> anyhow::Result<File> {
+/// Takes the state folder for this process, until the lock is dropped.
+fn lock(config: &AgentConfig) -> anyhow::Result<ProcessLock> {
     let folder = &config.state;
     std::fs::create_dir_all(folder)
         .with_context(|| format!("{}: the state folder cannot be made", folder.display()))?;
-    let path = folder.join("lock");
-    let file = File::options().create(true).append(true).open(&path);
-    let file =
-        file.with_context(|| format!("{}: cannot be opened; check the folder's owner", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            bail!("{}: another agent runs with this state folder; stop it first", folder.display())
-        }
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("{}: cannot be locked", path.display()))
-        }
-    }
+    Ok(ProcessLock::take(&folder.join("lock"), "agent")?)
 }
 
 /// A seed for jitter.

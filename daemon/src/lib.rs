@@ -1,5 +1,5 @@
-//! What every BGB daemon does alike: configuration, logs, signals, readiness, descriptor limits, key
-//! files, clocks, the disk behind a trait, and a small HTTP server for loopback.
+//! What every BGB daemon does alike: configuration, logs, signals, readiness, descriptor limits, locks,
+//! key files, clocks, the disk behind a trait, and a small HTTP server for loopback.
 //!
 //! It owns no thread beyond those of the log, the signals and the HTTP server, and it knows nothing of
 //! the protocol, the site or a device. A daemon takes from it what it needs; nothing here calls back up.
@@ -12,6 +12,7 @@ pub mod config;
 pub mod disk;
 pub mod http_server;
 pub mod limits;
+pub mod lock;
 pub mod log;
 pub mod ready;
 pub mod secret;

@@ -146,6 +146,11 @@ impl Ingest {
 
     fn begin(&mut self, desk: &mut Desk<'_>) -> Result<Progress, IngestError> {
         let Some(file) = desk.inbox.take_next() else { return Ok(Progress::Idle) };
+        if !desk.store.read().has_server(file.server)? {
+            let why = format!("this site has no server {}; `bgb site server-add` makes one", file.server);
+            set_aside_whole(&file, &why, 0, desk)?;
+            return Ok(Progress::Worked);
+        }
         let opened = match desk.inbox.open_file(&file) {
             // Gone since the scan: whoever took it away had their reasons.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Progress::Worked),

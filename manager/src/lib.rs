@@ -15,7 +15,6 @@ pub mod figures;
 pub mod inbox;
 mod ingest;
 pub mod key_book;
-pub mod lock;
 pub mod manager;
 mod messages;
 pub mod orders;

@@ -5,6 +5,7 @@
 //! one; the order of stop is the reverse.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -12,6 +13,7 @@ use anyhow::{Context as _, bail};
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::{Disk, RealDisk};
 use bgb_daemon::http_server::HttpServer;
+use bgb_daemon::lock::ProcessLock;
 use bgb_daemon::secret;
 use bgb_protocol::api::BODY_BYTES_MAX;
 use bgb_site::{Authority, Store, signing_key};
@@ -22,7 +24,6 @@ use crate::bell::FileBell;
 use crate::config::ManagerConfig;
 use crate::figures::Figures;
 use crate::key_book::SiteKeyBook;
-use crate::lock::SiteLock;
 use crate::manager::{Manager, ManagerParts};
 use crate::verifier::Verifier;
 use crate::watcher::Watcher;
@@ -42,7 +43,7 @@ pub struct Service {
     stop: Option<Sender<()>>,
     writer: Option<JoinHandle<()>>,
     ended: Receiver<()>,
-    _lock: SiteLock,
+    _lock: ProcessLock,
 }
 
 impl Service {
@@ -51,7 +52,7 @@ impl Service {
     /// # Errors
     /// One sentence for whoever started it: what is missing, wrong or taken, and what to do.
     pub fn start(config: &ManagerConfig) -> anyhow::Result<Self> {
-        let lock = SiteLock::take(&config.database)?;
+        let lock = ProcessLock::take(&lock_file(&config.database), "manager")?;
         let store = open_store(config)?;
         let token = secret::read(&config.token)?;
         if token.trim_ascii().len() < TOKEN_BYTES_MIN {
@@ -125,6 +126,13 @@ impl Drop for Service {
             tracing::error!("the writer thread ended with a panic");
         }
     }
+}
+
+/// Beside the database, since that is what two managers must not share.
+fn lock_file(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".manager-lock");
+    name.into()
 }
 
 fn open_store(config: &ManagerConfig) -> anyhow::Result<Store> {

@@ -321,5 +321,7 @@ fn a_folder_of_a_server_that_the_site_does_not_have_makes_no_server() {
     let status: SiteStatus = site.api().fetch("/status").unwrap();
     let servers: Vec<_> = status.servers.iter().map(|server| server.server.0).collect();
     assert_eq!(servers, [1, 2]);
+    site.wait_message(StatusId::FileSetAside, &["no server 9", "server-add"]);
+    assert_eq!(set_aside(&site).len(), 1);
     site.check();
 }

@@ -47,7 +47,7 @@ fn a_second_manager_of_the_same_site_does_not_start() {
     let first = Service::start(&site.config()).unwrap();
     let fault = site.fault(|_| {});
     assert!(
-        fault.contains(&format!("another manager (process {}) has this site", std::process::id())),
+        fault.contains(&format!("another manager (process {}) is at work here", std::process::id())),
         "{fault}"
     );
     first.stop().unwrap();

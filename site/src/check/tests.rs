@@ -16,6 +16,7 @@ fn site() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("site.db");
     let mut store = Store::create(&path, "LAB".parse().unwrap(), NOW).unwrap();
+    store.add_server(ServerId(1), "bgb.example:10123").unwrap();
     let new = NewDevice { name: "pc".to_owned(), labels: Labels::new() };
     let record = CertificateRecord {
         fingerprint: [1; 32],

@@ -89,6 +89,15 @@ impl Store {
 }
 
 impl Queries<'_> {
+    /// Whether the site has this server.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn has_server(&self, server: ServerId) -> Result<bool, SiteError> {
+        let mut statement = self.connection.prepare_cached("SELECT 1 FROM server WHERE number = ?1")?;
+        Ok(statement.exists([server.0])?)
+    }
+
     /// Every server, in the order of numbers.
     ///
     /// # Errors
@@ -133,10 +142,9 @@ fn show_as_unknown(
     Ok((Step { changed: changed.len(), more: true }, changed))
 }
 
-/// Notes that a server was heard at all, and makes it known if it was not.
+/// Notes that a server was heard at all. A file makes no server known: [`Store::add_server`] does.
 pub(super) fn touch(connection: &Connection, server: ServerId, now: UnixMillis) -> Result<(), SiteError> {
-    let sql = "INSERT INTO server (number, last_seen) VALUES (?1, ?2) \
-        ON CONFLICT DO UPDATE SET last_seen = excluded.last_seen";
+    let sql = "UPDATE server SET last_seen = ?2 WHERE number = ?1";
     connection.prepare_cached(sql)?.execute(params![server.0, millis(now)])?;
     Ok(())
 }

@@ -25,6 +25,8 @@ mod status;
 mod tasks;
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+/// Servers of the site, numbered from 1.
+const SERVERS: u32 = 3;
 const HOUR_MS: u64 = 60 * 60 * 1000;
 
 struct Site {
@@ -37,9 +39,12 @@ struct Site {
 fn site() -> Site {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("site.db");
-    let store = Store::create(&path, "LAB".parse().unwrap(), NOW).unwrap();
+    let mut store = Store::create(&path, "LAB".parse().unwrap(), NOW).unwrap();
     // These tests outlive no power cut, and the disk has better to do.
     store.connection.pragma_update(None, "synchronous", "off").unwrap();
+    for server in 1..=SERVERS {
+        store.add_server(ServerId(server), "bgb.example:10123").unwrap();
+    }
     Site { _folder: folder, path, store }
 }
 
