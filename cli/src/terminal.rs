@@ -185,9 +185,14 @@ pub(crate) fn lines_of(table: &Table) -> String {
     table.trim_fmt()
 }
 
-/// A cell with text.
+/// A cell with text, which a device or a server may have chosen.
 pub(crate) fn text(value: impl Display) -> Cell {
-    Cell::new(value)
+    Cell::new(printable(&value.to_string()))
+}
+
+/// `text` without what would drive the terminal: control characters (C0, DEL, C1) but the line's end and the tabulator.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().filter(|letter| !letter.is_control() || matches!(letter, '\n' | '\t')).collect()
 }
 
 /// A cell with a number, which stands to the right.
@@ -268,6 +273,11 @@ mod tests {
         let failure = Terminal::plain().confirm("Start?").unwrap_err();
         assert_eq!(failure.exit(), Exit::NotConfirmed);
         assert!(failure.to_string().contains("--yes"));
+    }
+
+    #[test]
+    fn a_devices_words_do_not_drive_the_terminal() {
+        assert_eq!(text("1.0\u{1b}]52;c;eA==\u{7}\u{9b}2J").content(), "1.0]52;c;eA==2J");
     }
 
     #[test]

@@ -230,12 +230,17 @@ mod tests {
         first.lock.rewind().unwrap();
         write!(first.lock, "{}", gone.id()).unwrap();
         let mut leftover = std::process::Command::new("sleep")
-            .arg("0.5")
+            .arg("1")
             .stdin(first.lock_for_process().unwrap())
             .spawn()
             .unwrap();
         drop(first);
         assert!(claim(folder.path()).is_ok());
-        assert!(leftover.try_wait().unwrap().is_some() || leftover.wait().unwrap().success());
+        // It let go of the lock because it ended; that it can be waited for comes a moment later.
+        let deadline = Instant::now() + Duration::from_millis(400);
+        while leftover.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "the leftover still runs");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
