@@ -27,7 +27,10 @@ use crate::outcome::{Exit, Failure};
 use crate::terminal::Terminal;
 
 fn main() -> ExitCode {
-    let Arguments { globals, command } = Arguments::parse();
+    let Arguments { globals, command } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return not_understood(&error),
+    };
     let terminal = Terminal::of_this_process(globals.json, globals.quiet, globals.utc);
     let exit = run(command, globals, &terminal).unwrap_or_else(|failure| {
         if !matches!(failure, Failure::OutputClosed) {
@@ -36,6 +39,17 @@ fn main() -> ExitCode {
         failure.exit()
     });
     ExitCode::from(exit.code())
+}
+
+/// A command line that was not understood, or that asked for help: in clap's words, or as JSON for whoever asked for that.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    let wants_json = std::env::args_os().any(|argument| argument == "--json");
+    if wants_json && error.use_stderr() {
+        let failure = Failure::usage(error.render().to_string().trim_end());
+        Terminal::of_this_process(true, false, false).complain(&failure);
+        return ExitCode::from(failure.exit().code());
+    }
+    error.exit()
 }
 
 fn run(command: Command, globals: Globals, terminal: &Terminal) -> Result<Exit, Failure> {

@@ -200,6 +200,11 @@ pub(crate) fn figure(value: u64) -> Cell {
     Cell::new(crate::figures::number(value)).set_alignment(CellAlignment::Right)
 }
 
+/// A cell with a number that is a name: it is typed as it stands, so nothing parts its digits.
+pub(crate) fn name_number(value: u32) -> Cell {
+    Cell::new(value).set_alignment(CellAlignment::Right)
+}
+
 /// A sign and a word: the colour of a tone never stands alone.
 pub(crate) fn signed(tone: Tone, word: impl Display) -> String {
     format!("{} {word}", sign(tone))

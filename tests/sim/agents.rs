@@ -17,7 +17,7 @@ use bgb_daemon::clock::Now;
 use bgb_daemon::disk::{Disk, SimDisk};
 use bgb_protocol::action::Action;
 use bgb_protocol::frame::Frame;
-use bgb_protocol::ids::{BootId, DeviceId, TaskId};
+use bgb_protocol::ids::{BootId, DeviceId, TaskId, UnixMillis};
 use bgb_protocol::message::{AgentMessage, Platform, RefusedReason, ServerMessage};
 use bgb_protocol::signature::DeviceKey;
 use bgb_protocol::state::TaskState;
@@ -25,6 +25,7 @@ use bgb_protocol::task::{SignedCancel, SignedTask};
 
 use crate::dice::Dice;
 use crate::faults::Weather;
+use crate::model::Witness;
 use crate::network::{ConnId, End, Farewell, Way};
 use crate::servers::{SERVERS, address_of, server_at};
 use crate::tally::Kind;
@@ -56,6 +57,9 @@ pub(crate) struct Machine {
     booted_ms: u64,
     /// A signed head was heard in this boot: from then on the agent's time is the site's.
     has_head: bool,
+    /// How often the agent's process was started, and when last.
+    life: u64,
+    life_since_ms: u64,
     /// Counts orders to start: one that was replaced by a later one is void.
     starts: u64,
     actions: BTreeMap<TaskId, Running>,
@@ -112,6 +116,8 @@ impl Machine {
             boot: BootId(dice.bytes()),
             booted_ms: 0,
             has_head: false,
+            life: 0,
+            life_since_ms: 0,
             starts: 0,
             actions: BTreeMap::new(),
             serial: 0,
@@ -194,8 +200,11 @@ impl World {
         match made {
             Ok(made) => {
                 self.say(format_args!("agent {agent} starts"));
-                self.machines[agent].agent = Some(Box::new(made));
-                self.machines[agent].ended = 0;
+                let now_ms = self.now_ms;
+                let machine = &mut self.machines[agent];
+                machine.agent = Some(Box::new(made));
+                machine.ended = 0;
+                (machine.life, machine.life_since_ms) = (machine.life + 1, now_ms);
                 self.expect(self.model.journal_is_whole(&self.machines[agent]));
                 self.note_ends(agent);
                 self.carry_out_agent(agent);
@@ -341,13 +350,9 @@ impl World {
         let Start { task, action, limit, .. } = start;
         self.say(format_args!("agent {agent} begins {action} of task {task}"));
         let machine = &self.machines[agent];
-        let own_now = machine
-            .agent
-            .as_ref()
-            .map_or(self.unix(), |present| present.own_time(machine.clock(self.now_ms)));
         let is_on_time = machine.skew_ms == 0 || machine.has_head;
-        let begun =
-            self.model.on_begun(machine.device, *task, *action, own_now, is_on_time.then(|| self.unix()));
+        let witness = self.witness(agent);
+        let begun = self.model.on_begun(machine.device, *task, *action, witness, is_on_time);
         // One that the agent has given up, since nothing ended it, is over for it.
         let is_over = |task: &TaskId| machine.agent.as_ref().is_some_and(|present| has_ended(present, *task));
         let scans =
@@ -452,6 +457,7 @@ impl World {
             _ => None,
         };
         let before = cancelled.and_then(|task| self.machines[agent].agent.as_ref()?.task_state(task));
+        self.model.cancels_said.extend(cancelled.map(|task| (task, self.machines[agent].device)));
         let brings_head = matches!(&message, ServerMessage::Welcome(welcome) if !welcome.head.is_empty());
         self.tell_agent(agent, Input::Said(message));
         let machine = &mut self.machines[agent];
@@ -478,15 +484,23 @@ impl World {
 
     /// Tells the model of what has ended, durably, on the agent.
     fn note_ends(&mut self, agent: usize) {
-        let now = self.unix();
+        let witness = self.witness(agent);
         let machine = &mut self.machines[agent];
         let Some(present) = machine.agent.as_ref() else { return };
         if present.counters().ended == machine.ended && present.counters().ended > 0 {
             return;
         }
         machine.ended = present.counters().ended;
-        let kept = self.model.on_ends(&self.machines[agent], now);
+        let kept = self.model.on_ends(&self.machines[agent], witness);
         self.expect(kept);
+    }
+
+    fn witness(&self, agent: usize) -> Witness {
+        let (machine, now) = (&self.machines[agent], self.unix());
+        let own_now =
+            machine.agent.as_ref().map_or(now, |present| present.own_time(machine.clock(self.now_ms)));
+        let life_since = UnixMillis(now.0 - (self.now_ms - machine.life_since_ms));
+        Witness { now, own_now, life: machine.life, life_since }
     }
 
     /// An agent's time is never ahead of the site's once a head was heard.

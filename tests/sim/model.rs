@@ -58,10 +58,32 @@ pub(crate) struct Model {
     pub(crate) cancels_heard: BTreeSet<(TaskId, DeviceId)>,
     /// And those of them that came before the task's end.
     pub(crate) cancelled_in_time: BTreeSet<(TaskId, DeviceId)>,
-    begun: BTreeMap<(TaskId, DeviceId), u32>,
+    /// Cancels that came to an agent, whether it was still there to take them in or not.
+    pub(crate) cancels_said: BTreeSet<(TaskId, DeviceId)>,
+    begun: BTreeMap<(TaskId, DeviceId), Beginnings>,
     /// Ends that an agent has in its journal, and since when.
     ended: BTreeMap<(TaskId, DeviceId), (TaskState, UnixMillis)>,
     counted: BTreeMap<(TaskId, DeviceId), ResultStatement>,
+}
+
+/// How often an action was begun, and in which of its agent's lives last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Beginnings {
+    times: u32,
+    life: u64,
+}
+
+/// What an agent is when an end is seen in its journal for the first time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Witness {
+    /// The true time.
+    pub(crate) now: UnixMillis,
+    /// By the agent's own clock.
+    pub(crate) own_now: UnixMillis,
+    /// How often its process was started.
+    pub(crate) life: u64,
+    /// When it was started last.
+    pub(crate) life_since: UnixMillis,
 }
 
 impl TaskFacts {
@@ -82,9 +104,10 @@ impl Model {
         device: DeviceId,
         task: TaskId,
         action: Action,
-        own_now: UnixMillis,
-        true_now: Option<UnixMillis>,
+        witness: Witness,
+        is_on_time: bool,
     ) -> Result<u32, String> {
+        let own_now = witness.own_now;
         let Some(facts) = self.tasks.get(&task) else {
             return Err(format!("device {device} begins task {task}, which nobody started"));
         };
@@ -104,7 +127,7 @@ impl Model {
         if facts.not_before > own_now.plus(NOT_BEFORE_TOLERANCE_MS) {
             return Err(format!("{what} before it is valid by its own time"));
         }
-        if true_now.is_some_and(|now| now > facts.expires.plus(AGENT_LAG_MS_MAX)) {
+        if is_on_time && witness.now > facts.expires.plus(AGENT_LAG_MS_MAX) {
             return Err(format!("{what} long after its expiry by the site's time"));
         }
         if self.cancels_heard.contains(&(task, device)) {
@@ -113,8 +136,8 @@ impl Model {
         if self.ended.contains_key(&(task, device)) {
             return Err(format!("{what} after its end"));
         }
-        let times = self.begun.entry((task, device)).or_default();
-        *times += 1;
+        let Beginnings { times, life } = self.begun.entry((task, device)).or_default();
+        (*times, *life) = (*times + 1, witness.life);
         let most = if action.is_repeatable() { BEGINNINGS_MAX } else { 1 };
         if *times > most { Err(format!("{what} for the {times}. time")) } else { Ok(*times) }
     }
@@ -142,8 +165,9 @@ impl Model {
         Ok(())
     }
 
-    /// What an agent's journal says has ended: an end stays as it is. Invariant 5.
-    pub(crate) fn on_ends(&mut self, machine: &Machine, now: UnixMillis) -> Result<(), String> {
+    /// What an agent's journal says has ended: each end has its cause, and stays as it is. Invariant 5.
+    pub(crate) fn on_ends(&mut self, machine: &Machine, witness: Witness) -> Result<(), String> {
+        let now = witness.now;
         let Some(agent) = &machine.agent else { return Ok(()) };
         for (task, facts) in &self.tasks {
             if !facts.targets.contains(&machine.device) {
@@ -151,15 +175,59 @@ impl Model {
             }
             let state = agent.task_state(*task).filter(|state| state.is_final());
             let Some(state) = state else { continue };
-            let (before, _) = *self.ended.entry((*task, machine.device)).or_insert((state, now));
-            if before != state {
-                return Err(format!(
-                    "task {task} ended as {before} on device {}, now {state}",
-                    machine.device
-                ));
+            let key = (*task, machine.device);
+            match self.ended.get(&key) {
+                None => {
+                    self.is_justified(key, facts, state, witness).map_err(|why| {
+                        format!("task {task} ({}) ended as {state} on device {}: {why}", facts.action, key.1)
+                    })?;
+                    self.ended.insert(key, (state, now));
+                }
+                Some((before, _)) if *before != state => {
+                    return Err(format!("task {task} ended as {before} on device {}, now {state}", key.1));
+                }
+                Some(_) => {}
             }
         }
         Ok(())
+    }
+
+    /// Whether what has happened to a task on a device can end as `state`.
+    fn is_justified(
+        &self,
+        key: (TaskId, DeviceId),
+        facts: &TaskFacts,
+        state: TaskState,
+        witness: Witness,
+    ) -> Result<(), &'static str> {
+        let begun = self.begun.get(&key).copied();
+        // The agent does this one by itself: the world does not see it begin.
+        let is_seen = facts.action != Action::DownloadPolicy;
+        if self.cancelled_in_time.contains(&key)
+            && !matches!(state, TaskState::Cancelled | TaskState::Interrupted)
+        {
+            return Err("its cancel was heard before its end");
+        }
+        let is_right = match state {
+            TaskState::Succeeded | TaskState::Failed if is_seen && begun.is_none() => {
+                return Err("it was never begun");
+            }
+            TaskState::Succeeded | TaskState::Failed => true,
+            TaskState::Cancelled if facts.cancelled.is_none() => return Err("nobody cancelled it"),
+            TaskState::Cancelled => self.cancels_said.contains(&key),
+            // Its intent may be in the journal without the action having begun: the crash came in between.
+            TaskState::Interrupted => {
+                let created = facts.rings.iter().map(|ring| ring.committed).min();
+                let in_this_life = begun.is_some_and(|begun| begun.life == witness.life);
+                !in_this_life && created.is_some_and(|created| created <= witness.life_since)
+            }
+            TaskState::Refused => {
+                witness.own_now >= facts.expires
+                    || facts.not_before > witness.own_now.plus(NOT_BEFORE_TOLERANCE_MS)
+            }
+            _ => return Err("that is no end"),
+        };
+        if is_right { Ok(()) } else { Err("nothing that happened to it is a reason for that") }
     }
 
     /// An agent has opened its journal: every end that it had is there.

@@ -28,7 +28,7 @@ use crate::spool::is_final;
 use crate::tally::Kind;
 use crate::world::{Event, World};
 
-/// A committed row is handed to the shards within 10 ms; where its bell is missed, within 250 ms (issue and broker).
+/// A committed row is handed to the shards within 10 ms; where its bell is missed, within 250 ms (the broker's look).
 const BELL_MS_MAX: u64 = 10;
 const MISSED_BELL_MS: u64 = 250;
 /// Blocks and the like are valid as long as the world.

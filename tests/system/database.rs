@@ -159,10 +159,12 @@ fn while_the_queue_cannot_be_read_sessions_stay_and_new_ones_are_refused_after_a
     assert_eq!(heard.last(), Some(&ServerMessage::Refused(RefusedReason::Unavailable)));
     session.say(&AgentMessage::Keepalive);
     assert!(matches!(session.hear(), Heard::Message(_)));
+    // It is not this session's silence that is looked at from here on.
+    session.say(&AgentMessage::Goodbye);
+    session.hear_until_end();
 
     fs::rename(&away, &database).unwrap();
     site.wait_server_log(&["can be read again"]);
-    let _ = Peer::sign_in(&site, 1, &devices[1], 1, 2);
     site.start_manager();
     for (id, word) in [
         (StatusId::QueueUnreadable, "cannot be read"),
@@ -172,8 +174,8 @@ fn while_the_queue_cannot_be_read_sessions_stay_and_new_ones_are_refused_after_a
         site.wait_message(id, &[word]);
     }
     // Orders flow as before.
+    let (mut session, _) = Peer::sign_in(&site, 1, &devices[1], 1, 2);
     let task = site.start_task(Action::Ping, "all");
-    session.say(&AgentMessage::Keepalive);
     until_true(
         "the task is pushed",
         Duration::from_secs(30),

@@ -1,9 +1,14 @@
 //! Orders that cannot be given: refused before anything is signed, with a sentence and an exit code.
 
+use std::time::{Duration, Instant};
+
 use bgb_protocol::action::Action;
 use bgb_protocol::api::{ErrorCode, Target, TaskRow};
 use serde_json::json;
 
+use bgb_protocol::message::ServerMessage;
+
+use crate::peer::{Heard, Peer};
 use crate::site::Site;
 
 fn site_with_device() -> Site {
@@ -106,4 +111,32 @@ fn a_request_without_the_token_or_with_a_slip_is_refused() {
     assert!(error.contains("validity"), "{error}");
     let (code, _) = site.api().fetch::<TaskRow>("/tusks").unwrap_err().refusal();
     assert_eq!(code, ErrorCode::UnknownPath);
+}
+
+/// Prints how long a task takes from before it is ordered over the API to its frame at the device: the order, its signature, the commit,
+/// the bell, the queue's reading and the push. What it asserts is that each comes; how fast is for whoever reads what it prints.
+#[test]
+fn a_committed_row_is_pushed_to_a_device_that_is_online() {
+    const TASKS: usize = 100;
+    let site = Site::running(1);
+    let device = site.add_device("pc-1");
+    let (mut peer, _) = Peer::sign_in(&site, 1, &device, 1, 1);
+    let mut taken: Vec<Duration> = Vec::new();
+    for _ in 0..TASKS {
+        let begun = Instant::now();
+        let task = site.start_task(Action::Ping, "all");
+        let Heard::Message(message) = peer.hear() else { panic!("the session ended") };
+        taken.push(begun.elapsed());
+        let ServerMessage::Task(push) = *message else { panic!("no task: {message:?}") };
+        let signed = bgb_protocol::task::SignedTask::decode(&push.signed).unwrap();
+        assert_eq!(signed.statement().task, task);
+    }
+    taken.sort();
+    let at = |percent: usize| taken[(TASKS * percent / 100).min(TASKS - 1)];
+    println!(
+        "from the order to the frame at the device, {TASKS} tasks: p50 {:?}, p99 {:?}, max {:?}",
+        at(50),
+        at(99),
+        taken[TASKS - 1]
+    );
 }

@@ -21,7 +21,7 @@ use crate::arguments::{DeviceAdd, DeviceCommand, DeviceLs, WantedConnectivity};
 use crate::figures::{Clock, counted};
 use crate::manager::{ApiPath, Manager};
 use crate::outcome::{Exit, Failure};
-use crate::terminal::{Terminal, Tone, figure, lines_of, state, text};
+use crate::terminal::{Terminal, Tone, lines_of, name_number, state, text};
 
 /// A device's folder holds its key: it is its owner's alone.
 const FOLDER_MODE: u32 = 0o700;
@@ -93,6 +93,7 @@ fn add_many(add: &DeviceAdd, count: u32, manager: &Manager, terminal: &Terminal)
     fs::create_dir_all(&parent).map_err(|error| cannot_make(&parent, &error))?;
     let names: Vec<String> = bulk_names(&add.name, count);
     let bar = bar(terminal, u64::from(count));
+    let mut unwritten: Vec<(String, Failure)> = Vec::new();
     for chunk in names.chunks(DEVICES_PER_REQUEST_MAX) {
         let folders: Vec<PathBuf> = chunk.iter().map(|name| parent.join(name)).collect();
         for (index, folder) in folders.iter().enumerate() {
@@ -110,7 +111,11 @@ fn add_many(add: &DeviceAdd, count: u32, manager: &Manager, terminal: &Terminal)
             }
         };
         for (folder, bundle) in folders.iter().zip(&devices) {
-            write_bundle(folder, bundle)?;
+            // The site has the whole request's devices by now: one that cannot be written must not cost the others their keys.
+            if let Err(failure) = write_bundle(folder, bundle) {
+                unwritten.push((bundle.name.clone(), failure));
+                continue;
+            }
             if terminal.json {
                 terminal.put_json(&Added::new(bundle, folder))?;
             }
@@ -118,6 +123,14 @@ fn add_many(add: &DeviceAdd, count: u32, manager: &Manager, terminal: &Terminal)
         }
     }
     bar.finish_and_clear();
+    if let Some((first, why)) = unwritten.first() {
+        let names: Vec<&str> = unwritten.iter().map(|(name, _)| name.as_str()).collect();
+        return Err(Failure::failed(format!(
+            "{first}: {why}; the site has these devices, and their keys are nowhere: {}. Block them and add them under other \
+             names when that is mended",
+            names.join(", ")
+        )));
+    }
     let added = counted(u64::from(count), "device has", "devices have");
     terminal.say(format_args!(
         "{added} been added. Each folder in {} is for one machine; run there: bgb-agent --config FOLDER/agent.toml",
@@ -245,7 +258,7 @@ pub(crate) fn table(rows: &[DeviceRow], terminal: &Terminal) -> Table {
     let mut table = terminal.table(&["Number", "Name", "State", "Since", "Server", "Address", "Agent"]);
     for row in rows {
         table.add_row([
-            figure(u64::from(row.number.0)),
+            name_number(row.number.0),
             text(&row.name),
             device_state(row.connectivity, row.membership),
             text(clock.show_some(row.since)),
@@ -401,7 +414,7 @@ mod tests {
             row(3, Connectivity::Online, Membership::Blocked),
         ];
         let shown = lines_of(&table(&rows, &Terminal::plain()));
-        for expected in ["     1  pc-1     ● online", " 1,000  pc-1000  ○ never seen", "✗ blocked"] {
+        for expected in ["     1  pc-1     ● online", "  1000  pc-1000  ○ never seen", "✗ blocked"] {
             assert!(shown.contains(expected), "{expected:?} in\n{shown}");
         }
     }

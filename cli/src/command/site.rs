@@ -2,7 +2,7 @@
 //!
 //! What they make is told to `BgbSetup.log` in the site's own logs. Secrets are never printed.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use bgb_daemon::log::{self, LogGuard, LogOptions, StderrFormat};
@@ -209,14 +209,16 @@ fn checked_in_words(checked: &Checked, folder: &SiteFolder, terminal: &Terminal)
     lines.join("\n")
 }
 
-/// Every address of this machine, with the port that agents connect to.
+/// Every address of this machine, of IPv4 or, where agents are told an address of IPv6, of both; with the port that agents connect to.
 fn everywhere(addresses: &[String]) -> SocketAddr {
     let port = addresses
         .first()
         .and_then(|address| address.rsplit_once(':'))
         .and_then(|(_, port)| port.parse().ok());
     let port = port.expect("the command line takes one address at least, and only such with a port");
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)
+    let is_ipv6 = addresses.iter().any(|address| address.starts_with('['));
+    let every = if is_ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
+    SocketAddr::new(every, port)
 }
 
 fn check_loopback(option: &str, address: SocketAddr) -> Result<(), Failure> {
@@ -267,7 +269,7 @@ mod tests {
     #[test]
     fn a_server_listens_on_the_port_that_agents_are_told() {
         assert_eq!(everywhere(&["bgb.example.org:20123".to_owned()]).to_string(), "0.0.0.0:20123");
-        assert_eq!(everywhere(&["[::1]:7".to_owned()]).port(), 7);
+        assert_eq!(everywhere(&["[::1]:7".to_owned()]).to_string(), "[::]:7");
         assert!(check_loopback("--manager-listen", "0.0.0.0:1".parse().unwrap()).is_err());
     }
 }

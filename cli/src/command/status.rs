@@ -9,7 +9,7 @@ use crate::arguments::{StatusArguments, WantedSeverity};
 use crate::figures::{Clock, counted, duration, number};
 use crate::manager::{ApiPath, Manager};
 use crate::outcome::{Exit, Failure};
-use crate::terminal::{Terminal, Tone, figure, lines_of, signed, state, text};
+use crate::terminal::{Terminal, Tone, figure, lines_of, printable, signed, state, text};
 
 /// What `status --json` tells.
 #[derive(Serialize)]
@@ -126,7 +126,7 @@ fn messages_in_words(rows: &[MessageRow], terminal: &Terminal) -> String {
         let severity = terminal.paint(tone, signed(tone, message.severity));
         let about = if message.about.is_empty() { String::new() } else { format!(" · {}", message.about) };
         let (when, component, id) = (clock.show(message.time), message.component, message.id);
-        format!("{severity} {id} {component} · {when}{about}\n    {}", message.text)
+        printable(&format!("{severity} {id} {component} · {when}{about}\n    {}", message.text))
     });
     lines.collect::<Vec<_>>().join("\n")
 }

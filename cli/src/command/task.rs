@@ -16,7 +16,7 @@ use crate::command::device::device_state;
 use crate::figures::{counted, number};
 use crate::manager::{ApiPath, Listed, Manager};
 use crate::outcome::{Exit, Failure};
-use crate::terminal::{Terminal, Tone, figure, lines_of, state, text};
+use crate::terminal::{Terminal, Tone, figure, lines_of, printable, state, text};
 use crate::watch::{Ended, counts_in_words, watch};
 
 /// Columns of a device's answer in a table: the first line of it, cut here.
@@ -65,10 +65,14 @@ fn start(start: &TaskStart, manager: &Manager, terminal: &Terminal) -> Result<Ex
         &ApiPath::new(&["tasks", "preview"]),
         &PreviewTask { action: start.action, target: target.clone(), validity_seconds },
     )?;
-    terminal.remark(&preview.sentence);
-    terminal.remark(format_args!("Target set: {}", preview.digest));
-    if !start.yes {
-        terminal.confirm(&format!("Start on {}?", counted(preview.targets, "device", "devices")))?;
+    let digest = format!("Target set: {}", preview.digest);
+    if start.yes {
+        terminal.remark(&preview.sentence);
+        terminal.remark(digest);
+    } else {
+        // Nobody is asked without being shown what it is about, however quiet it is to be.
+        let question = format!("Start on {}?", counted(preview.targets, "device", "devices"));
+        terminal.confirm(&format!("{}\n{digest}\n{question}", preview.sentence))?;
     }
     let digest = Some(preview.digest);
     let row: TaskRow = manager.post(
@@ -311,8 +315,7 @@ fn tone(state: TaskState) -> Tone {
 
 /// The first line of what a device said, without control characters: it comes from outside and goes to a terminal.
 fn first_line(output: &str) -> String {
-    let harmless = |line: &str| line.chars().filter(|letter| !letter.is_control()).collect::<String>();
-    let line = output.lines().map(harmless).find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let line = output.lines().map(printable).find(|line| !line.trim().is_empty()).unwrap_or_default();
     let line = line.trim();
     let mut shown: String = line.chars().take(OUTPUT_COLUMNS).collect();
     if line.chars().count() > OUTPUT_COLUMNS {
@@ -324,9 +327,7 @@ fn first_line(output: &str) -> String {
 /// All that a device said, without control characters but for the ends of lines; `None` when it said nothing.
 fn full_output(result: &TaskResult) -> Option<String> {
     let output = result.output.as_deref().filter(|output| !output.trim().is_empty())?;
-    let harmless: String =
-        output.chars().filter(|letter| !letter.is_control() || matches!(letter, '\n' | '\t')).collect();
-    Some(format!("{} said:\n{}", result.name, harmless.trim_end()))
+    Some(format!("{} said:\n{}", result.name, printable(output).trim_end()))
 }
 
 fn waiting_table(rows: &[WaitingDevice], terminal: &Terminal) -> Table {
