@@ -179,7 +179,7 @@ fn a_scan_that_is_cancelled_ends_with_all_its_processes() {
 #[test]
 fn a_manager_that_dies_again_and_again_while_it_takes_in_a_file_counts_every_row_once() {
     const DEVICES: usize = 500;
-    const TASKS: usize = 20;
+    const TASKS: usize = 40;
     let mut site = Site::new(2);
     site.start_manager();
     let devices = site.add_devices((0..DEVICES).map(|number| format!("pc-{number:03}")));

@@ -29,3 +29,4 @@ mod slow_peers;
 mod speech;
 mod starting;
 mod strangers;
+mod walk;

@@ -117,7 +117,7 @@ fn a_request_without_the_token_or_with_a_slip_is_refused() {
 /// the bell, the queue's reading and the push. What it asserts is that each comes; how fast is for whoever reads what it prints.
 #[test]
 fn a_committed_row_is_pushed_to_a_device_that_is_online() {
-    const TASKS: usize = 100;
+    const TASKS: usize = 200;
     let site = Site::running(1);
     let device = site.add_device("pc-1");
     let (mut peer, _) = Peer::sign_in(&site, 1, &device, 1, 1);

@@ -183,6 +183,11 @@ impl Process {
         fs::read_to_string(&self.stderr).unwrap_or_default()
     }
 
+    /// What it has said on standard output.
+    pub(crate) fn stdout(&self) -> String {
+        fs::read_to_string(&self.stdout).unwrap_or_default()
+    }
+
     /// The share of one core that it uses during `window`, in per cent.
     pub(crate) fn cpu_percent(&self, window: Duration) -> f64 {
         let (before, begun) = (self.cpu_ticks(), Instant::now());
