@@ -194,7 +194,14 @@ impl Ingest {
             return self.end(open, desk);
         }
         if all_read || open.has_enough(self.chunk.rows()) {
-            self.apply_chunk(&mut open, all_read, desk)?;
+            match self.apply_chunk(&mut open, all_read, desk) {
+                // Tried again, it would fail again, and no other file of its server would get its turn.
+                Err(IngestError::Database(error @ SiteError::ValueRefused(_))) => {
+                    self.verifier.forget();
+                    return open.set_aside(&error.to_string(), desk);
+                }
+                applied => applied?,
+            }
         } else if open.end.is_none() && self.verifier.has_room() {
             self.read_on(&mut open)?;
         } else {
@@ -237,14 +244,7 @@ impl Ingest {
     /// All rows are applied: the rest, a step at a time.
     fn end(&mut self, mut open: OpenFile, desk: &mut Desk<'_>) -> Result<Progress, IngestError> {
         if let Some(Err(error)) = &open.end {
-            let why = error.to_string();
-            if open.header.kind != FileKind::Status {
-                // When it comes again, mended, it is to be taken in from its beginning. Status messages would be doubled by that.
-                forget(&open.header, desk.store)?;
-            }
-            let aside = set_aside_whole(&open.file, &why, open.rows_done, desk)?;
-            open.say_faults(&aside, desk);
-            return Ok(Progress::Worked);
+            return open.set_aside(&error.to_string(), desk);
         }
         match open.stage {
             Stage::Rows => {
@@ -327,6 +327,17 @@ impl OpenFile {
             self.ready.pop_front();
         }
         (rows, rows_done)
+    }
+
+    /// Moves the file to `bad` as it is.
+    fn set_aside(&self, why: &str, desk: &mut Desk<'_>) -> Result<Progress, IngestError> {
+        if self.header.kind != FileKind::Status {
+            // When it comes again, mended, it is to be taken in from its beginning. Status messages would be doubled by that.
+            forget(&self.header, desk.store)?;
+        }
+        let aside = set_aside_whole(&self.file, why, self.rows_done, desk)?;
+        self.say_faults(&aside, desk);
+        Ok(Progress::Worked)
     }
 
     fn cut_out_faults(&mut self, desk: &mut Desk<'_>) -> Result<(), IngestError> {

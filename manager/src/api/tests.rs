@@ -15,7 +15,7 @@ use crate::config::ManagerConfig;
 use crate::service::Service;
 
 struct TestApi {
-    _root: tempfile::TempDir,
+    root: tempfile::TempDir,
     inbox: std::path::PathBuf,
     service: Option<Service>,
     address: SocketAddr,
@@ -33,13 +33,7 @@ impl TestApi {
         let config = ManagerConfig::load(&folder.manager_config()).unwrap();
         let service = Service::start(&config).unwrap();
         let token = std::fs::read_to_string(folder.api_token()).unwrap().trim().to_owned();
-        Self {
-            _root: root,
-            inbox: folder.inbox(),
-            address: service.api_address(),
-            service: Some(service),
-            token,
-        }
+        Self { root, inbox: folder.inbox(), address: service.api_address(), service: Some(service), token }
     }
 
     /// A site with devices `pc-0` to `pc-(n-1)`.
@@ -207,6 +201,22 @@ fn devices_are_added_found_and_listed() {
     assert_eq!(row["membership"], "blocked");
     let (_, row) = api.send("POST", "/devices/5/unblock", &Value::Null);
     assert_eq!(row["membership"], "active");
+}
+
+#[test]
+fn a_device_is_shown_also_when_its_inventory_cannot_be_read() {
+    let api = TestApi::with_devices(1);
+    let database = rusqlite::Connection::open(api.root.path().join("site/site.db")).unwrap();
+    let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+    database
+        .execute(
+            "INSERT INTO inventory (device, collected, document) VALUES (0, 1, ?1)",
+            rusqlite::params![deep],
+        )
+        .unwrap();
+    assert_eq!(api.fetch("/devices/0")["inventory"], Value::Null);
+    database.execute("UPDATE inventory SET document = '{\"memory\":8}'", []).unwrap();
+    assert_eq!(api.fetch("/devices/0")["inventory"]["memory"], 8);
 }
 
 #[test]

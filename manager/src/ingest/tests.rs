@@ -182,6 +182,29 @@ fn a_damaged_block_takes_no_other_with_it() {
 }
 
 #[test]
+fn a_file_with_a_value_that_the_database_refuses_is_set_aside_and_the_next_one_counts() {
+    let mut site = TestSite::new(2);
+    let task = site.start_task(Action::Ping);
+    let database = rusqlite::Connection::open(site.folder.database()).unwrap();
+    let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON result WHEN new.device = 0 \
+        BEGIN SELECT RAISE(ABORT, 'not this one'); END";
+    database.execute_batch(refuse).unwrap();
+    site.put_rows(results(1), &[site.final_row(task, 0, TaskState::Succeeded)]);
+    site.put_rows(results(2), &[site.final_row(task, 1, TaskState::Succeeded)]);
+    site.settle();
+    assert_eq!(site.counts(task).succeeded, 1);
+    assert_eq!(site.names("box/bad").len(), 1);
+    let said = site.messages(StatusId::FileSetAside);
+    assert!(said[0].contains("does not take what it was given: not this one"), "{said:?}");
+    assert!(site.messages(StatusId::DatabaseUnwritable).is_empty());
+
+    database.execute_batch("DROP TRIGGER refuse").unwrap();
+    site.put_rows(results(1), &[site.final_row(task, 0, TaskState::Succeeded)]);
+    site.settle();
+    assert_eq!(site.counts(task).succeeded, 2, "put back, it counts");
+}
+
+#[test]
 fn results_for_unknown_tasks_are_told_and_pass() {
     let mut site = TestSite::new(1);
     let unknown = TaskId::from_bytes([9; 16]);
