@@ -255,6 +255,24 @@ fn only_a_whole_full_list_says_who_is_absent() {
 }
 
 #[test]
+fn a_device_that_counts_beyond_every_number_keeps_nobody_else_online() {
+    let mut site = TestSite::new(2);
+    let mut boundless = online_row(0, u64::MAX);
+    let Presence::Online(details) = &mut boundless.presence else { unreachable!("made so above") };
+    details.policy_version = u64::MAX;
+    site.put_rows(header(FileKind::PresenceFull, 1), &[boundless.clone(), online_row(1, 1)]);
+    site.settle();
+    assert_eq!(presence_of(&mut site, 1), PresenceState::Online);
+    site.put_rows(header(FileKind::PresenceFull, 2), &[boundless]);
+    site.settle();
+    assert_eq!(presence_of(&mut site, 1), PresenceState::Offline);
+    let device = site.manager().store().read().device(DeviceId(0)).unwrap().unwrap();
+    assert_eq!(device.presence.state, PresenceState::Online);
+    assert_eq!(device.presence.policy_version, Some(i64::MAX as u64));
+    assert!(site.names("box/bad").is_empty());
+}
+
+#[test]
 fn the_last_two_full_lists_stay_and_deltas_go() {
     let mut site = TestSite::new(2);
     for sequence in 1..=6 {
