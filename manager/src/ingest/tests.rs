@@ -52,7 +52,7 @@ fn results_count_once_however_often_and_in_whatever_order_they_come() {
     let counts = site.counts(task);
     assert_eq!((counts.succeeded, counts.running, counts.waiting), (3, 0, 1));
     assert!(site.names("box/1").is_empty() && site.names("box/bad").is_empty());
-    assert_eq!(site.names("box/done").len(), 3, "the one that came twice replaced itself");
+    assert_eq!(site.done().len(), 3, "the one that came twice replaced itself");
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn a_damaged_block_takes_no_other_with_it() {
     let said = site.messages(StatusId::RowsSetAside);
     assert!(said[0].contains("block 0 does not match its checksum"), "{}", said[0]);
     assert_eq!(site.names("box/bad"), ["1-a-blocks.BTS"]);
-    assert_eq!(site.names("box/done").len(), 1);
+    assert_eq!(site.done().len(), 1);
 
     site.put(1, "a.BTS", &sound);
     site.settle();
@@ -281,7 +281,7 @@ fn the_last_two_full_lists_stay_and_deltas_go() {
         site.settle();
         site.advance(1_000);
     }
-    let done = site.names("box/done");
+    let done = site.done();
     assert_eq!(done.len(), 2, "{done:?}");
     assert!(done[0].ends_with("0000000003.BOS") && done[1].ends_with("0000000005.BOS"), "{done:?}");
 }
