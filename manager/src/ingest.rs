@@ -139,6 +139,11 @@ impl Ingest {
         self.open.is_none()
     }
 
+    /// The file that is open.
+    pub(crate) fn open_file(&self) -> Option<&Waiting> {
+        self.open.as_ref().map(|open| &open.file)
+    }
+
     /// The file that was given up by the step that failed just now, if one was open.
     pub(crate) fn take_given_up(&mut self) -> Option<Waiting> {
         self.given_up.take()

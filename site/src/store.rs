@@ -49,7 +49,7 @@ pub use policies::{PolicyAudience, PolicyRow, PutPolicy};
 pub use presence::PresenceOutcome;
 pub use results::{DifferingResult, FinalWord, ResultsOutcome, VerifiedRow};
 pub use retention::Retention;
-pub use servers::ServerRow;
+pub use servers::{ServerRow, silence_ms};
 pub use site_row::SiteRow;
 pub use status::{StatusFilter, StoredStatus};
 pub use targets::{TargetPreview, Targets};

@@ -47,6 +47,13 @@ pub(super) struct PresenceTrack {
     pub(super) full_time: UnixMillis,
 }
 
+/// For how long a server must be silent to be shown so: 2.5 of the intervals in which it writes full lists, since one list may be late
+/// and one lost.
+#[must_use]
+pub fn silence_ms(full_interval_ms: u64) -> u64 {
+    full_interval_ms.saturating_mul(5) / 2
+}
+
 impl Store {
     /// Makes a server known, or corrects its address.
     ///
@@ -61,18 +68,26 @@ impl Store {
         })
     }
 
-    /// Shows the devices of servers that were silent for 2.5 full intervals (`full_interval_ms`) as unknown; in steps.
+    /// Shows the devices of servers that were silent for [`silence_ms`] as unknown; in steps. A server for which `is_excused` says so is
+    /// not judged silent now: what it has said may not have been read yet.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub fn mark_silent_servers(&mut self, full_interval_ms: u64, now: UnixMillis) -> Result<Step, SiteError> {
-        // 2.5 intervals: one list may be late and one lost.
-        let deadline = UnixMillis(now.0.saturating_sub(full_interval_ms.saturating_mul(5) / 2));
+    pub fn mark_silent_servers(
+        &mut self,
+        full_interval_ms: u64,
+        is_excused: impl Fn(ServerId) -> bool,
+        now: UnixMillis,
+    ) -> Result<Step, SiteError> {
+        let deadline = UnixMillis(now.0.saturating_sub(silence_ms(full_interval_ms)));
         let (step, unknown) = self.write(|connection| {
-            let sql = "UPDATE server SET silent = 1, unknown_due = 1 WHERE silent = 0 AND presence_heard < ?1 RETURNING number";
+            let sql = "SELECT number FROM server WHERE silent = 0 AND presence_heard < ?1";
             let mut statement = connection.prepare_cached(sql)?;
             let silent = statement.query_map([millis(deadline)], |row| row.get::<_, u32>(0))?;
-            for server in silent.collect::<Result<Vec<_>, _>>()? {
+            let silent = silent.collect::<Result<Vec<_>, _>>()?;
+            for server in silent.into_iter().filter(|server| !is_excused(ServerId(*server))) {
+                let sql = "UPDATE server SET silent = 1, unknown_due = 1 WHERE number = ?1";
+                connection.prepare_cached(sql)?.execute([server])?;
                 let text = format!(
                     "Server {server} has sent no online list for longer than 2.5 of its intervals; its devices are shown as \
                      unknown. See whether it runs and can write its inbox."

@@ -198,10 +198,10 @@ fn a_silent_servers_devices_are_unknown_until_it_speaks() {
     let mut site = site_with(3);
     site.full(1, 1, &[online(0, 1, 5), online(1, 1, 5)]);
     let limit = NOW.plus(INTERVAL_MS * 5 / 2);
-    assert_eq!(site.store.mark_silent_servers(INTERVAL_MS, limit).unwrap(), Step::default());
+    assert_eq!(site.store.mark_silent_servers(INTERVAL_MS, |_| false, limit).unwrap(), Step::default());
     let mut changed = 0;
     loop {
-        let step = site.store.mark_silent_servers(INTERVAL_MS, limit.plus(1)).unwrap();
+        let step = site.store.mark_silent_servers(INTERVAL_MS, |_| false, limit.plus(1)).unwrap();
         changed += step.changed;
         if !step.more {
             break;
