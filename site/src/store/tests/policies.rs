@@ -84,6 +84,17 @@ fn a_document_that_goes_to_an_empty_collection_is_withdrawn_from_those_who_have_
 }
 
 #[test]
+fn a_new_document_takes_back_no_other_ones_withdrawal() {
+    let mut site = site_with(1);
+    site.store.put_policy(&put("gone", PolicyAudience::Everyone), NOW, sign_policy).unwrap();
+    site.store.withdraw_policy("gone", NOW, sign_policy).unwrap();
+    site.store.put_policy(&put("new", PolicyAudience::Everyone), NOW, sign_policy).unwrap();
+    let queued: Vec<_> =
+        in_queue(&site).into_iter().map(|(policy, _)| (policy.name, policy.settings.is_some())).collect();
+    assert_eq!(queued, [("gone".to_owned(), false), ("new".to_owned(), true)]);
+}
+
+#[test]
 fn a_document_that_cannot_be_is_refused() {
     let mut site = site_with(1);
     let nameless = site.store.put_policy(&put("", PolicyAudience::Everyone), NOW, sign_policy);
