@@ -159,6 +159,12 @@ impl Store {
         Queries { connection: &self.connection }
     }
 
+    /// How many of `devices` are online, from memory: for whoever must not hold up the writing thread.
+    #[must_use]
+    pub fn online_among(&self, devices: &RoaringBitmap) -> u64 {
+        self.online.intersection_len(devices)
+    }
+
     /// Moves the write-ahead log into the database as far as no reader is in the way: for quiet moments.
     ///
     /// # Errors

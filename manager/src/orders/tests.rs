@@ -2,10 +2,11 @@
 
 use bgb_protocol::action::Action;
 use bgb_protocol::api::{Membership, TaskPhase};
+use bgb_protocol::file::FileKind;
 use bgb_protocol::policy::PolicySettings;
 
 use super::*;
-use crate::test_site::TestSite;
+use crate::test_site::{TestSite, header, online_row};
 
 fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|&name| name.to_owned()).collect()
@@ -77,6 +78,23 @@ fn collections_are_made_and_filled_and_the_built_in_one_stays_as_it_is() {
 }
 
 #[test]
+fn who_is_online_in_a_changed_collection_is_told_from_memory() {
+    let mut site = TestSite::new(2);
+    let rows = [online_row(0, 1), online_row(1, 1)];
+    site.put_rows(header(FileKind::PresenceFull, 1), &rows);
+    site.settle();
+    site.order(Order::CreateCollection("lab".to_owned())).unwrap();
+    // Behind the manager's back: whoever asks the database is told something else.
+    let database = rusqlite::Connection::open(site.folder.database()).unwrap();
+    database.execute("UPDATE device SET presence = 2", []).unwrap();
+    let change = ChangeMembers { add: names(&["0", "pc-1"]), remove: Vec::new() };
+    let Answer::Members(changed) = site.order(Order::ChangeMembers("lab".to_owned(), change)).unwrap() else {
+        panic!("members")
+    };
+    assert_eq!((changed.collection.members, changed.collection.online), (2, 2));
+}
+
+#[test]
 fn a_policy_is_issued_in_versions_and_withdrawn() {
     let mut site = TestSite::new(1);
     let settings = PolicySettings { keepalive_seconds: Some(60), ..PolicySettings::default() };
@@ -107,7 +125,9 @@ fn a_task_is_started_for_the_very_set_that_was_shown() {
     assert!(row.counts.adds_up());
     site.order(Order::AddDevices(AddDevices { names: names(&["late"]) })).unwrap();
     assert_eq!(refused(&mut site, with(views::hex(&shown.root))), ErrorCode::TargetsChanged);
-    assert_eq!(refused(&mut site, with("gibberish".to_owned())), ErrorCode::TargetsChanged);
+    for gibberish in ["gibberish".to_owned(), "é".repeat(32), "0".repeat(64), String::new()] {
+        assert_eq!(refused(&mut site, with(gibberish)), ErrorCode::TargetsChanged);
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ fn a_task_is_its_row_and_two_queue_rows_and_no_row_per_target() {
     let preview = site.store.read().preview(&Targets::Everyone).unwrap();
     assert_eq!((preview.targets, preview.online, preview.left_out), (5_000, 0, 0));
     let mut new = new_task(Action::Ping, Targets::Everyone);
-    new.expected = Some(preview.digest);
+    new.expected = Some(preview.digest.root);
     let started = site.store.start_task(&new, NOW, sign).unwrap();
     assert_eq!((started.targets, started.digest), (5_000, preview.digest));
     let [QueueItem::Task { signed, targets }, QueueItem::Release { task, devices: None, from }] =
@@ -49,14 +49,15 @@ fn what_cannot_be_started_leaves_nothing() {
         (NewTask { not_before: UnixMillis(NOW.0 - 10 * 60_000), ..everyone() }, "starts now"),
         (NewTask { not_before: NOW.plus(8 * 24 * HOUR_MS), ..everyone() }, "starts now"),
         (NewTask { parameters: Parameters::Inline(vec![b'x'; 9_000]), ..everyone() }, "8192"),
-        (NewTask { expected: Some(other), ..everyone() }, "has changed"),
+        (NewTask { expected: Some(other.root), ..everyone() }, "has changed"),
     ];
     for (new, expected) in cases {
         let error = site.store.start_task(&new, NOW, sign).unwrap_err().to_string();
         assert!(error.contains(expected), "{expected}: {error}");
     }
     assert_eq!((site.queue().len(), site.statuses().len()), (0, 0));
-    let task = everyone();
+    let shown = site.store.read().preview(&Targets::Everyone).unwrap().digest;
+    let task = NewTask { expected: Some(shown.root), ..everyone() };
     site.store.start_task(&task, NOW, sign).unwrap();
     assert!(matches!(site.store.start_task(&task, NOW, sign), Err(SiteError::NameTaken { .. })));
 }
