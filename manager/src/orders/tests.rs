@@ -55,6 +55,18 @@ fn a_device_is_blocked_and_unblocked_by_any_of_its_names() {
 }
 
 #[test]
+fn a_blocked_device_is_answered_also_when_another_one_is_named_as_its_number() {
+    let mut site = TestSite::new(2);
+    // Of a site that was made before names were held to their form.
+    let database = rusqlite::Connection::open(site.folder.database()).unwrap();
+    database.execute("UPDATE device SET name = '0' WHERE number = 1", []).unwrap();
+    let Answer::Device(row) = site.order(Order::BlockDevice("pc-0".to_owned())).unwrap() else {
+        panic!("a device")
+    };
+    assert_eq!((row.number, row.membership), (DeviceId(0), Membership::Blocked));
+}
+
+#[test]
 fn collections_are_made_and_filled_and_the_built_in_one_stays_as_it_is() {
     let mut site = TestSite::new(3);
     let create = |name: &str| Order::CreateCollection(name.to_owned());
