@@ -216,9 +216,18 @@ impl Manager {
     fn work(&mut self, now: Now) -> Result<Next, IngestError> {
         self.messages.flush(&mut self.store)?;
         if let Some(chore) = self.chores.take_due(now.mono_ms) {
-            let more = self.do_chore(chore, now)?;
+            let done = self.do_chore(chore, now);
+            // One that failed waits for its next time like any other: due as before, it would be the first again, and all else behind it.
+            self.chores.done(chore, now.mono_ms, matches!(done, Ok(true)));
+            match done {
+                Err(error @ SiteError::ValueRefused(_)) => {
+                    tracing::error!(?chore, %error, "could not be done; it is tried again at its next time");
+                }
+                done => {
+                    done?;
+                }
+            }
             self.messages.flush(&mut self.store)?;
-            self.chores.done(chore, now.mono_ms, more);
             return Ok(Next::Now);
         }
         let progress = self.ingest_step(now)?;

@@ -163,6 +163,30 @@ fn a_database_that_is_locked_delays_and_loses_nothing() {
 }
 
 #[test]
+fn a_chore_that_always_fails_keeps_no_file_waiting() {
+    // An error that could be the database's, and one that is the value's.
+    for failing in ["INSERT INTO nowhere VALUES (1)", "SELECT RAISE(ABORT, 'no head')"] {
+        let mut site = TestSite::new(1);
+        let task = site.start_task(Action::Ping);
+        site.settle();
+        let database = rusqlite::Connection::open(site.folder.database()).unwrap();
+        let trigger = format!("CREATE TRIGGER refuse BEFORE INSERT ON queue BEGIN {failing}; END");
+        database.execute_batch(&trigger).unwrap();
+        site.advance(HEAD_INTERVAL_MS);
+        site.put_rows(header(FileKind::Results, 1), &[site.final_row(task, 0, TaskState::Succeeded)]);
+        for _ in 0..10 {
+            site.settle();
+            site.advance(DATABASE_REST_MS_MIN);
+        }
+        assert_eq!(site.counts(task).succeeded, 1, "{failing}");
+        database.execute_batch("DROP TRIGGER refuse").unwrap();
+        site.advance(HEAD_INTERVAL_MS);
+        site.settle();
+        assert_eq!(heads(&site), [site.now.unix_ms], "{failing}");
+    }
+}
+
+#[test]
 fn a_disk_that_fails_makes_a_file_rest_and_not_the_others() {
     let mut site = TestSite::new(2);
     let task = site.start_task(Action::Ping);
