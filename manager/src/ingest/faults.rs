@@ -78,7 +78,7 @@ impl Faults {
             }
         }
         if let Some(damaged) = block.damaged.take() {
-            self.unreadable.add(|| damaged.error.to_string());
+            self.unreadable.add(|| damaged.why);
             self.rows_lost += u64::from(damaged.rows_lost);
             self.bytes += damaged.bytes.len();
             if self.bytes <= CUT_OUT_BYTES_MAX {

@@ -145,6 +145,27 @@ fn blocks_come_out_of_the_pool_in_the_order_in_which_they_went_in() {
 }
 
 #[test]
+fn a_check_that_panics_makes_its_block_a_damaged_one_and_the_next_is_checked() {
+    struct Panics;
+    impl KeyBook for Panics {
+        fn public_key(&mut self, _: DeviceId, _: KeyId) -> Result<Option<Vec<u8>>, SiteError> {
+            panic!("a key that nobody foresaw")
+        }
+    }
+    let (key, _) = DeviceKey::generate().unwrap();
+    let open: OpenKeyBook = Arc::new(|| Ok(Box::new(Panics)));
+    let mut verifier = Verifier::pool(1, &open, &(Arc::new(|| {}) as Arc<dyn Fn() + Send + Sync>)).unwrap();
+    let block_of_one = block(0, &[signed(&key, |_| {})]);
+    let bytes = block_of_one.bytes.clone();
+    verifier.submit(site(), FileKind::Results, block_of_one);
+    verifier.submit(site(), FileKind::Results, block(1, &[hint(1)]));
+    let damaged = take(&mut verifier).damaged.unwrap();
+    assert_eq!((damaged.bytes, damaged.rows_lost), (bytes, 1));
+    assert_eq!(damaged.why, "block 0 cannot be checked: a key that nobody foresaw");
+    assert_eq!(results(&take(&mut verifier)).len(), 1);
+}
+
+#[test]
 fn blocks_of_a_file_that_was_given_up_never_come_out() {
     let open: OpenKeyBook = Arc::new(|| Err(SiteError::Busy));
     let mut verifier = Verifier::pool(2, &open, &(Arc::new(|| {}) as Arc<dyn Fn() + Send + Sync>)).unwrap();
