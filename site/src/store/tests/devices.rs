@@ -20,12 +20,26 @@ fn devices_are_numbered_from_nought_and_found_by_all_their_names() {
     }
     let error = site.store.read().find_device("pc-3").unwrap_err().to_string();
     assert!(error.contains("no device \"pc-3\""), "{error}");
-    let known = site.store.read().device_public_key(first.certificate.key_id).unwrap().unwrap();
-    assert_eq!(
-        (known.device, known.public_key, known.revoked),
-        (first.device, first.certificate.public_key, false)
-    );
-    assert_eq!(site.store.read().device_public_key(KeyId([0; 8])).unwrap(), None);
+    let known = |device, key| site.store.read().device_public_key(device, key).unwrap();
+    let key = known(first.device, first.certificate.key_id).unwrap();
+    assert_eq!((key.public_key, key.revoked), (first.certificate.public_key, false));
+    assert_eq!(known(first.device, KeyId([0; 8])), None);
+    assert_eq!(known(second.device, first.certificate.key_id), None);
+}
+
+#[test]
+fn a_key_id_that_two_devices_have_is_found_for_each_of_them() {
+    let mut site = site();
+    let same =
+        |device| CertificateRecord { key_id: KeyId([5; 8]), public_key: vec![4; 65], ..record(device) };
+    site.store.add_devices(&[named("a"), named("b")], NOW, |device, _| Ok(same(device))).unwrap();
+    for device in [0, 1] {
+        let found = site.store.read().device_public_key(DeviceId(device), KeyId([5; 8])).unwrap();
+        assert!(found.is_some(), "device {device}");
+    }
+    site.store.connection.execute("UPDATE certificate SET state = 2 WHERE device = 1", []).unwrap();
+    let revoked = site.store.read().device_public_key(DeviceId(1), KeyId([5; 8])).unwrap().unwrap();
+    assert!(revoked.revoked, "it is found all the same");
 }
 
 #[test]
