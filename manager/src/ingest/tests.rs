@@ -145,6 +145,18 @@ fn forged_results_do_not_count_and_lie_in_bad_while_the_good_rows_count() {
 }
 
 #[test]
+fn a_result_counts_also_when_its_devices_key_was_revoked_meanwhile() {
+    let mut site = TestSite::new(1);
+    let task = site.start_task(Action::Ping);
+    let database = rusqlite::Connection::open(site.folder.database()).unwrap();
+    database.execute("UPDATE certificate SET state = 2", []).unwrap();
+    site.put_rows(results(1), &[site.final_row(task, 0, TaskState::Succeeded)]);
+    site.settle();
+    assert_eq!(site.counts(task).succeeded, 1);
+    assert!(site.messages(StatusId::ResultForged).is_empty());
+}
+
+#[test]
 fn rows_that_were_set_aside_count_when_they_are_put_back_mended() {
     let mut site = TestSite::new(2);
     let task = site.start_task(Action::Ping);

@@ -100,7 +100,7 @@ fn a_statement_must_be_of_this_site_this_device_and_this_task_and_signed_by_its_
 }
 
 #[test]
-fn a_revoked_or_foreign_key_is_looked_up_for_the_rows_device_only() {
+fn a_key_of_another_device_is_none_of_the_rows_device() {
     let (key, _) = DeviceKey::generate().unwrap();
     let row = signed(&key, |_| {});
     let mut verifier = Verifier::inline(Box::new(OneKey(DeviceId(9), key)));
