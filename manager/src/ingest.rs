@@ -29,7 +29,7 @@ use crate::messages::Messages;
 use crate::verifier::{CheckedBlock, GoodRows, Verifier};
 use block_reader::{BlockReader, Piece};
 use chunk_size::ChunkSize;
-use faults::{CutOut, Faults};
+use faults::{Aside, CutOut, Faults};
 
 pub(crate) mod block_reader;
 mod chunk_size;
@@ -340,32 +340,31 @@ impl OpenFile {
             // When it comes again, mended, it is to be taken in from its beginning. Status messages would be doubled by that.
             forget(&self.header, desk.store)?;
         }
-        let aside = set_aside_whole(&self.file, why, self.rows_done, desk)?;
-        self.say_faults(&aside, desk);
+        let whole = set_aside_whole(&self.file, why, self.rows_done, desk)?;
+        self.say_faults(&Aside { whole: Some(whole), ..Aside::default() }, desk);
         Ok(Progress::Worked)
     }
 
     fn cut_out_faults(&mut self, desk: &mut Desk<'_>) -> Result<(), IngestError> {
         let disk = |error| IngestError::Disk(self.file.clone(), error);
-        let mut where_to = Vec::new();
-        match self.faults.cut_out(&self.header) {
+        let aside = match self.faults.cut_out(&self.header) {
             CutOut::Nothing => return Ok(()),
-            CutOut::WholeFile => where_to.push("the whole file".to_owned()),
+            CutOut::WholeFile => Aside { whole: Some("the whole file".to_owned()), ..Aside::default() },
             CutOut::Parts { rows, blocks } => {
-                if let Some(bytes) = rows {
-                    where_to.push(desk.inbox.set_aside_part(&self.file, "-rows", &bytes).map_err(disk)?);
-                }
-                if let Some(bytes) = blocks {
-                    where_to.push(desk.inbox.set_aside_part(&self.file, "-blocks", &bytes).map_err(disk)?);
-                }
+                let mut put = |ending, bytes: Option<Vec<u8>>| {
+                    bytes.map(|bytes| desk.inbox.set_aside_part(&self.file, ending, &bytes)).transpose()
+                };
+                let (rows, blocks) =
+                    (put("-rows", rows).map_err(disk)?, put("-blocks", blocks).map_err(disk)?);
+                Aside { whole: None, rows, blocks }
             }
-        }
-        self.say_faults(&where_to.join(" and "), desk);
+        };
+        self.say_faults(&aside, desk);
         Ok(())
     }
 
-    /// Tells what was wrong with rows and blocks; `aside` is where they lie in `bad`.
-    fn say_faults(&self, aside: &str, desk: &mut Desk<'_>) {
+    /// Tells what was wrong with rows and blocks, where they lie, and what can be done with them.
+    fn say_faults(&self, aside: &Aside, desk: &mut Desk<'_>) {
         let (now, about) =
             (UnixMillis(desk.now.unix_ms), format!("{}/{}", self.file.server, plain(&self.file.name)));
         let forged = self.faults.forged();
@@ -382,10 +381,10 @@ impl OpenFile {
         if unreadable.count() > 0 {
             let text = format!(
                 "{} rows or blocks cannot be read ({} rows went with whole blocks): {unreadable}. They lie in bad: {aside}; the \
-                 file's other rows count. Mended, they can be put back into the folder of server {}.",
+                 file's other rows count. {}",
                 unreadable.count(),
                 self.faults.rows_lost(),
-                self.file.server
+                aside.advice(&self.header)
             );
             desk.messages.say(now, StatusId::RowsSetAside, about, text);
         }

@@ -138,6 +138,8 @@ fn forged_results_do_not_count_and_lie_in_bad_while_the_good_rows_count() {
     assert!(said[0].contains("device 2: the signed result is device 3's"), "{}", said[0]);
     let said = site.messages(StatusId::RowsSetAside);
     assert!(said[0].contains("the output does not match its signed digest"), "{}", said[0]);
+    let mended = format!("Mended, {} can be put back into the folder of server 1", aside(&results(1), "BTS"));
+    assert!(said[0].contains(&mended) && !said[0].contains("cannot be put back"), "{}", said[0]);
 
     assert_eq!(site.names("box/bad"), [aside(&results(1), "BTS")]);
     let bytes = site.disk.read(&Path::new("box/bad").join(aside(&results(1), "BTS"))).unwrap();
@@ -185,6 +187,8 @@ fn a_damaged_block_takes_no_other_with_it() {
     assert!(counted > 0 && counted < devices as u64, "{counted}");
     let said = site.messages(StatusId::RowsSetAside);
     assert!(said[0].contains("block 0 does not match its checksum"), "{}", said[0]);
+    assert!(said[0].contains("1-a-blocks.BTS cannot be put back"), "{}", said[0]);
+    assert!(said[0].contains("whole file stays in done for 48 hours"), "{}", said[0]);
     assert_eq!(site.names("box/bad"), ["1-a-blocks.BTS"]);
     assert_eq!(site.done().len(), 1);
 
