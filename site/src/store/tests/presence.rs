@@ -262,6 +262,31 @@ fn a_server_that_starts_again_has_a_new_life_and_its_old_sessions_are_over() {
 }
 
 #[test]
+fn a_new_life_whose_clock_was_behind_at_first_is_believed_once_it_is_right() {
+    let mut site = site_with(2);
+    let first = Header {
+        epoch: Epoch { counter: 2, nonce: 5 },
+        time: NOW.plus(100_000),
+        ..header(FileKind::PresenceFull, 1, 1, 2)
+    };
+    site.presence(first, &[online(0, 1, 5), online(1, 1, 5)]);
+    site.finish(&first);
+    // A disk that was restored, on a machine whose clock has yet to be set: as good as a late file of an earlier life.
+    let behind = Header { epoch: Epoch { counter: 1, nonce: 6 }, time: NOW.plus(50_000), rows: 1, ..first };
+    for sequence in [1, 2] {
+        let behind = Header { sequence, time: behind.time.plus(sequence), ..behind };
+        site.presence(behind, &[online(0, 1, 5)]);
+        assert_eq!(site.finish(&behind), 0);
+    }
+    let right = Header { sequence: 3, time: NOW.plus(200_000), ..behind };
+    site.presence(right, &[online(0, 1, 5)]);
+    assert_eq!(site.finish(&right), 1);
+    assert_eq!(site.presence_of(1).state, PresenceState::Offline);
+    assert_eq!(site.store.read().servers().unwrap()[0].last_full, Some(right.time));
+    site.is_sound();
+}
+
+#[test]
 fn a_clock_that_is_off_is_said_at_sign_in() {
     let mut site = site_with(1);
     let mut row = online(0, 1, 5);
