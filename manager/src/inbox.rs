@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bgb_daemon::disk::{Disk, ReadAt, create_dir_durably};
+use bgb_daemon::disk::{Disk, ReadAt};
 use bgb_protocol::file::{FileKind, Header};
 use bgb_protocol::ids::{ServerId, UnixMillis};
 
@@ -338,10 +338,16 @@ impl Inbox {
     }
 
     fn make(&mut self, folder: &Path) -> io::Result<()> {
-        if !self.made.contains(folder) {
-            create_dir_durably(self.disk.as_ref(), &self.root.join(folder))?;
-            self.made.insert(folder.to_owned());
+        if self.made.contains(folder) {
+            return Ok(());
         }
+        let path = self.root.join(folder);
+        self.disk.create_dir_all(&path)?;
+        // Also of a folder that is there already: whoever made it may have ended before it was durable.
+        for above in path.ancestors().skip(1).take(folder.components().count()) {
+            self.disk.sync_dir(above)?;
+        }
+        self.made.insert(folder.to_owned());
         Ok(())
     }
 

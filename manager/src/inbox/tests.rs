@@ -132,14 +132,13 @@ fn no_folder_that_grows_is_listed_but_by_a_sweep_and_then_one_a_step() {
     let test_disk = TestDisk::default();
     let disk = test_disk.disk.clone();
     let mut inbox = Inbox::open(Arc::new(test_disk.clone()), PathBuf::from("box")).unwrap();
+    test_disk.listed.lock().clear();
     for hour in 0..30 {
         let now = UnixMillis(hour * HOUR_MS);
         put(&disk, "box/1/a.BTS", b"");
         inbox.keep(now, &waiting("a.BTS"), &header(FileKind::Results, hour)).unwrap();
         put(&disk, "box/1/b.BTS", b"");
         inbox.set_aside(&waiting("b.BTS")).unwrap();
-        // Each folder was looked for once, to be made.
-        test_disk.listed.lock().clear();
         put(&disk, "box/1/full.BOS", b"");
         inbox.keep(now, &waiting("full.BOS"), &header(FileKind::PresenceFull, hour)).unwrap();
         inbox.scan(hour).unwrap();
@@ -236,5 +235,25 @@ fn a_move_survives_a_crash_or_never_happened() {
         let there = names(&disk, "box/1").len() + names(&disk, "box/bad").len();
         assert_eq!(there, 1, "seed {seed}");
         drop(inbox);
+    }
+}
+
+#[test]
+fn what_was_taken_in_survives_a_crash_in_its_folder_or_in_done() {
+    for seed in 0..128 {
+        let disk = SimDisk::new();
+        put(&disk, "box/1/a.BTS", b"content");
+        for folder in ["box", "box/1", ""] {
+            disk.sync_dir(Path::new(folder)).unwrap();
+        }
+        disk.open_append(Path::new("box/1/a.BTS")).unwrap().sync().unwrap();
+        let mut inbox = inbox(&disk);
+        disk.fail_after_ops(seed % 8);
+        let kept = inbox.keep(UnixMillis(1), &waiting("a.BTS"), &header(FileKind::Results, 1));
+        disk.crash(seed);
+        let _inbox = self::inbox(&disk);
+        let (there, done) = (names(&disk, "box/1").len(), files_below(&disk, Path::new("box/done")).len());
+        assert_eq!(there + done, 1, "seed {seed}");
+        assert!(kept.is_err() || done == 1, "seed {seed}");
     }
 }
