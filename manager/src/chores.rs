@@ -60,7 +60,7 @@ impl Chores {
         (first.due <= mono_ms).then_some(first.chore)
     }
 
-    /// A step of a chore was done; `more` of it is left.
+    /// A step of a chore was done, or has failed; `more` of it is left to be done soon.
     pub(crate) fn done(&mut self, chore: Chore, mono_ms: u64, more: bool) {
         for entry in self.entries.iter_mut().filter(|entry| entry.chore == chore) {
             entry.due = mono_ms.saturating_add(if more { BETWEEN_STEPS_MS } else { entry.every_ms });

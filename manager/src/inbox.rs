@@ -3,12 +3,16 @@
 //! ```text
 //! N/NAME      a finished file of server N, taken in the order of names        .tmp-…  not finished: passed over
 //! bad/        set aside: unreadable files, and rows cut out of files whose other rows counted; never overwritten, never swept
-//! done/       taken in: result files for 48 h, and each server's last two full online lists
+//! done/N/     taken in: the server's last two full online lists
+//! done/N/HH/  taken in: its result files, for 48 h, by the hour (UTC) in which they were
 //! ```
 //!
-//! It owns the names and the moves, through [`Disk`], and it moves files only; what is in them it does not know. Law: a file leaves its
+//! Presence files come before others: they are few, and a backlog of results must not make the fleet look as it did an hour ago.
+//!
+//! It owns the names and the moves, through [`Disk`], and it moves files only; what is in them it does not know. Laws: a file leaves its
 //! folder only by [`set_aside`](Inbox::set_aside), [`keep`](Inbox::keep) or [`discard`](Inbox::discard), each of which the caller may
-//! repeat after a crash; a file that cannot be moved is left alone for a while instead of being tried without end.
+//! repeat after a crash; a file that cannot be moved is left alone for a while instead of being tried without end; a folder that grows
+//! is listed by [`sweep`](Inbox::sweep) only, one at a time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -29,7 +33,9 @@ const SERVERS_MAX: usize = 1_000;
 const DONE_KEPT_MS: u64 = 48 * 60 * 60 * 1000;
 /// Full online lists of each server that stay in `done`.
 const FULL_LISTS_KEPT: usize = 2;
-/// Files that one sweep removes, so that it stays within milliseconds.
+/// An hour, by which result files are put apart in `done`: the folder of one that every server fills each second has some 10,000 names.
+const HOUR_MS: u64 = 60 * 60 * 1000;
+/// Files that one step of a sweep removes, so that it stays within milliseconds.
 const SWEPT_MAX: usize = 100;
 /// How long a file rests that could not be read or moved.
 const REST_MS: u64 = 30_000;
@@ -58,7 +64,28 @@ pub struct Inbox {
     last_turn: Option<ServerId>,
     /// Files that rest, until the monotonic time in milliseconds.
     resting: BTreeMap<PathBuf, u64>,
+    /// Servers whose folder the last scan could not read.
+    unreadable: BTreeSet<ServerId>,
+    /// Folders of `done` that were made, or found, and are durable.
+    made: BTreeSet<PathBuf>,
+    sweep: Sweep,
     set_aside: u64,
+}
+
+/// A server's folder that can no longer be read.
+#[derive(Debug)]
+pub(crate) struct UnreadableFolder {
+    pub(crate) server: ServerId,
+    pub(crate) error: io::Error,
+}
+
+/// How far a sweep is; nothing of both is one that is to begin.
+#[derive(Default)]
+struct Sweep {
+    /// Folders of `done` that are still to be looked into.
+    folders: VecDeque<PathBuf>,
+    /// Files that are to be removed.
+    due: VecDeque<PathBuf>,
 }
 
 impl Inbox {
@@ -79,29 +106,40 @@ impl Inbox {
             backlog: (0, 0),
             last_turn: None,
             resting: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
+            made: BTreeSet::new(),
+            sweep: Sweep::default(),
             set_aside,
         })
     }
 
-    /// Looks what is there. `mono_ms` is monotonic time.
+    /// Looks what is there. `mono_ms` is monotonic time. A server's folder that cannot be read is in nobody else's way; those that could
+    /// be read at the scan before are the result.
     ///
     /// # Errors
-    /// When a folder cannot be read; what was known before stays known.
-    pub fn scan(&mut self, mono_ms: u64) -> io::Result<()> {
+    /// When the inbox itself cannot be read; what was known before stays known.
+    pub(crate) fn scan(&mut self, mono_ms: u64) -> io::Result<Vec<UnreadableFolder>> {
         self.resting.retain(|_, until| *until > mono_ms);
-        let mut found = BTreeMap::new();
         let servers = self.disk.list(&self.root)?.into_iter().filter(|entry| entry.is_dir);
+        let (mut found, mut unreadable, mut new) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
         for (server, folder) in servers.filter_map(|entry| server_of(&entry.name)).take(SERVERS_MAX) {
-            let files = self.scan_folder(server, &folder)?;
-            if !files.is_empty() {
-                found.insert(server, files);
+            match self.scan_folder(server, &folder) {
+                Ok(files) if files.is_empty() => {}
+                Ok(files) => {
+                    found.insert(server, files);
+                }
+                Err(error) => {
+                    unreadable.insert(server);
+                    if !self.unreadable.contains(&server) {
+                        new.push(UnreadableFolder { server, error });
+                    }
+                }
             }
         }
         let files = found.values().flatten();
         self.backlog = files.fold((0, 0), |(files, bytes), file| (files + 1, bytes + file.bytes));
-        self.waiting = found;
-        self.set_aside = self.disk.list(&self.root.join("bad"))?.len() as u64;
-        Ok(())
+        (self.waiting, self.unreadable) = (found, unreadable);
+        Ok(new)
     }
 
     fn scan_folder(&self, server: ServerId, folder: &str) -> io::Result<VecDeque<Waiting>> {
@@ -112,7 +150,16 @@ impl Inbox {
                 && !self.resting.contains_key(&folder.join(&entry.name))
         });
         let waiting = files.map(|entry| Waiting { server, name: entry.name, bytes: entry.len });
-        Ok(waiting.take(WAITING_PER_SERVER_MAX).collect())
+        let mut waiting: Vec<_> = waiting.collect();
+        waiting.sort_by_key(|file| !file.is_presence());
+        waiting.truncate(WAITING_PER_SERVER_MAX);
+        Ok(waiting.into())
+    }
+
+    /// Whether presence files of a server are known to wait.
+    pub(crate) fn has_presence_waiting(&self, server: ServerId) -> bool {
+        // They are the first.
+        self.waiting.get(&server).and_then(VecDeque::front).is_some_and(Waiting::is_presence)
     }
 
     /// Whether nothing is known to wait.
@@ -127,13 +174,13 @@ impl Inbox {
         self.backlog
     }
 
-    /// Files in `bad` at the last scan, and since.
+    /// Files in `bad` at the last sweep, or at the start, and those since.
     #[must_use]
     pub fn set_aside_count(&self) -> u64 {
         self.set_aside
     }
 
-    /// The next file: the oldest of the server whose turn it is.
+    /// The next file: of the server whose turn it is, the oldest presence file, or the oldest other one.
     pub fn take_next(&mut self) -> Option<Waiting> {
         let after = self.last_turn.map_or(0, |server| server.0.saturating_add(1));
         let turn = self.waiting.range(ServerId(after)..).next().or_else(|| self.waiting.iter().next());
@@ -167,7 +214,7 @@ impl Inbox {
     /// When it cannot be moved.
     pub fn set_aside(&mut self, file: &Waiting) -> io::Result<String> {
         let name = self.free_name(&format!("{}-{}", file.server, plain(&file.name)))?;
-        self.move_to(file, "bad", &name)?;
+        self.move_to(file, Path::new("bad"), &name)?;
         self.set_aside += 1;
         Ok(name)
     }
@@ -208,22 +255,27 @@ impl Inbox {
     /// # Errors
     /// When it cannot be moved.
     pub fn keep(&mut self, now: UnixMillis, file: &Waiting, header: &Header) -> io::Result<()> {
-        self.move_to(file, "done", &done_name(now, file.server, header))?;
-        if header.kind == FileKind::PresenceFull {
-            let done = self.root.join("done");
-            let ending = format!(".{}", FileKind::PresenceFull.extension());
-            let lists: Vec<_> = self
-                .disk
-                .list(&done)?
-                .into_iter()
-                .filter(|entry| {
-                    entry.name.ends_with(&ending)
-                        && server_in_done_name(&entry.name) == Some(file.server.0.into())
-                })
-                .collect();
-            for old in lists.iter().rev().skip(FULL_LISTS_KEPT) {
-                self.disk.remove(&done.join(&old.name))?;
-            }
+        let of_server = Path::new("done").join(file.server.to_string());
+        let is_full_list = header.kind == FileKind::PresenceFull;
+        let folder =
+            if is_full_list { of_server } else { of_server.join(format!("{:02}", now.0 / HOUR_MS % 24)) };
+        let moved = self
+            .make(&folder)
+            .and_then(|()| self.move_to(file, &folder, &done_name(now, file.server, header)));
+        if moved.is_err() {
+            // Perhaps somebody has removed a folder: made again, it is there for the next attempt.
+            self.made.clear();
+        }
+        moved?;
+        if is_full_list { self.remove_old_lists(&self.root.join(&folder)) } else { Ok(()) }
+    }
+
+    fn remove_old_lists(&self, folder: &Path) -> io::Result<()> {
+        let ending = format!(".{}", FileKind::PresenceFull.extension());
+        let mut lists = self.disk.list(folder)?;
+        lists.retain(|entry| entry.name.ends_with(&ending));
+        for old in lists.iter().rev().skip(FULL_LISTS_KEPT) {
+            self.disk.remove(&folder.join(&old.name))?;
         }
         Ok(())
     }
@@ -238,32 +290,68 @@ impl Inbox {
         self.disk.sync_dir(path.parent().unwrap_or(&self.root))
     }
 
-    /// Removes result files from `done` that have been there for 48 h, a hundred at a time; whether more are due.
+    /// Does a step of a sweep: counts what is in `bad`, or looks into one folder of `done`, or removes a hundred result files that have
+    /// been there for 48 h; whether there is more to do before the sweep is over.
     ///
     /// # Errors
-    /// When the folder cannot be read or a file cannot be removed.
+    /// When a folder cannot be read or a file cannot be removed; it is passed over until the next sweep.
     pub fn sweep(&mut self, now: UnixMillis) -> io::Result<bool> {
-        let done = self.root.join("done");
+        if self.sweep.due.is_empty() {
+            match self.sweep.folders.pop_front() {
+                Some(folder) => self.look_into(&folder, now)?,
+                None => {
+                    self.sweep.folders.push_back(self.root.join("done"));
+                    // Somebody may have taken files away.
+                    self.set_aside = self.disk.list(&self.root.join("bad"))?.len() as u64;
+                    return Ok(true);
+                }
+            }
+        }
+        for _ in 0..SWEPT_MAX {
+            let Some(path) = self.sweep.due.pop_front() else { break };
+            match self.disk.remove(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(!(self.sweep.due.is_empty() && self.sweep.folders.is_empty()))
+    }
+
+    fn look_into(&mut self, folder: &Path, now: UnixMillis) -> io::Result<()> {
         let old = |name: &str| {
             name.ends_with(FileKind::Results.extension())
                 && time_in_done_name(name).is_some_and(|kept| now.since(UnixMillis(kept)) >= DONE_KEPT_MS)
         };
-        let mut left = SWEPT_MAX;
-        for entry in self.disk.list(&done)?.iter().filter(|entry| old(&entry.name)) {
-            if left == 0 {
-                return Ok(true);
+        for entry in self.disk.list(folder)? {
+            let path = folder.join(&entry.name);
+            if entry.is_dir {
+                self.sweep.folders.push_back(path);
+            } else if old(&entry.name) {
+                self.sweep.due.push_back(path);
             }
-            self.disk.remove(&done.join(&entry.name))?;
-            left -= 1;
         }
-        Ok(false)
+        Ok(())
     }
 
     fn path_of(&self, file: &Waiting) -> PathBuf {
         self.root.join(file.server.to_string()).join(&file.name)
     }
 
-    fn move_to(&self, file: &Waiting, folder: &str, name: &str) -> io::Result<()> {
+    fn make(&mut self, folder: &Path) -> io::Result<()> {
+        if self.made.contains(folder) {
+            return Ok(());
+        }
+        let path = self.root.join(folder);
+        self.disk.create_dir_all(&path)?;
+        // Also of a folder that is there already: whoever made it may have ended before it was durable.
+        for above in path.ancestors().skip(1).take(folder.components().count()) {
+            self.disk.sync_dir(above)?;
+        }
+        self.made.insert(folder.to_owned());
+        Ok(())
+    }
+
+    fn move_to(&self, file: &Waiting, folder: &Path, name: &str) -> io::Result<()> {
         let (from, to) = (self.path_of(file), self.root.join(folder));
         self.disk.rename(&from, &to.join(name))?;
         self.disk.sync_dir(&to)?;
@@ -272,12 +360,29 @@ impl Inbox {
 
     /// `wanted`, or with a number behind it the first name that is free in `bad`.
     fn free_name(&self, wanted: &str) -> io::Result<String> {
-        let taken: BTreeSet<String> =
-            self.disk.list(&self.root.join("bad"))?.into_iter().map(|entry| entry.name).collect();
-        let mut names = std::iter::once(wanted.to_owned())
-            .chain((2_u64..).map(|number| with_suffix(wanted, &format!("-{number}"))));
-        Ok(names.find(|name| !taken.contains(name)).expect("numbers do not run out before files do"))
+        let mut name = wanted.to_owned();
+        for number in 2_u64.. {
+            match self.disk.open_read(&self.root.join("bad").join(&name)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                // Something that is no file, or not ours to read, bears the name all the same.
+                Err(error) if !is_of_one_file(&error) => return Err(error),
+                _ => name = with_suffix(wanted, &format!("-{number}")),
+            }
+        }
+        Ok(name)
     }
+}
+
+impl Waiting {
+    /// Whether its name is that of a presence file.
+    pub(crate) fn is_presence(&self) -> bool {
+        Path::new(&self.name).extension().is_some_and(|ending| ending == FileKind::PresenceFull.extension())
+    }
+}
+
+/// Whether an error speaks of the file that was to be opened, and not of the disk or the process.
+fn is_of_one_file(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::PermissionDenied)
 }
 
 /// A server's folder is named by its number, written the one way that numbers are.
@@ -310,10 +415,6 @@ fn done_name(now: UnixMillis, server: ServerId, header: &Header) -> String {
 
 fn time_in_done_name(name: &str) -> Option<u64> {
     name.split('-').next()?.parse().ok()
-}
-
-fn server_in_done_name(name: &str) -> Option<u64> {
-    name.split('-').nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

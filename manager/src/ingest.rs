@@ -29,7 +29,7 @@ use crate::messages::Messages;
 use crate::verifier::{CheckedBlock, GoodRows, Verifier};
 use block_reader::{BlockReader, Piece};
 use chunk_size::ChunkSize;
-use faults::{CutOut, Faults};
+use faults::{Aside, CutOut, Faults};
 
 pub(crate) mod block_reader;
 mod chunk_size;
@@ -139,6 +139,11 @@ impl Ingest {
         self.open.is_none()
     }
 
+    /// The file that is open.
+    pub(crate) fn open_file(&self) -> Option<&Waiting> {
+        self.open.as_ref().map(|open| &open.file)
+    }
+
     /// The file that was given up by the step that failed just now, if one was open.
     pub(crate) fn take_given_up(&mut self) -> Option<Waiting> {
         self.given_up.take()
@@ -194,7 +199,14 @@ impl Ingest {
             return self.end(open, desk);
         }
         if all_read || open.has_enough(self.chunk.rows()) {
-            self.apply_chunk(&mut open, all_read, desk)?;
+            match self.apply_chunk(&mut open, all_read, desk) {
+                // Tried again, it would fail again, and no other file of its server would get its turn.
+                Err(IngestError::Database(error @ SiteError::ValueRefused(_))) => {
+                    self.verifier.forget();
+                    return open.set_aside(&error.to_string(), desk);
+                }
+                applied => applied?,
+            }
         } else if open.end.is_none() && self.verifier.has_room() {
             self.read_on(&mut open)?;
         } else {
@@ -237,14 +249,7 @@ impl Ingest {
     /// All rows are applied: the rest, a step at a time.
     fn end(&mut self, mut open: OpenFile, desk: &mut Desk<'_>) -> Result<Progress, IngestError> {
         if let Some(Err(error)) = &open.end {
-            let why = error.to_string();
-            if open.header.kind != FileKind::Status {
-                // When it comes again, mended, it is to be taken in from its beginning. Status messages would be doubled by that.
-                forget(&open.header, desk.store)?;
-            }
-            let aside = set_aside_whole(&open.file, &why, open.rows_done, desk)?;
-            open.say_faults(&aside, desk);
-            return Ok(Progress::Worked);
+            return open.set_aside(&error.to_string(), desk);
         }
         match open.stage {
             Stage::Rows => {
@@ -329,27 +334,37 @@ impl OpenFile {
         (rows, rows_done)
     }
 
+    /// Moves the file to `bad` as it is.
+    fn set_aside(&self, why: &str, desk: &mut Desk<'_>) -> Result<Progress, IngestError> {
+        if self.header.kind != FileKind::Status {
+            // When it comes again, mended, it is to be taken in from its beginning. Status messages would be doubled by that.
+            forget(&self.header, desk.store)?;
+        }
+        let whole = set_aside_whole(&self.file, why, self.rows_done, desk)?;
+        self.say_faults(&Aside { whole: Some(whole), ..Aside::default() }, desk);
+        Ok(Progress::Worked)
+    }
+
     fn cut_out_faults(&mut self, desk: &mut Desk<'_>) -> Result<(), IngestError> {
         let disk = |error| IngestError::Disk(self.file.clone(), error);
-        let mut where_to = Vec::new();
-        match self.faults.cut_out(&self.header) {
+        let aside = match self.faults.cut_out(&self.header) {
             CutOut::Nothing => return Ok(()),
-            CutOut::WholeFile => where_to.push("the whole file".to_owned()),
+            CutOut::WholeFile => Aside { whole: Some("the whole file".to_owned()), ..Aside::default() },
             CutOut::Parts { rows, blocks } => {
-                if let Some(bytes) = rows {
-                    where_to.push(desk.inbox.set_aside_part(&self.file, "-rows", &bytes).map_err(disk)?);
-                }
-                if let Some(bytes) = blocks {
-                    where_to.push(desk.inbox.set_aside_part(&self.file, "-blocks", &bytes).map_err(disk)?);
-                }
+                let mut put = |ending, bytes: Option<Vec<u8>>| {
+                    bytes.map(|bytes| desk.inbox.set_aside_part(&self.file, ending, &bytes)).transpose()
+                };
+                let (rows, blocks) =
+                    (put("-rows", rows).map_err(disk)?, put("-blocks", blocks).map_err(disk)?);
+                Aside { whole: None, rows, blocks }
             }
-        }
-        self.say_faults(&where_to.join(" and "), desk);
+        };
+        self.say_faults(&aside, desk);
         Ok(())
     }
 
-    /// Tells what was wrong with rows and blocks; `aside` is where they lie in `bad`.
-    fn say_faults(&self, aside: &str, desk: &mut Desk<'_>) {
+    /// Tells what was wrong with rows and blocks, where they lie, and what can be done with them.
+    fn say_faults(&self, aside: &Aside, desk: &mut Desk<'_>) {
         let (now, about) =
             (UnixMillis(desk.now.unix_ms), format!("{}/{}", self.file.server, plain(&self.file.name)));
         let forged = self.faults.forged();
@@ -366,10 +381,10 @@ impl OpenFile {
         if unreadable.count() > 0 {
             let text = format!(
                 "{} rows or blocks cannot be read ({} rows went with whole blocks): {unreadable}. They lie in bad: {aside}; the \
-                 file's other rows count. Mended, they can be put back into the folder of server {}.",
+                 file's other rows count. {}",
                 unreadable.count(),
                 self.faults.rows_lost(),
-                self.file.server
+                aside.advice(&self.header)
             );
             desk.messages.say(now, StatusId::RowsSetAside, about, text);
         }

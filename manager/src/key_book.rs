@@ -32,7 +32,6 @@ impl SiteKeyBook {
 
 impl KeyBook for SiteKeyBook {
     fn public_key(&mut self, device: DeviceId, key: KeyId) -> Result<Option<Vec<u8>>, SiteError> {
-        let found = self.reader.read().device_public_key(key)?;
-        Ok(found.filter(|found| found.device == device).map(|found| found.public_key))
+        Ok(self.reader.read().device_public_key(device, key)?.map(|found| found.public_key))
     }
 }

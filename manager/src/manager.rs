@@ -22,7 +22,7 @@ use bgb_site::{Authority, SiteError, Store};
 use crate::bell::Bell;
 use crate::chores::{Chore, Chores};
 use crate::figures::Figures;
-use crate::inbox::{Inbox, Waiting, plain};
+use crate::inbox::{Inbox, UnreadableFolder, Waiting, plain};
 use crate::ingest::{Desk, Ingest, IngestError, Progress};
 use crate::messages::Messages;
 use crate::verifier::Verifier;
@@ -99,6 +99,7 @@ pub struct Manager {
     ingest: Ingest,
     chores: Chores,
     presence_full_ms: u64,
+    started_mono_ms: u64,
     database: DatabaseState,
     scanned: u64,
     inbox_state: InboxState,
@@ -152,6 +153,7 @@ impl Manager {
             messages,
             inbox,
             presence_full_ms: parts.presence_full_ms,
+            started_mono_ms: now.mono_ms,
             database: DatabaseState::Sound,
             scanned: 0,
             inbox_state: InboxState::Readable,
@@ -214,9 +216,18 @@ impl Manager {
     fn work(&mut self, now: Now) -> Result<Next, IngestError> {
         self.messages.flush(&mut self.store)?;
         if let Some(chore) = self.chores.take_due(now.mono_ms) {
-            let more = self.do_chore(chore, now)?;
+            let done = self.do_chore(chore, now);
+            // One that failed waits for its next time like any other: due as before, it would be the first again, and all else behind it.
+            self.chores.done(chore, now.mono_ms, matches!(done, Ok(true)));
+            match done {
+                Err(error @ SiteError::ValueRefused(_)) => {
+                    tracing::error!(?chore, %error, "could not be done; it is tried again at its next time");
+                }
+                done => {
+                    done?;
+                }
+            }
             self.messages.flush(&mut self.store)?;
-            self.chores.done(chore, now.mono_ms, more);
             return Ok(Next::Now);
         }
         let progress = self.ingest_step(now)?;
@@ -271,7 +282,7 @@ impl Manager {
                 self.scan(now);
                 false
             }
-            Chore::MarkSilentServers => self.store.mark_silent_servers(self.presence_full_ms, unix)?.more,
+            Chore::MarkSilentServers => self.mark_silent_servers(now)?,
             Chore::MarkNoAnswer => self.store.mark_no_answer(unix)?.more,
             Chore::SweepQueue => self.store.sweep_queue(unix)?.more,
             Chore::SweepHistory => self.store.sweep_history(&Retention::default(), unix)?.more,
@@ -286,13 +297,35 @@ impl Manager {
         })
     }
 
+    /// Silence is judged by what was read, and so not of a server whose presence files still wait, nor before a manager that was down has
+    /// listened for as long as a server may be silent.
+    fn mark_silent_servers(&mut self, now: Now) -> Result<bool, SiteError> {
+        self.scan(now);
+        let is_early = now.mono_ms
+            < self.started_mono_ms.saturating_add(bgb_site::store::silence_ms(self.presence_full_ms));
+        let (inbox, open) = (&self.inbox, self.ingest.open_file());
+        let is_being_read = |server| open.is_some_and(|file| file.server == server && file.is_presence());
+        let is_excused = |server| is_early || inbox.has_presence_waiting(server) || is_being_read(server);
+        Ok(self.store.mark_silent_servers(self.presence_full_ms, is_excused, UnixMillis(now.unix_ms))?.more)
+    }
+
     fn scan(&mut self, now: Now) {
         if !self.inbox.is_empty() && now.mono_ms < self.scanned.saturating_add(SCAN_UNDER_LOAD_MS) {
             return;
         }
         self.scanned = now.mono_ms;
         match self.inbox.scan(now.mono_ms) {
-            Ok(()) => self.inbox_state = InboxState::Readable,
+            Ok(unreadable) => {
+                self.inbox_state = InboxState::Readable;
+                for UnreadableFolder { server, error } in unreadable {
+                    let text = format!(
+                        "The inbox's folder of server {server} cannot be read: {error}. Its files wait where they are, those of other \
+                         servers are taken in; check the folder's owner and mode."
+                    );
+                    let about = format!("server {server}");
+                    self.messages.say(UnixMillis(now.unix_ms), StatusId::InboxUnreadable, about, text);
+                }
+            }
             Err(error) => {
                 if std::mem::replace(&mut self.inbox_state, InboxState::Unreadable) == InboxState::Readable {
                     let text = format!(

@@ -120,7 +120,9 @@ impl Manager {
                 Blocked::Yes => self.store.block_device(device, ADMINISTRATOR, now)?,
                 Blocked::No => self.store.unblock_device(device, ADMINISTRATOR, now)?,
             };
-            self.store.read().find_device(&device.to_string())
+            // By its number, whatever other device may bear that as its name.
+            let row = self.store.read().device(device)?;
+            row.ok_or_else(|| SiteError::NotFound { what: "device", name: name.to_owned() })
         })();
         done.map(|row| Answer::Device(views::device(&row))).map_err(|error| of_site(&error))
     }
@@ -148,16 +150,21 @@ impl Manager {
         let sign = |statement: PolicyStatement| SignedPolicy::sign(statement, key);
         let done = (|| {
             let queries = self.store.read();
+            queries.collection_devices(name)?;
             let (add, remove) = (find_devices(queries, &change.add)?, find_devices(queries, &change.remove)?);
-            let mut changed = MembersChanged { added: 0, removed: 0, collection: collection(queries, name)? };
+            let (mut added, mut removed) = (0, 0);
             if !add.is_empty() {
-                changed.added = self.store.add_members(name, &add, now, sign)?.changed;
+                added = self.store.add_members(name, &add, now, sign)?.changed;
             }
             if !remove.is_empty() {
-                changed.removed = self.store.remove_members(name, &remove, now, sign)?.changed;
+                removed = self.store.remove_members(name, &remove, now, sign)?.changed;
             }
-            changed.collection = collection(self.store.read(), name)?;
-            Ok(changed)
+            let members = self.store.read().collection_devices(name)?;
+            // In the writing thread: a million online devices are not read from the database for it.
+            let online = self.store.online_among(&members);
+            let collection =
+                CollectionRow { name: name.to_owned(), members: members.len(), online, built_in: false };
+            Ok(MembersChanged { added, removed, collection })
         })();
         done.map(Answer::Members).map_err(|error: SiteError| of_site(&error))
     }
@@ -184,18 +191,16 @@ impl Manager {
 
     fn start_task(&mut self, now: UnixMillis, start: &StartTask) -> Result<Answer, ErrorBody> {
         let targets = targets(self.store.read(), &start.target)?;
-        let preview = self.store.read().preview(&targets).map_err(|error| of_site(&error))?;
-        if let Some(expected) = &start.digest
-            && !expected.eq_ignore_ascii_case(&views::hex(&preview.digest.root))
-        {
-            return Err(of_site(&SiteError::TargetsChanged { found: preview.targets }));
-        }
+        let expected = start.digest.as_deref().map(|digest| {
+            let error = "the digest is none that a preview gives; look at the target set again and start the task anew";
+            root_of(digest).ok_or_else(|| refusal(ErrorCode::TargetsChanged, error))
+        });
         let new = NewTask {
             id: new_task_id(now),
             action: start.action,
             parameters: Parameters::none(),
             targets,
-            expected: Some(preview.digest),
+            expected: expected.transpose()?,
             not_before: now,
             validity_ms: validity_ms(start.validity_seconds),
             by: ADMINISTRATOR.to_owned(),
@@ -279,6 +284,18 @@ fn refuse_built_in(name: &str, why: &str) -> Result<(), ErrorBody> {
         return Err(refusal(ErrorCode::BuiltIn, format!("the collection {ALL_DEVICES} {why}")));
     }
     Ok(())
+}
+
+/// The root in a digest as previews give it: 32 bytes in hexadecimal.
+fn root_of(digest: &str) -> Option<[u8; 32]> {
+    let mut root = [0; 32];
+    if digest.len() != 2 * root.len() || !digest.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, at) in root.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(&digest[at..at + 2], 16).ok()?;
+    }
+    Some(root)
 }
 
 /// A UUID of version 7: the time, then random bits.

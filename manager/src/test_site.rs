@@ -1,10 +1,12 @@
 //! A whole site for tests: a real database in a folder of its own, an inbox on a simulated disk, and devices that can sign.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bgb_daemon::clock::Now;
-use bgb_daemon::disk::{Disk, SimDisk};
+use bgb_daemon::disk::{AppendFile, DirEntry, Disk, ReadAt, SimDisk};
 use bgb_protocol::action::Action;
 use bgb_protocol::api::{AddDevices, DEVICES_PER_REQUEST_MAX, ErrorBody, StartTask, Target, TaskRow};
 use bgb_protocol::file::presence::{OnlineDetails, Presence, PresenceRow};
@@ -19,6 +21,7 @@ use bgb_protocol::status::{StatusId, StatusMessage};
 use bgb_site::init::{InitOptions, site_init};
 use bgb_site::store::{StatusFilter, TaskCounts};
 use bgb_site::{Authority, SiteFolder, Store, signing_key};
+use parking_lot::Mutex;
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde::Serialize;
@@ -36,10 +39,66 @@ pub(crate) const START_MS: u64 = 1_700_000_000_000;
 pub(crate) struct TestSite {
     pub(crate) manager: Option<Manager>,
     pub(crate) disk: SimDisk,
+    /// The same disk, as the manager has it.
+    pub(crate) manager_disk: TestDisk,
     pub(crate) folder: SiteFolder,
     pub(crate) now: Now,
     keys: Vec<DeviceKey>,
     _root: tempfile::TempDir,
+}
+
+/// A simulated disk some of whose folders cannot be read, and that notes which were.
+#[derive(Clone, Default)]
+pub(crate) struct TestDisk {
+    pub(crate) disk: SimDisk,
+    pub(crate) unreadable: Arc<Mutex<BTreeSet<PathBuf>>>,
+    pub(crate) listed: Arc<Mutex<Vec<PathBuf>>>,
+}
+
+impl Disk for TestDisk {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.disk.read(path)
+    }
+
+    fn open_read(&self, path: &Path) -> io::Result<Box<dyn ReadAt>> {
+        self.disk.open_read(path)
+    }
+
+    fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>> {
+        self.disk.open_append(path)
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Box<dyn AppendFile>> {
+        self.disk.create_new(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        self.disk.create_dir_all(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        self.listed.lock().push(dir.to_owned());
+        if self.unreadable.lock().contains(dir) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.disk.list(dir)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        self.disk.free_bytes(dir)
+    }
 }
 
 impl TestSite {
@@ -54,8 +113,9 @@ impl TestSite {
         );
         let folder = site_init(&options).unwrap().folder;
         let now = Now { unix_ms: START_MS, boot_ms: 1_000_000, mono_ms: 1_000_000 };
-        let mut site =
-            Self { manager: None, disk: SimDisk::new(), folder, now, keys: Vec::new(), _root: root };
+        let manager_disk = TestDisk::default();
+        let (disk, keys) = (manager_disk.disk.clone(), Vec::new());
+        let mut site = Self { manager: None, disk, manager_disk, folder, now, keys, _root: root };
         site.start();
         site.add_devices(devices);
         site
@@ -69,7 +129,7 @@ impl TestSite {
         let parts = ManagerParts {
             key: signing_key::load(&self.folder).unwrap(),
             authority,
-            disk: Arc::new(self.disk.clone()),
+            disk: Arc::new(self.manager_disk.clone()),
             inbox: PathBuf::from("box"),
             bell: Box::new(NoBell),
             verifier: Verifier::inline(Box::new(keys)),
@@ -158,6 +218,11 @@ impl TestSite {
         entries.into_iter().map(|entry| entry.name).collect()
     }
 
+    /// The names of all files in `done`, by the folder and then the name.
+    pub(crate) fn done(&self) -> Vec<String> {
+        files_below(&self.disk, Path::new("box/done"))
+    }
+
     /// Puts a finished file into a server's folder, durably.
     pub(crate) fn put(&self, server: u32, name: &str, bytes: &[u8]) {
         let folder = PathBuf::from(format!("box/{server}"));
@@ -190,6 +255,16 @@ impl TestSite {
         let signed = SignedResult::sign(statement, b"done".to_vec(), &self.keys[by as usize]).unwrap();
         row(task, device, DeviceWord::Final(Box::new(signed)))
     }
+}
+
+/// The names of all files in a folder and in those below it.
+pub(crate) fn files_below(disk: &SimDisk, folder: &Path) -> Vec<String> {
+    let entries = disk.list(folder).unwrap();
+    let names = entries.into_iter().map(|entry| match entry.is_dir {
+        true => files_below(disk, &folder.join(entry.name)),
+        false => vec![entry.name],
+    });
+    names.flatten().collect()
 }
 
 pub(crate) fn statement(task: TaskId, device: u32, state: TaskState) -> ResultStatement {

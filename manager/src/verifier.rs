@@ -6,6 +6,7 @@
 //! of a row. Law: a result leaves here as genuine only if row, statement and key name the same device and the signature holds.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use bgb_protocol::file::presence::PresenceRow;
@@ -79,7 +80,8 @@ pub(crate) enum RowFault {
 #[derive(Debug)]
 pub(crate) struct DamagedBlock {
     pub(crate) bytes: Vec<u8>,
-    pub(crate) error: FileError,
+    /// What is wrong with it.
+    pub(crate) why: String,
     /// Rows that were lost with it.
     pub(crate) rows_lost: u32,
 }
@@ -152,7 +154,7 @@ impl Verifier {
 
     /// Hands a block in. Only while there [is room](Self::has_room).
     pub(crate) fn submit(&mut self, site: SiteCode, kind: FileKind, block: RawBlock) {
-        let job = Job { ticket: self.submitted, site, kind, block };
+        let mut job = Job { ticket: self.submitted, site, kind, block };
         self.submitted += 1;
         match &mut self.engine {
             Engine::Inline(keys) => {
@@ -199,7 +201,7 @@ impl Worker {
             };
             let ticket = job.ticket;
             let outcome = opened.and_then(|mut book| {
-                let outcome = job.check(book.as_mut())?;
+                let outcome = job.check_whatever_comes(book.as_mut())?;
                 keys = Some(book);
                 Ok(outcome)
             });
@@ -212,8 +214,32 @@ impl Worker {
 }
 
 impl Job {
-    fn check(self, keys: &mut dyn KeyBook) -> Outcome {
+    /// As [`check`](Self::check); a block at which the check panics is a damaged one. The ingest waits for every block that went in: were
+    /// none to come out, it would wait for ever, and the thread be gone with it.
+    fn check_whatever_comes(mut self, keys: &mut dyn KeyBook) -> Outcome {
+        // What was half done when it panicked is dropped: the rows with it, and the key book holds a connection that only reads.
+        let checked = std::panic::catch_unwind(AssertUnwindSafe(|| self.check(keys)));
+        checked.unwrap_or_else(|panic| {
+            let said = panic.downcast_ref::<&str>().copied();
+            let said = said
+                .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+                .unwrap_or("no more is known");
+            let why = format!("block {} cannot be checked: {said}", self.block.head.number);
+            tracing::error!(why, "a panic was caught; this is an error in this program");
+            Ok(self.damaged(why))
+        })
+    }
+
+    /// The block as one of which no row can be used.
+    fn damaged(self, why: String) -> CheckedBlock {
+        let RawBlock { head, first_row, bytes } = self.block;
+        let (rows, damaged) = (head.rows, Some(DamagedBlock { bytes, why, rows_lost: head.rows }));
+        CheckedBlock { first_row, rows, good: GoodRows::Presence(VecDeque::new()), bad: Vec::new(), damaged }
+    }
+
+    fn check(&mut self, keys: &mut dyn KeyBook) -> Outcome {
         let Self { site, kind, block, .. } = self;
+        let (site, kind) = (*site, *kind);
         let mut rows = BlockRows { head: block.head, bad: Vec::new(), lost: None };
         let good = match check_block(&block.bytes, block.head) {
             Ok((_, body)) => match kind {
@@ -234,8 +260,11 @@ impl Job {
                 GoodRows::Presence(VecDeque::new())
             }
         };
-        let damaged =
-            rows.lost.map(|(error, rows_lost)| DamagedBlock { bytes: block.bytes, error, rows_lost });
+        let damaged = rows.lost.map(|(error, rows_lost)| DamagedBlock {
+            bytes: std::mem::take(&mut block.bytes),
+            why: error.to_string(),
+            rows_lost,
+        });
         Ok(CheckedBlock { first_row: block.first_row, rows: block.head.rows, good, bad: rows.bad, damaged })
     }
 }

@@ -3,7 +3,8 @@
 //! What it says is a hint: the manager scans on a timer all the same, since events are lost when they are many and do not exist on network
 //! file systems. It owns one thread and the watches. When there are none to be had, this is said once and the timer does it alone.
 
-use std::ffi::OsStr;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,24 +54,35 @@ struct Watch {
     inotify: Inotify,
     inbox: PathBuf,
     changed: Sender<()>,
+    /// Folders that could not be watched, and of which this was said.
+    unwatched: BTreeSet<OsString>,
 }
 
 impl Watch {
     fn begin(inbox: &Path, changed: Sender<()>) -> io::Result<Self> {
         let inotify = Inotify::init()?;
-        let mut watch = Self { inotify, inbox: inbox.to_owned(), changed };
+        let mut watch = Self { inotify, inbox: inbox.to_owned(), changed, unwatched: BTreeSet::new() };
         watch.inotify.watches().add(inbox, WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::ONLYDIR)?;
         watch.add_folders()?;
         Ok(watch)
     }
 
-    /// Watching a folder again changes nothing.
+    /// Watching a folder again changes nothing; one that cannot be watched is left to the timer.
     fn add_folders(&mut self) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.inbox)? {
             let entry = entry?;
-            if is_server(entry.file_name()) {
-                let mask = WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE | WatchMask::ONLYDIR;
-                self.inotify.watches().add(entry.path(), mask)?;
+            let name = entry.file_name();
+            if !is_server(&name) {
+                continue;
+            }
+            let mask = WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE | WatchMask::ONLYDIR;
+            if let Err(error) = self.inotify.watches().add(entry.path(), mask) {
+                let folder = entry.path().display().to_string();
+                if self.unwatched.insert(name) {
+                    tracing::warn!(%error, folder, "cannot be watched; new files there are found by the timer");
+                }
+            } else {
+                self.unwatched.remove(&name);
             }
         }
         Ok(())
@@ -111,8 +123,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_told_also_in_a_folder_that_came_later() {
+    fn a_file_is_told_also_in_a_folder_that_came_later_and_beside_one_that_cannot_be_watched() {
         let inbox = tempfile::tempdir().unwrap();
+        // Bears a server's name and cannot be watched.
+        std::fs::write(inbox.path().join("0"), b"no folder").unwrap();
         std::fs::create_dir(inbox.path().join("1")).unwrap();
         let (changed, hint) = crossbeam_channel::bounded(1);
         let watcher = Watcher::start(inbox.path(), changed);

@@ -201,7 +201,8 @@ CREATE TABLE file_seen (
 CREATE INDEX file_seen_seen ON file_seen (seen);
 
 CREATE TABLE policy (
-    id INTEGER PRIMARY KEY,
+    -- Never used again: the queue row that withdraws a document is known by its id when the document is gone.
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL UNIQUE COLLATE NOCASE,
     version INTEGER NOT NULL,
     priority INTEGER NOT NULL,

@@ -186,6 +186,9 @@ pub enum SiteError {
         /// What the system said.
         source: io::Error,
     },
+    /// A value that no row of the database may have; the same operation fails again however often it is tried.
+    #[error("the site database does not take what it was given: {0}")]
+    ValueRefused(String),
     /// Anything else that SQLite says.
     #[error("the site database: {0}")]
     Database(rusqlite::Error),
@@ -218,6 +221,9 @@ impl From<rusqlite::Error> for SiteError {
             Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => Self::ReadOnly,
             Some(ErrorCode::DiskFull) => Self::DiskFull,
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Corrupt(error.to_string()),
+            Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig) => {
+                Self::ValueRefused(error.to_string())
+            }
             _ => Self::Database(error),
         }
     }

@@ -49,7 +49,7 @@ pub use policies::{PolicyAudience, PolicyRow, PutPolicy};
 pub use presence::PresenceOutcome;
 pub use results::{DifferingResult, FinalWord, ResultsOutcome, VerifiedRow};
 pub use retention::Retention;
-pub use servers::ServerRow;
+pub use servers::{ServerRow, silence_ms};
 pub use site_row::SiteRow;
 pub use status::{StatusFilter, StoredStatus};
 pub use targets::{TargetPreview, Targets};
@@ -157,6 +157,12 @@ impl Store {
     #[must_use]
     pub fn read(&self) -> Queries<'_> {
         Queries { connection: &self.connection }
+    }
+
+    /// How many of `devices` are online, from memory: for whoever must not hold up the writing thread.
+    #[must_use]
+    pub fn online_among(&self, devices: &RoaringBitmap) -> u64 {
+        self.online.intersection_len(devices)
     }
 
     /// Moves the write-ahead log into the database as far as no reader is in the way: for quiet moments.

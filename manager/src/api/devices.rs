@@ -122,10 +122,7 @@ fn details(queries: Queries<'_>, name: &str) -> Result<DeviceDetails, SiteError>
             valid_until: certificate.not_after,
             revoked: certificate.revoked,
         });
-    let inventory = queries.inventory(row.device)?.map(|(document, _)| serde_json::from_str(&document));
-    let inventory = inventory
-        .transpose()
-        .map_err(|error| SiteError::Corrupt(format!("the inventory of {name}: {error}")))?;
+    let inventory = queries.inventory(row.device)?.and_then(|(document, _)| readable(row.device, &document));
     Ok(DeviceDetails {
         row: views::device(&row),
         last_online: row.presence.last_online,
@@ -141,4 +138,11 @@ fn details(queries: Queries<'_>, name: &str) -> Result<DeviceDetails, SiteError>
         collections: queries.collections_of(row.device)?,
         inventory,
     })
+}
+
+/// What a device told of itself; none when it cannot be read, so that the rest of the device can still be looked at.
+fn readable(device: DeviceId, inventory: &str) -> Option<serde_json::Value> {
+    let read = serde_json::from_str(inventory);
+    read.inspect_err(|error| tracing::warn!(%device, %error, "its inventory cannot be read and is not shown"))
+        .ok()
 }

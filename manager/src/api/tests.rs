@@ -15,7 +15,7 @@ use crate::config::ManagerConfig;
 use crate::service::Service;
 
 struct TestApi {
-    _root: tempfile::TempDir,
+    root: tempfile::TempDir,
     inbox: std::path::PathBuf,
     service: Option<Service>,
     address: SocketAddr,
@@ -33,13 +33,7 @@ impl TestApi {
         let config = ManagerConfig::load(&folder.manager_config()).unwrap();
         let service = Service::start(&config).unwrap();
         let token = std::fs::read_to_string(folder.api_token()).unwrap().trim().to_owned();
-        Self {
-            _root: root,
-            inbox: folder.inbox(),
-            address: service.api_address(),
-            service: Some(service),
-            token,
-        }
+        Self { root, inbox: folder.inbox(), address: service.api_address(), service: Some(service), token }
     }
 
     /// A site with devices `pc-0` to `pc-(n-1)`.
@@ -181,15 +175,19 @@ fn messages_are_filtered_and_paged_from_the_newest_on() {
 #[test]
 fn devices_are_added_found_and_listed() {
     let api = TestApi::with_devices(5);
-    let (status, body) = api.send("POST", "/devices", &json!({ "name": "Büro 1" }));
+    let (status, body) = api.send("POST", "/devices", &json!({ "name": "Büro-1" }));
     assert_eq!(status, 200, "{body}");
     let bundle: DeviceBundle = serde_json::from_value(body).unwrap();
     assert_eq!((bundle.number.0, bundle.servers[0].as_str()), (5, "bgb.example.org:10123"));
     assert!(bundle.key_pem.contains("PRIVATE KEY") && bundle.task_keys[0].len() == 64);
     assert_eq!(api.refused("POST", "/devices", &json!({ "name": "pc-1" })), (409, ErrorCode::NameTaken));
     assert_eq!(api.refused("POST", "/devices", &json!({ "nom": "x" })).1, ErrorCode::BadRequest);
+    for wrong in ["5", "a/b", &bundle.guid.to_string()] {
+        let body = json!({ "name": wrong });
+        assert_eq!(api.refused("POST", "/devices", &body).1, ErrorCode::BadRequest, "{wrong}");
+    }
 
-    for reference in ["B%C3%BCro%201", "5", &bundle.guid.to_string()] {
+    for reference in ["B%C3%BCro-1", "5", &bundle.guid.to_string()] {
         let details: DeviceDetails =
             serde_json::from_value(api.fetch(&format!("/devices/{reference}"))).unwrap();
         assert_eq!((details.row.number, details.row.connectivity), (bundle.number, Connectivity::Never));
@@ -210,6 +208,22 @@ fn devices_are_added_found_and_listed() {
 }
 
 #[test]
+fn a_device_is_shown_also_when_its_inventory_cannot_be_read() {
+    let api = TestApi::with_devices(1);
+    let database = rusqlite::Connection::open(api.root.path().join("site/site.db")).unwrap();
+    let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+    database
+        .execute(
+            "INSERT INTO inventory (device, collected, document) VALUES (0, 1, ?1)",
+            rusqlite::params![deep],
+        )
+        .unwrap();
+    assert_eq!(api.fetch("/devices/0")["inventory"], Value::Null);
+    database.execute("UPDATE inventory SET document = '{\"memory\":8}'", []).unwrap();
+    assert_eq!(api.fetch("/devices/0")["inventory"]["memory"], 8);
+}
+
+#[test]
 fn a_request_that_asks_for_too_much_is_refused_as_a_whole() {
     let api = TestApi::new();
     let names: Vec<_> = (0..=DEVICES_PER_REQUEST_MAX).map(|number| format!("d{number}")).collect();
@@ -223,9 +237,9 @@ fn a_request_that_asks_for_too_much_is_refused_as_a_whole() {
 #[test]
 fn collections_are_made_filled_and_listed_with_the_built_in_one_first() {
     let api = TestApi::with_devices(4);
-    let (status, row) = api.send("POST", "/collections", &json!({ "name": "Finance / laptops" }));
+    let (status, row) = api.send("POST", "/collections", &json!({ "name": "Finance laptops" }));
     assert_eq!((status, row["members"].as_u64()), (200, Some(0)));
-    let path = "/collections/Finance%20%2F%20laptops";
+    let path = "/collections/Finance%20laptops";
     let (status, changed) =
         api.send("POST", &format!("{path}/members"), &json!({ "add": ["pc-1", "2", "pc-3"] }));
     assert_eq!((status, changed["added"].as_u64()), (200, Some(3)), "{changed}");
@@ -236,7 +250,7 @@ fn collections_are_made_filled_and_listed_with_the_built_in_one_first() {
     assert_eq!(members.iter().map(|row| row["number"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(api.all("/collections/all/members", 3).len(), 4);
     let details: DeviceDetails = serde_json::from_value(api.fetch("/devices/pc-1")).unwrap();
-    assert_eq!(details.collections, ["Finance / laptops"]);
+    assert_eq!(details.collections, ["Finance laptops"]);
 
     api.send("POST", "/collections", &json!({ "name": "Berlin" }));
     for limit in [1, 2, 100] {
@@ -245,7 +259,7 @@ fn collections_are_made_filled_and_listed_with_the_built_in_one_first() {
             .iter()
             .map(|row| row["name"].as_str().unwrap().to_owned())
             .collect();
-        assert_eq!(names, ["all", "Berlin", "Finance / laptops"], "{limit}");
+        assert_eq!(names, ["all", "Berlin", "Finance laptops"], "{limit}");
     }
     assert_eq!(api.refused("GET", "/collections/none", &Value::Null), (404, ErrorCode::UnknownCollection));
     assert_eq!(api.refused("POST", "/collections", &json!({ "name": "all" })), (409, ErrorCode::BuiltIn));

@@ -39,6 +39,48 @@ pub(crate) enum CutOut {
     WholeFile,
 }
 
+/// Where in `bad` what was wrong with a file lies.
+#[derive(Debug, Default)]
+pub(crate) struct Aside {
+    /// All of the file.
+    pub(crate) whole: Option<String>,
+    /// A file of its bad rows.
+    pub(crate) rows: Option<String>,
+    /// The bytes of its damaged blocks.
+    pub(crate) blocks: Option<String>,
+}
+
+impl std::fmt::Display for Aside {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = [&self.whole, &self.rows, &self.blocks].into_iter().flatten().cloned().collect();
+        formatter.write_str(&names.join(" and "))
+    }
+}
+
+impl Aside {
+    /// What can be done with it, for whoever reads the message.
+    pub(crate) fn advice(&self, header: &Header) -> String {
+        let mut sentences = Vec::new();
+        if let Some(name) = self.whole.as_ref().or(self.rows.as_ref()) {
+            sentences
+                .push(format!("Mended, {name} can be put back into the folder of server {}.", header.server));
+        }
+        if let Some(name) = &self.blocks {
+            let whole = match header.kind {
+                FileKind::Results => " The whole file stays in done for 48 hours; mended, that one can.",
+                FileKind::PresenceFull => " The server's next full online list says the same anew.",
+                FileKind::PresenceDelta => {
+                    " The server's next full online list mends what was lost with them."
+                }
+                FileKind::Status => "",
+            };
+            sentences
+                .push(format!("{name} cannot be put back: it has the bytes of damaged blocks alone.{whole}"));
+        }
+        sentences.join(" ")
+    }
+}
+
 impl Tally {
     pub(crate) fn add(&mut self, what: impl FnOnce() -> String) {
         self.count += 1;
@@ -78,7 +120,7 @@ impl Faults {
             }
         }
         if let Some(damaged) = block.damaged.take() {
-            self.unreadable.add(|| damaged.error.to_string());
+            self.unreadable.add(|| damaged.why);
             self.rows_lost += u64::from(damaged.rows_lost);
             self.bytes += damaged.bytes.len();
             if self.bytes <= CUT_OUT_BYTES_MAX {

@@ -52,7 +52,7 @@ fn results_count_once_however_often_and_in_whatever_order_they_come() {
     let counts = site.counts(task);
     assert_eq!((counts.succeeded, counts.running, counts.waiting), (3, 0, 1));
     assert!(site.names("box/1").is_empty() && site.names("box/bad").is_empty());
-    assert_eq!(site.names("box/done").len(), 3, "the one that came twice replaced itself");
+    assert_eq!(site.done().len(), 3, "the one that came twice replaced itself");
 }
 
 #[test]
@@ -138,10 +138,24 @@ fn forged_results_do_not_count_and_lie_in_bad_while_the_good_rows_count() {
     assert!(said[0].contains("device 2: the signed result is device 3's"), "{}", said[0]);
     let said = site.messages(StatusId::RowsSetAside);
     assert!(said[0].contains("the output does not match its signed digest"), "{}", said[0]);
+    let mended = format!("Mended, {} can be put back into the folder of server 1", aside(&results(1), "BTS"));
+    assert!(said[0].contains(&mended) && !said[0].contains("cannot be put back"), "{}", said[0]);
 
     assert_eq!(site.names("box/bad"), [aside(&results(1), "BTS")]);
     let bytes = site.disk.read(&Path::new("box/bad").join(aside(&results(1), "BTS"))).unwrap();
     assert_eq!(Header::decode(&bytes).unwrap().rows, 4);
+}
+
+#[test]
+fn a_result_counts_also_when_its_devices_key_was_revoked_meanwhile() {
+    let mut site = TestSite::new(1);
+    let task = site.start_task(Action::Ping);
+    let database = rusqlite::Connection::open(site.folder.database()).unwrap();
+    database.execute("UPDATE certificate SET state = 2", []).unwrap();
+    site.put_rows(results(1), &[site.final_row(task, 0, TaskState::Succeeded)]);
+    site.settle();
+    assert_eq!(site.counts(task).succeeded, 1);
+    assert!(site.messages(StatusId::ResultForged).is_empty());
 }
 
 #[test]
@@ -173,12 +187,37 @@ fn a_damaged_block_takes_no_other_with_it() {
     assert!(counted > 0 && counted < devices as u64, "{counted}");
     let said = site.messages(StatusId::RowsSetAside);
     assert!(said[0].contains("block 0 does not match its checksum"), "{}", said[0]);
+    assert!(said[0].contains("1-a-blocks.BTS cannot be put back"), "{}", said[0]);
+    assert!(said[0].contains("whole file stays in done for 48 hours"), "{}", said[0]);
     assert_eq!(site.names("box/bad"), ["1-a-blocks.BTS"]);
-    assert_eq!(site.names("box/done").len(), 1);
+    assert_eq!(site.done().len(), 1);
 
     site.put(1, "a.BTS", &sound);
     site.settle();
     assert_eq!(site.counts(task).succeeded, devices as u64);
+}
+
+#[test]
+fn a_file_with_a_value_that_the_database_refuses_is_set_aside_and_the_next_one_counts() {
+    let mut site = TestSite::new(2);
+    let task = site.start_task(Action::Ping);
+    let database = rusqlite::Connection::open(site.folder.database()).unwrap();
+    let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON result WHEN new.device = 0 \
+        BEGIN SELECT RAISE(ABORT, 'not this one'); END";
+    database.execute_batch(refuse).unwrap();
+    site.put_rows(results(1), &[site.final_row(task, 0, TaskState::Succeeded)]);
+    site.put_rows(results(2), &[site.final_row(task, 1, TaskState::Succeeded)]);
+    site.settle();
+    assert_eq!(site.counts(task).succeeded, 1);
+    assert_eq!(site.names("box/bad").len(), 1);
+    let said = site.messages(StatusId::FileSetAside);
+    assert!(said[0].contains("does not take what it was given: not this one"), "{said:?}");
+    assert!(site.messages(StatusId::DatabaseUnwritable).is_empty());
+
+    database.execute_batch("DROP TRIGGER refuse").unwrap();
+    site.put_rows(results(1), &[site.final_row(task, 0, TaskState::Succeeded)]);
+    site.settle();
+    assert_eq!(site.counts(task).succeeded, 2, "put back, it counts");
 }
 
 #[test]
@@ -232,6 +271,24 @@ fn only_a_whole_full_list_says_who_is_absent() {
 }
 
 #[test]
+fn a_device_that_counts_beyond_every_number_keeps_nobody_else_online() {
+    let mut site = TestSite::new(2);
+    let mut boundless = online_row(0, u64::MAX);
+    let Presence::Online(details) = &mut boundless.presence else { unreachable!("made so above") };
+    details.policy_version = u64::MAX;
+    site.put_rows(header(FileKind::PresenceFull, 1), &[boundless.clone(), online_row(1, 1)]);
+    site.settle();
+    assert_eq!(presence_of(&mut site, 1), PresenceState::Online);
+    site.put_rows(header(FileKind::PresenceFull, 2), &[boundless]);
+    site.settle();
+    assert_eq!(presence_of(&mut site, 1), PresenceState::Offline);
+    let device = site.manager().store().read().device(DeviceId(0)).unwrap().unwrap();
+    assert_eq!(device.presence.state, PresenceState::Online);
+    assert_eq!(device.presence.policy_version, Some(i64::MAX as u64));
+    assert!(site.names("box/bad").is_empty());
+}
+
+#[test]
 fn the_last_two_full_lists_stay_and_deltas_go() {
     let mut site = TestSite::new(2);
     for sequence in 1..=6 {
@@ -240,7 +297,7 @@ fn the_last_two_full_lists_stay_and_deltas_go() {
         site.settle();
         site.advance(1_000);
     }
-    let done = site.names("box/done");
+    let done = site.done();
     assert_eq!(done.len(), 2, "{done:?}");
     assert!(done[0].ends_with("0000000003.BOS") && done[1].ends_with("0000000005.BOS"), "{done:?}");
 }

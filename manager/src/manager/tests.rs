@@ -89,6 +89,50 @@ fn a_silent_servers_devices_become_unknown_and_come_back_with_it() {
 }
 
 #[test]
+fn no_server_is_called_silent_for_what_the_manager_has_not_read_yet() {
+    let mut site = TestSite::new(1);
+    site.put_rows(header(FileKind::PresenceFull, 1), &[online_row(0, 1)]);
+    site.settle();
+    // A night without a manager, in which the server went on.
+    site.manager = None;
+    site.advance(8 * 3_600_000);
+    site.start();
+    site.settle();
+    assert!(site.messages(StatusId::ServerSilent).is_empty(), "it has not listened for long enough");
+
+    // A database that was locked for as long: what came meanwhile waits, and is seen before silence is judged.
+    site.advance(750_000 + 1);
+    site.put_rows(header(FileKind::PresenceFull, 2), &[online_row(0, 1)]);
+    site.settle();
+    assert!(site.messages(StatusId::ServerSilent).is_empty(), "its list had come and waited");
+
+    site.advance(750_000 + 5_001);
+    site.settle();
+    assert_eq!(site.messages(StatusId::ServerSilent).len(), 1, "now it is silent");
+}
+
+#[test]
+fn a_servers_folder_that_cannot_be_read_is_said_once_and_holds_up_no_other_server() {
+    let mut site = TestSite::new(1);
+    let mut store = bgb_site::Store::open(&site.folder.database()).unwrap();
+    store.add_server(bgb_protocol::ids::ServerId(2), "bgb.example.org:10123").unwrap();
+    drop(store);
+    let task = site.start_task(Action::Ping);
+    site.put(1, "unread.BTS", b"");
+    site.manager_disk.unreadable.lock().insert(PathBuf::from("box/1"));
+    let of_two =
+        bgb_protocol::file::Header { server: bgb_protocol::ids::ServerId(2), ..header(FileKind::Results, 1) };
+    site.put_rows(of_two, &[site.final_row(task, 0, TaskState::Succeeded)]);
+    for _ in 0..5 {
+        site.settle();
+        site.advance(1_000);
+    }
+    assert_eq!(site.counts(task).succeeded, 1);
+    let said = site.messages(StatusId::InboxUnreadable);
+    assert!(said.len() == 1 && said[0].contains("folder of server 1 cannot be read"), "{said:?}");
+}
+
+#[test]
 fn a_database_that_is_locked_delays_and_loses_nothing() {
     let mut site = TestSite::new(1);
     let task = site.start_task(Action::Ping);
@@ -116,6 +160,30 @@ fn a_database_that_is_locked_delays_and_loses_nothing() {
     assert_eq!(site.messages(StatusId::DatabaseUnwritable).len(), 1);
     assert_eq!(site.messages(StatusId::DatabaseWritable).len(), 1);
     assert!(site.manager().figures.standing().database_writable);
+}
+
+#[test]
+fn a_chore_that_always_fails_keeps_no_file_waiting() {
+    // An error that could be the database's, and one that is the value's.
+    for failing in ["INSERT INTO nowhere VALUES (1)", "SELECT RAISE(ABORT, 'no head')"] {
+        let mut site = TestSite::new(1);
+        let task = site.start_task(Action::Ping);
+        site.settle();
+        let database = rusqlite::Connection::open(site.folder.database()).unwrap();
+        let trigger = format!("CREATE TRIGGER refuse BEFORE INSERT ON queue BEGIN {failing}; END");
+        database.execute_batch(&trigger).unwrap();
+        site.advance(HEAD_INTERVAL_MS);
+        site.put_rows(header(FileKind::Results, 1), &[site.final_row(task, 0, TaskState::Succeeded)]);
+        for _ in 0..10 {
+            site.settle();
+            site.advance(DATABASE_REST_MS_MIN);
+        }
+        assert_eq!(site.counts(task).succeeded, 1, "{failing}");
+        database.execute_batch("DROP TRIGGER refuse").unwrap();
+        site.advance(HEAD_INTERVAL_MS);
+        site.settle();
+        assert_eq!(heads(&site), [site.now.unix_ms], "{failing}");
+    }
 }
 
 #[test]

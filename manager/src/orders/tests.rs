@@ -2,10 +2,11 @@
 
 use bgb_protocol::action::Action;
 use bgb_protocol::api::{Membership, TaskPhase};
+use bgb_protocol::file::FileKind;
 use bgb_protocol::policy::PolicySettings;
 
 use super::*;
-use crate::test_site::TestSite;
+use crate::test_site::{TestSite, header, online_row};
 
 fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|&name| name.to_owned()).collect()
@@ -54,6 +55,18 @@ fn a_device_is_blocked_and_unblocked_by_any_of_its_names() {
 }
 
 #[test]
+fn a_blocked_device_is_answered_also_when_another_one_is_named_as_its_number() {
+    let mut site = TestSite::new(2);
+    // Of a site that was made before names were held to their form.
+    let database = rusqlite::Connection::open(site.folder.database()).unwrap();
+    database.execute("UPDATE device SET name = '0' WHERE number = 1", []).unwrap();
+    let Answer::Device(row) = site.order(Order::BlockDevice("pc-0".to_owned())).unwrap() else {
+        panic!("a device")
+    };
+    assert_eq!((row.number, row.membership), (DeviceId(0), Membership::Blocked));
+}
+
+#[test]
 fn collections_are_made_and_filled_and_the_built_in_one_stays_as_it_is() {
     let mut site = TestSite::new(3);
     let create = |name: &str| Order::CreateCollection(name.to_owned());
@@ -74,6 +87,23 @@ fn collections_are_made_and_filled_and_the_built_in_one_stays_as_it_is() {
     assert_eq!(refused(&mut site, none), ErrorCode::UnknownCollection);
     let built_in = Order::ChangeMembers("all".to_owned(), ChangeMembers::default());
     assert_eq!(refused(&mut site, built_in), ErrorCode::BuiltIn);
+}
+
+#[test]
+fn who_is_online_in_a_changed_collection_is_told_from_memory() {
+    let mut site = TestSite::new(2);
+    let rows = [online_row(0, 1), online_row(1, 1)];
+    site.put_rows(header(FileKind::PresenceFull, 1), &rows);
+    site.settle();
+    site.order(Order::CreateCollection("lab".to_owned())).unwrap();
+    // Behind the manager's back: whoever asks the database is told something else.
+    let database = rusqlite::Connection::open(site.folder.database()).unwrap();
+    database.execute("UPDATE device SET presence = 2", []).unwrap();
+    let change = ChangeMembers { add: names(&["0", "pc-1"]), remove: Vec::new() };
+    let Answer::Members(changed) = site.order(Order::ChangeMembers("lab".to_owned(), change)).unwrap() else {
+        panic!("members")
+    };
+    assert_eq!((changed.collection.members, changed.collection.online), (2, 2));
 }
 
 #[test]
@@ -107,7 +137,9 @@ fn a_task_is_started_for_the_very_set_that_was_shown() {
     assert!(row.counts.adds_up());
     site.order(Order::AddDevices(AddDevices { names: names(&["late"]) })).unwrap();
     assert_eq!(refused(&mut site, with(views::hex(&shown.root))), ErrorCode::TargetsChanged);
-    assert_eq!(refused(&mut site, with("gibberish".to_owned())), ErrorCode::TargetsChanged);
+    for gibberish in ["gibberish".to_owned(), "é".repeat(32), "0".repeat(64), String::new()] {
+        assert_eq!(refused(&mut site, with(gibberish)), ErrorCode::TargetsChanged);
+    }
 }
 
 #[test]

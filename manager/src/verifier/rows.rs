@@ -17,14 +17,15 @@ use super::{KeyBook, RowFault};
 
 /// Most bytes of a platform in an online row: three texts of a hello and the blanks between them.
 const PLATFORM_BYTES_MAX: usize = 3 * TEXT_BYTES_MAX + 2;
-/// The largest number that the database can hold; times and counters stay below it for ages.
+/// The largest number that the database can hold; times stay below it for ages.
 const NUMBER_MAX: u64 = i64::MAX as u64;
 
 pub(super) fn check_presence(kind: FileKind, row: PresenceRow) -> Result<PresenceRow, RowFault> {
-    numbers(&[("session number", row.session.0), ("sign-in time", row.signed_in.0)])?;
+    // Session and policy version are the device's own counters: the store keeps what is beyond its numbers at the far end. Were the row
+    // bad for them, one device could keep its server's full lists from ever taking anybody away.
+    numbers(&[("sign-in time", row.signed_in.0)])?;
     match &row.presence {
         Presence::Online(details) => {
-            numbers(&[("policy version", details.policy_version)])?;
             text("agent version", &details.agent_version, TEXT_BYTES_MAX)?;
             text("platform", &details.platform, PLATFORM_BYTES_MAX)?;
             text("host name", &details.hostname, TEXT_BYTES_MAX)?;

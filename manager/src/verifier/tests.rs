@@ -100,7 +100,7 @@ fn a_statement_must_be_of_this_site_this_device_and_this_task_and_signed_by_its_
 }
 
 #[test]
-fn a_revoked_or_foreign_key_is_looked_up_for_the_rows_device_only() {
+fn a_key_of_another_device_is_none_of_the_rows_device() {
     let (key, _) = DeviceKey::generate().unwrap();
     let row = signed(&key, |_| {});
     let mut verifier = Verifier::inline(Box::new(OneKey(DeviceId(9), key)));
@@ -142,6 +142,27 @@ fn blocks_come_out_of_the_pool_in_the_order_in_which_they_went_in() {
     }
     assert_eq!(verifier.in_flight(), 0);
     assert!(!wakes.is_empty());
+}
+
+#[test]
+fn a_check_that_panics_makes_its_block_a_damaged_one_and_the_next_is_checked() {
+    struct Panics;
+    impl KeyBook for Panics {
+        fn public_key(&mut self, _: DeviceId, _: KeyId) -> Result<Option<Vec<u8>>, SiteError> {
+            panic!("a key that nobody foresaw")
+        }
+    }
+    let (key, _) = DeviceKey::generate().unwrap();
+    let open: OpenKeyBook = Arc::new(|| Ok(Box::new(Panics)));
+    let mut verifier = Verifier::pool(1, &open, &(Arc::new(|| {}) as Arc<dyn Fn() + Send + Sync>)).unwrap();
+    let block_of_one = block(0, &[signed(&key, |_| {})]);
+    let bytes = block_of_one.bytes.clone();
+    verifier.submit(site(), FileKind::Results, block_of_one);
+    verifier.submit(site(), FileKind::Results, block(1, &[hint(1)]));
+    let damaged = take(&mut verifier).damaged.unwrap();
+    assert_eq!((damaged.bytes, damaged.rows_lost), (bytes, 1));
+    assert_eq!(damaged.why, "block 0 cannot be checked: a key that nobody foresaw");
+    assert_eq!(results(&take(&mut verifier)).len(), 1);
 }
 
 #[test]

@@ -4,15 +4,13 @@ use bgb_protocol::ids::{DeviceId, KeyId};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::Queries;
-use super::columns::{device_number, millis};
+use super::columns::millis;
 use crate::authority::CertificateRecord;
 use crate::error::SiteError;
 
 /// A public key that the site has certified for a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DevicePublicKey {
-    /// The device.
-    pub device: DeviceId,
     /// The key: an uncompressed P-256 point of 65 bytes.
     pub public_key: Vec<u8>,
     /// Whether its certificate was revoked. What it signed before still counts.
@@ -20,23 +18,28 @@ pub struct DevicePublicKey {
 }
 
 impl Queries<'_> {
-    /// The public key with this id, revoked or not; `None` when the site never certified it.
+    /// The public key of `device` with this id, revoked or not; `None` when the site never certified it for that device.
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn device_public_key(&self, key: KeyId) -> Result<Option<DevicePublicKey>, SiteError> {
-        let sql = "SELECT device, public_key, state FROM certificate WHERE key = ?1 ORDER BY state LIMIT 1";
+    pub fn device_public_key(
+        &self,
+        device: DeviceId,
+        key: KeyId,
+    ) -> Result<Option<DevicePublicKey>, SiteError> {
         let read = |row: &rusqlite::Row<'_>| {
-            let state: i64 = row.get(2)?;
-            Ok(DevicePublicKey {
-                device: DeviceId(device_number(row.get(0)?)),
-                public_key: row.get(1)?,
-                revoked: state != 1,
-            })
+            let state: i64 = row.get(1)?;
+            Ok(DevicePublicKey { public_key: row.get(0)?, revoked: state != 1 })
         };
-        Ok(self.connection.prepare_cached(sql)?.query_row([key.0], read).optional()?)
+        let mut statement = self.connection.prepare_cached(KEY_OF_DEVICE)?;
+        Ok(statement.query_row(params![key.0, device.0], read).optional()?)
     }
 }
+
+/// The statement of [`Queries::device_public_key`]. A key may stand in several certificates, of whichever devices: an id is only the
+/// first bytes of a digest.
+const KEY_OF_DEVICE: &str =
+    "SELECT public_key, state FROM certificate WHERE key = ?1 AND device = ?2 ORDER BY state LIMIT 1";
 
 pub(super) fn insert(
     connection: &Connection,

@@ -6,12 +6,9 @@ use roaring::RoaringBitmap;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::columns::{integer, millis, read_set, set_bytes, time, unsigned};
-use super::devices::{check_name, name_of, name_taken};
+use super::devices::{bad_name, has_letters, name_of, name_taken};
 use super::{Queries, Store, policies};
 use crate::error::SiteError;
-
-/// The longest name, in bytes.
-const NAME_BYTES_MAX: usize = 128;
 
 /// A collection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +38,7 @@ impl Store {
     /// # Errors
     /// A name that is taken or none, or that the database cannot be written.
     pub fn create_collection(&mut self, name: &str, now: UnixMillis) -> Result<(), SiteError> {
-        check_name("collection", name, NAME_BYTES_MAX)?;
+        check_name(name)?;
         self.write(|connection| {
             let sql = "INSERT INTO collection (name, created, changed, members, member_count) VALUES (?1, ?2, ?2, ?3, 0)";
             let mut statement = connection.prepare_cached(sql)?;
@@ -151,6 +148,14 @@ impl Queries<'_> {
 /// The statement of [`Queries::collections`].
 pub(super) const COLLECTIONS: &str =
     "SELECT name, member_count, created, changed FROM collection WHERE name > ?1 ORDER BY name LIMIT ?2";
+
+fn check_name(name: &str) -> Result<(), SiteError> {
+    if has_letters(name, "-_. ") && name.trim() == name {
+        return Ok(());
+    }
+    let rule = "it has 1 to 64 letters, digits, blanks and -_. and no blank at its ends";
+    Err(bad_name("collection", name, rule))
+}
 
 /// A collection's row and its devices.
 pub(super) fn members_of(connection: &Connection, name: &str) -> Result<(i64, RoaringBitmap), SiteError> {

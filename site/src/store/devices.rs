@@ -20,8 +20,8 @@ use super::{Queries, Store, certificates};
 use crate::authority::{CertificateRecord, IssuedCertificate};
 use crate::error::SiteError;
 
-/// The longest name, in bytes: host names have up to 253 (RFC 1035 section 2.3.4).
-const NAME_BYTES_MAX: usize = 253;
+/// The longest name of a device or a collection, in characters: what the API says of both (`AddDevice`, `CreateCollection`).
+const NAME_LETTERS_MAX: usize = 64;
 
 /// Most devices of a site: ten times the million that it is written for.
 const DEVICES_MAX: u64 = 10_000_000;
@@ -35,7 +35,7 @@ pub type Labels = BTreeMap<String, String>;
 /// A device that is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewDevice {
-    /// Its name, unique without regard to case: 1 to 253 bytes without control characters or blanks at the ends.
+    /// Its name, unique without regard to case: 1 to 64 letters, digits, `-`, `_` and `.`, and nothing that is read as a number or a GUID.
     pub name: String,
     /// Its labels.
     pub labels: Labels,
@@ -430,7 +430,7 @@ fn insert(
     new: &NewDevice,
     now: UnixMillis,
 ) -> Result<(), SiteError> {
-    check_name("device", &new.name, NAME_BYTES_MAX)?;
+    check_name(&new.name)?;
     let labels = serde_json::to_string(&new.labels).expect("a map of texts is JSON");
     let sql = "INSERT INTO device (number, guid, name, labels, created) VALUES (?1, ?2, ?3, ?4, ?5)";
     let mut statement = connection.prepare_cached(sql)?;
@@ -446,16 +446,26 @@ fn set_state(connection: &Connection, device: DeviceId, state: u8) -> Result<boo
     Ok(connection.prepare_cached(sql)?.execute(params![device.0, state])? > 0)
 }
 
-/// Checks the name of something that people name.
-pub(super) fn check_name(what: &'static str, name: &str, bytes_max: usize) -> Result<(), SiteError> {
-    let fits =
-        (1..=bytes_max).contains(&name.len()) && name.trim() == name && !name.contains(char::is_control);
-    if fits {
+/// Checks the name of a device: it must not be taken for another one's number or GUID, nor for a folder above when it names one.
+fn check_name(name: &str) -> Result<(), SiteError> {
+    let rule = "it has 1 to 64 letters, digits and -_. and is neither digits alone nor a GUID";
+    let is_plain = has_letters(name, "-_.");
+    let is_number = name.chars().all(char::is_numeric);
+    if is_plain && !is_number && name.parse::<DeviceGuid>().is_err() {
         return Ok(());
     }
-    let rule = "it has at least one character, no control characters and no blanks at its ends, and is not longer than 253 bytes \
-        (collections: 128)";
-    Err(SiteError::BadName { what, name: name.chars().take(300).collect(), rule })
+    Err(bad_name("device", name, rule))
+}
+
+/// Whether a name has 1 to 64 letters, digits and `others`, and at least one of the first two.
+pub(super) fn has_letters(name: &str, others: &str) -> bool {
+    (1..=NAME_LETTERS_MAX).contains(&name.chars().count())
+        && name.chars().all(|letter| letter.is_alphanumeric() || others.contains(letter))
+        && name.contains(char::is_alphanumeric)
+}
+
+pub(super) fn bad_name(what: &'static str, name: &str, rule: &'static str) -> SiteError {
+    SiteError::BadName { what, name: name.chars().take(300).collect(), rule }
 }
 
 /// The error of an insert whose name must be unique.

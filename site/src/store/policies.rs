@@ -1,7 +1,8 @@
 //! Policy documents: what is assigned to whom, signed and sent down.
 //!
 //! A document has a name, and one version of it is in force. Putting it again, and every change of its collection's members, makes a
-//! new version: the signature covers the set that it is for. Its queue row stays until the next version takes its place.
+//! new version: the signature covers the set that it is for. Its queue row stays until the next version takes its place. When its
+//! collection has no member left, that next version withdraws it from those who have it.
 
 use bgb_protocol::codec::CodecError;
 use bgb_protocol::ids::{SiteCode, UnixMillis};
@@ -134,7 +135,6 @@ impl Store {
             let found = connection.prepare_cached(sql)?.query_row([name], read).optional()?;
             let (id, name, priority) =
                 found.ok_or_else(|| SiteError::NotFound { what: "policy", name: name.to_owned() })?;
-            // Whoever had it is to hear of it, whatever set they were in.
             let issue = Issue { id, name: &name, priority, members: None, settings: None };
             let version = issue.carry_out(connection, code, now, sign)?;
             connection.prepare_cached("DELETE FROM policy WHERE id = ?1")?.execute([id])?;
@@ -189,7 +189,8 @@ pub(super) fn issue_for_collection(
 }
 
 impl Issue<'_> {
-    /// Draws a version, signs, and puts the queue row in place of the one before.
+    /// Draws a version, signs, and puts the queue row in place of the one before. A document whose set has become empty is withdrawn from
+    /// those who have it, and stays the site's; where nobody has had it, nothing goes down.
     fn carry_out(
         self,
         connection: &Connection,
@@ -199,45 +200,86 @@ impl Issue<'_> {
     ) -> Result<u64, SiteError> {
         let sql = "UPDATE site SET policy_version = policy_version + 1 RETURNING policy_version";
         let version = unsigned(connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?);
-        queue::remove_about(connection, "policy", self.id)?;
         let set = self.members.map(|members| TargetSet::new(members.clone()));
-        let scope = match &set {
-            None => Some(PolicyScope::Everyone),
-            // An empty collection: nobody to issue it to, until somebody comes.
-            Some(None) => None,
-            Some(Some(set)) => Some(PolicyScope::Set(set.digest())),
+        let fate = match (&self.settings, &set) {
+            (None, _) => Fate::Withdrawn,
+            (Some(_), Some(None)) if is_signed(connection, self.id)? => Fate::LeftByAll,
+            (Some(_), Some(None)) => Fate::ForNobody,
+            (Some(_), _) => Fate::Issued,
         };
-        let signed = match scope {
-            None => None,
-            Some(scope) => {
-                let name = self.name.to_owned();
-                let (priority, settings) = (self.priority, self.settings.clone());
-                Some(sign(PolicyStatement { site, name, version, priority, scope, issued: now, settings }))
-            }
+        // Whoever had it is to hear that it is withdrawn, whatever set they were in.
+        let scope = match set.flatten() {
+            Some(set) if fate == Fate::Issued => PolicyScope::Set(set.digest()),
+            _ => PolicyScope::Everyone,
         };
+        let signed = (fate != Fate::ForNobody).then(|| {
+            let name = self.name.to_owned();
+            let settings = self.settings.clone().filter(|_| fate == Fate::Issued);
+            let priority = self.priority;
+            sign(PolicyStatement { site, name, version, priority, scope, issued: now, settings })
+        });
         let sql = "UPDATE policy SET version = ?2, issued = ?3, signed = ?4 WHERE id = ?1";
-        let bytes = signed.as_ref().map(|signed| signed.bytes().as_ref());
-        connection.prepare_cached(sql)?.execute(params![self.id, integer(version), millis(now), bytes])?;
+        let in_force = signed.as_ref().filter(|_| fate == Fate::Issued).map(|signed| signed.bytes().as_ref());
+        connection.prepare_cached(sql)?.execute(params![self.id, integer(version), millis(now), in_force])?;
         if let Some(signed) = &signed {
-            self.push(connection, signed, now)?;
+            self.push(connection, signed, fate, now)?;
         }
-        let (verb, name) = (if self.settings.is_some() { "issued" } else { "withdrawn" }, self.name);
-        let text = format!("Policy document {name} was {verb} as version {version}.");
+        let (name, what) = (self.name, fate.describe());
+        let text = format!("Policy document {name} was {what} as version {version}.");
         say(connection, StatusId::PolicyIssued, now, format!("policy {name}"), text)?;
         Ok(version)
     }
 
-    fn push(&self, connection: &Connection, signed: &SignedPolicy, now: UnixMillis) -> Result<(), SiteError> {
+    fn push(
+        &self,
+        connection: &Connection,
+        signed: &SignedPolicy,
+        fate: Fate,
+        now: UnixMillis,
+    ) -> Result<(), SiteError> {
         let (found, limit) = (signed.bytes().len(), ENVELOPE_BYTES_MAX);
         if found > limit {
             return Err(CodecError::Limit { what: "a signed policy document, in bytes", found, limit }.into());
         }
-        let item =
-            QueueItem::Policy { signed: signed.bytes().to_vec(), devices: self.members.map(Bitmap::of) };
-        let valid_until = if self.settings.is_some() { FOR_EVER } else { now.plus(WITHDRAWN_VALID_MS) };
+        let (devices, valid_until) = match fate {
+            Fate::Issued => (self.members.map(Bitmap::of), FOR_EVER),
+            _ => (None, now.plus(WITHDRAWN_VALID_MS)),
+        };
+        queue::remove_about(connection, "policy", self.id)?;
+        let item = QueueItem::Policy { signed: signed.bytes().to_vec(), devices };
         queue::push(connection, &Draft { item: &item, server: None, about: Some(self.id), valid_until })?;
         Ok(())
     }
+}
+
+/// What a new version makes of a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It is in force for its set.
+    Issued,
+    /// It is no more.
+    Withdrawn,
+    /// Its set is empty now, and those who had it lose it.
+    LeftByAll,
+    /// Its set is empty, and nobody has it.
+    ForNobody,
+}
+
+impl Fate {
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Issued => "issued",
+            Self::Withdrawn => "withdrawn",
+            Self::LeftByAll => "withdrawn from all devices, since its collection has no member any more,",
+            Self::ForNobody => "kept, for a collection that has no member yet,",
+        }
+    }
+}
+
+/// Whether a version of a document is in force anywhere.
+fn is_signed(connection: &Connection, id: i64) -> Result<bool, SiteError> {
+    let mut statement = connection.prepare_cached("SELECT signed IS NOT NULL FROM policy WHERE id = ?1")?;
+    Ok(statement.query_row([id], |row| row.get(0))?)
 }
 
 /// Every device may be given all documents of the site, and takes 64 at most.

@@ -236,12 +236,12 @@ impl<'a> ResultWriter<'a> {
         else {
             return Ok(());
         };
-        // An output that was cut, or is none, counts as the device's word all the same; it is no inventory.
-        if serde_json::from_slice::<serde::de::IgnoredAny>(&word.output).is_err() {
+        // An output that was cut, or is none, counts as the device's word all the same; it is no inventory. Read as those read it who
+        // show it, and written anew: what is too deep, or has numbers and characters that cannot be, is in nobody's way.
+        let Ok(document) = serde_json::from_slice::<serde_json::Value>(&word.output) else {
             return Ok(());
-        }
-        let document = String::from_utf8_lossy(&word.output);
-        self.inventory.execute(params![row.device.0, millis(word.finished), document])?;
+        };
+        self.inventory.execute(params![row.device.0, millis(word.finished), document.to_string()])?;
         Ok(())
     }
 }

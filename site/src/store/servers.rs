@@ -47,6 +47,13 @@ pub(super) struct PresenceTrack {
     pub(super) full_time: UnixMillis,
 }
 
+/// For how long a server must be silent to be shown so: 2.5 of the intervals in which it writes full lists, since one list may be late
+/// and one lost.
+#[must_use]
+pub fn silence_ms(full_interval_ms: u64) -> u64 {
+    full_interval_ms.saturating_mul(5) / 2
+}
+
 impl Store {
     /// Makes a server known, or corrects its address.
     ///
@@ -61,18 +68,26 @@ impl Store {
         })
     }
 
-    /// Shows the devices of servers that were silent for 2.5 full intervals (`full_interval_ms`) as unknown; in steps.
+    /// Shows the devices of servers that were silent for [`silence_ms`] as unknown; in steps. A server for which `is_excused` says so is
+    /// not judged silent now: what it has said may not have been read yet.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub fn mark_silent_servers(&mut self, full_interval_ms: u64, now: UnixMillis) -> Result<Step, SiteError> {
-        // 2.5 intervals: one list may be late and one lost.
-        let deadline = UnixMillis(now.0.saturating_sub(full_interval_ms.saturating_mul(5) / 2));
+    pub fn mark_silent_servers(
+        &mut self,
+        full_interval_ms: u64,
+        is_excused: impl Fn(ServerId) -> bool,
+        now: UnixMillis,
+    ) -> Result<Step, SiteError> {
+        let deadline = UnixMillis(now.0.saturating_sub(silence_ms(full_interval_ms)));
         let (step, unknown) = self.write(|connection| {
-            let sql = "UPDATE server SET silent = 1, unknown_due = 1 WHERE silent = 0 AND presence_heard < ?1 RETURNING number";
+            let sql = "SELECT number FROM server WHERE silent = 0 AND presence_heard < ?1";
             let mut statement = connection.prepare_cached(sql)?;
             let silent = statement.query_map([millis(deadline)], |row| row.get::<_, u32>(0))?;
-            for server in silent.collect::<Result<Vec<_>, _>>()? {
+            let silent = silent.collect::<Result<Vec<_>, _>>()?;
+            for server in silent.into_iter().filter(|server| !is_excused(ServerId(*server))) {
+                let sql = "UPDATE server SET silent = 1, unknown_due = 1 WHERE number = ?1";
+                connection.prepare_cached(sql)?.execute([server])?;
                 let text = format!(
                     "Server {server} has sent no online list for longer than 2.5 of its intervals; its devices are shown as \
                      unknown. See whether it runs and can write its inbox."
@@ -166,38 +181,41 @@ pub(super) fn hear(connection: &Connection, server: ServerId, now: UnixMillis) -
 /// Which of a server's lives wrote a file, counted from 1 in the order of time.
 ///
 /// A life that was not known is the newest if its counter is higher than any, or if its clock is later than the newest life's
-/// (a restored disk counts from an earlier value). Otherwise its file is a late one of an unknown earlier life: 0.
+/// (a restored disk counts from an earlier value). Otherwise its file is a late one of an unknown earlier life: 0. What is thought
+/// so of a life is thought anew when a file of it comes that is later than all: its clock may just have been behind at first.
 pub(super) fn life(connection: &Connection, header: &Header) -> Result<u64, SiteError> {
     let (server, Epoch { counter, nonce }) = (header.server.0, header.epoch);
+    let (counter, nonce, at) = (integer(counter), bits(nonce), millis(header.time));
     let sql = "SELECT life, newest FROM server_life WHERE server = ?1 AND counter = ?2 AND nonce = ?3";
     let known: Option<(i64, i64)> = connection
         .prepare_cached(sql)?
-        .query_row(params![server, integer(counter), bits(nonce)], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row(params![server, counter, nonce], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    if let Some((life, newest)) = known {
-        if newest < millis(header.time) {
-            let sql = "UPDATE server_life SET newest = ?4 WHERE server = ?1 AND counter = ?2 AND nonce = ?3";
-            let values = params![server, integer(counter), bits(nonce), millis(header.time)];
-            connection.prepare_cached(sql)?.execute(values)?;
-        }
-        return Ok(unsigned(life));
-    }
+    let life = match known {
+        Some((life, newest)) if life > 0 || at <= newest => life,
+        Some(_) => newest_life(connection, server, None, at)?,
+        None => newest_life(connection, server, Some(counter), at)?,
+    };
+    let sql = "INSERT INTO server_life (server, counter, nonce, life, newest) VALUES (?1, ?2, ?3, ?4, ?5) \
+        ON CONFLICT DO UPDATE SET life = excluded.life, newest = excluded.newest WHERE excluded.newest > newest";
+    connection.prepare_cached(sql)?.execute(params![server, counter, nonce, life, at])?;
+    Ok(unsigned(life))
+}
+
+/// The number of a life with this counter, if it is to be judged by it, whose clock says `at`: after the last, or 0 for an earlier one.
+fn newest_life(
+    connection: &Connection,
+    server: u32,
+    counter: Option<i64>,
+    at: i64,
+) -> Result<i64, SiteError> {
     let sql = "SELECT max(counter), max(life), max(newest) FROM server_life WHERE server = ?1";
     let (top, last, newest): (Option<i64>, Option<i64>, Option<i64>) = connection
         .prepare_cached(sql)?
         .query_row([server], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    let is_newest = top.is_none_or(|top| integer(counter) > top)
-        || newest.is_some_and(|newest| millis(header.time) > newest);
-    let life = if is_newest { last.unwrap_or(0) + 1 } else { 0 };
-    let sql = "INSERT INTO server_life (server, counter, nonce, life, newest) VALUES (?1, ?2, ?3, ?4, ?5)";
-    connection.prepare_cached(sql)?.execute(params![
-        server,
-        integer(counter),
-        bits(nonce),
-        life,
-        millis(header.time)
-    ])?;
-    Ok(unsigned(life))
+    let counts_higher = counter.is_some_and(|counter| top.is_none_or(|top| counter > top));
+    let is_newest = counts_higher || newest.is_some_and(|newest| at > newest);
+    Ok(if is_newest { last.unwrap_or(0) + 1 } else { 0 })
 }
 
 pub(super) fn track(connection: &Connection, server: ServerId) -> Result<PresenceTrack, SiteError> {

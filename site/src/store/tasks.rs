@@ -60,8 +60,8 @@ pub struct NewTask {
     pub parameters: Parameters,
     /// Who is meant.
     pub targets: Targets,
-    /// The digest that the administrator was shown; when it is given, a set that has changed since is refused.
-    pub expected: Option<TargetDigest>,
+    /// The root of the digest that the administrator was shown; when it is given, a set that has changed since is refused.
+    pub expected: Option<[u8; 32]>,
     /// When the validity begins: now, or within the next 7 days.
     pub not_before: UnixMillis,
     /// How long it lasts, in milliseconds: 1 minute to 7 days.
@@ -121,7 +121,7 @@ impl Store {
             let (set, left_out) = queries.target_set(&new.targets)?;
             let digest = set.digest();
             let targets = set.devices().len();
-            if new.expected.is_some_and(|expected| expected != digest) {
+            if new.expected.is_some_and(|expected| expected != digest.root) {
                 return Err(SiteError::TargetsChanged { found: targets });
             }
             let signed = sign(new.statement(site, digest));

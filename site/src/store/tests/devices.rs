@@ -20,12 +20,26 @@ fn devices_are_numbered_from_nought_and_found_by_all_their_names() {
     }
     let error = site.store.read().find_device("pc-3").unwrap_err().to_string();
     assert!(error.contains("no device \"pc-3\""), "{error}");
-    let known = site.store.read().device_public_key(first.certificate.key_id).unwrap().unwrap();
-    assert_eq!(
-        (known.device, known.public_key, known.revoked),
-        (first.device, first.certificate.public_key, false)
-    );
-    assert_eq!(site.store.read().device_public_key(KeyId([0; 8])).unwrap(), None);
+    let known = |device, key| site.store.read().device_public_key(device, key).unwrap();
+    let key = known(first.device, first.certificate.key_id).unwrap();
+    assert_eq!((key.public_key, key.revoked), (first.certificate.public_key, false));
+    assert_eq!(known(first.device, KeyId([0; 8])), None);
+    assert_eq!(known(second.device, first.certificate.key_id), None);
+}
+
+#[test]
+fn a_key_id_that_two_devices_have_is_found_for_each_of_them() {
+    let mut site = site();
+    let same =
+        |device| CertificateRecord { key_id: KeyId([5; 8]), public_key: vec![4; 65], ..record(device) };
+    site.store.add_devices(&[named("a"), named("b")], NOW, |device, _| Ok(same(device))).unwrap();
+    for device in [0, 1] {
+        let found = site.store.read().device_public_key(DeviceId(device), KeyId([5; 8])).unwrap();
+        assert!(found.is_some(), "device {device}");
+    }
+    site.store.connection.execute("UPDATE certificate SET state = 2 WHERE device = 1", []).unwrap();
+    let revoked = site.store.read().device_public_key(DeviceId(1), KeyId([5; 8])).unwrap().unwrap();
+    assert!(revoked.revoked, "it is found all the same");
 }
 
 #[test]
@@ -34,15 +48,53 @@ fn a_name_is_taken_once_and_a_failure_adds_nothing() {
     let twice = [named("new"), named("PC-0000000")];
     let error = site.store.add_devices(&twice, NOW, |device, _| Ok(record(device))).unwrap_err();
     assert!(matches!(&error, SiteError::NameTaken { name, .. } if name == "PC-0000000"), "{error}");
-    for wrong in ["", " pc", "pc\n", &"x".repeat(254)] {
-        let added = site.store.add_devices(&[named(wrong)], NOW, |device, _| Ok(record(device)));
-        assert!(matches!(added, Err(SiteError::BadName { .. })), "{wrong}");
-    }
     let refused = site.store.add_devices(&[named("new")], NOW, |_, _| Err(SiteError::Busy));
     assert!(matches!(refused, Err(SiteError::Busy)));
     assert_eq!(site.store.read().site().unwrap().devices, 1);
     let added = site.store.add_devices(&[named("new")], NOW, |device, _| Ok(record(device))).unwrap();
     assert_eq!(added, DeviceId(1), "no number was lost");
+}
+
+#[test]
+fn a_devices_name_is_neither_a_path_nor_another_ones_number_or_guid() {
+    let mut site = site_with(1);
+    let guid = site.store.read().device(DeviceId(0)).unwrap().unwrap().guid.to_string();
+    let long = "x".repeat(65);
+    let wrong = [
+        "",
+        " pc",
+        "pc 1",
+        "pc\n",
+        &long,
+        "0",
+        "17",
+        "a/b",
+        "..",
+        "-",
+        "pc:1",
+        &guid,
+        &guid.replace('-', ""),
+    ];
+    for wrong in wrong {
+        let added = site.store.add_devices(&[named(wrong)], NOW, |device, _| Ok(record(device)));
+        assert!(matches!(added, Err(SiteError::BadName { .. })), "{wrong}");
+    }
+    let right = ["pc-0001", "Büro_2.lab", "10.0.0.1", "7a", &long[1..]];
+    for right in right {
+        site.store.add_devices(&[named(right)], NOW, |device, _| Ok(record(device))).unwrap();
+    }
+}
+
+#[test]
+fn a_collections_name_may_have_blanks_within_and_be_a_number() {
+    let mut site = site();
+    for wrong in ["", " ", " lab", "lab ", "a/b", "lab\t1", "..", &"x".repeat(65)] {
+        let made = site.store.create_collection(wrong, NOW);
+        assert!(matches!(made, Err(SiteError::BadName { what: "collection", .. })), "{wrong}");
+    }
+    for right in ["Finance laptops", "2026", "Büro_1.a-b"] {
+        site.store.create_collection(right, NOW).unwrap();
+    }
 }
 
 #[test]

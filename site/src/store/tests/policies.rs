@@ -53,9 +53,45 @@ fn a_collections_document_is_issued_anew_when_its_members_change() {
     site.store.add_members("berlin", &[DeviceId(4)], NOW, sign_policy).unwrap();
     assert_eq!(in_queue(&site)[0].0.version, 3, "nothing changed");
     site.store.remove_members("berlin", &[DeviceId(1), DeviceId(4)], NOW, sign_policy).unwrap();
-    assert!(in_queue(&site).is_empty());
+    let withdrawal = |site: &Site| {
+        let queued = in_queue(site);
+        let [(statement, None)] = &queued[..] else {
+            panic!("it is withdrawn, for whoever had it: {queued:?}")
+        };
+        assert_eq!((&statement.scope, &statement.settings), (&PolicyScope::Everyone, &None));
+        statement.version
+    };
+    assert_eq!(withdrawal(&site), 4);
     assert_eq!(site.store.read().policies().unwrap()[0].audience, audience);
+    site.store.put_policy(&put("b", audience), NOW, sign_policy).unwrap();
+    assert_eq!(withdrawal(&site), 4, "nobody has it: there is nothing to say, and nothing is taken back");
+    site.store.add_members("berlin", &[DeviceId(2)], NOW, sign_policy).unwrap();
+    let queued = in_queue(&site);
+    let [(statement, Some(_))] = &queued[..] else { panic!("in force again: {queued:?}") };
+    assert!(statement.version > 4 && statement.settings.is_some());
     site.is_sound();
+}
+
+#[test]
+fn a_document_that_goes_to_an_empty_collection_is_withdrawn_from_those_who_have_it() {
+    let mut site = site_with(1);
+    site.store.create_collection("nobody", NOW).unwrap();
+    site.store.put_policy(&put("b", PolicyAudience::Everyone), NOW, sign_policy).unwrap();
+    let audience = PolicyAudience::Collection("nobody".to_owned());
+    let version = site.store.put_policy(&put("b", audience), NOW, sign_policy).unwrap();
+    let (statement, _) = in_queue(&site).pop().unwrap();
+    assert_eq!((in_queue(&site).len(), statement.version, statement.settings), (1, version, None));
+}
+
+#[test]
+fn a_new_document_takes_back_no_other_ones_withdrawal() {
+    let mut site = site_with(1);
+    site.store.put_policy(&put("gone", PolicyAudience::Everyone), NOW, sign_policy).unwrap();
+    site.store.withdraw_policy("gone", NOW, sign_policy).unwrap();
+    site.store.put_policy(&put("new", PolicyAudience::Everyone), NOW, sign_policy).unwrap();
+    let queued: Vec<_> =
+        in_queue(&site).into_iter().map(|(policy, _)| (policy.name, policy.settings.is_some())).collect();
+    assert_eq!(queued, [("gone".to_owned(), false), ("new".to_owned(), true)]);
 }
 
 #[test]

@@ -198,10 +198,10 @@ fn a_silent_servers_devices_are_unknown_until_it_speaks() {
     let mut site = site_with(3);
     site.full(1, 1, &[online(0, 1, 5), online(1, 1, 5)]);
     let limit = NOW.plus(INTERVAL_MS * 5 / 2);
-    assert_eq!(site.store.mark_silent_servers(INTERVAL_MS, limit).unwrap(), Step::default());
+    assert_eq!(site.store.mark_silent_servers(INTERVAL_MS, |_| false, limit).unwrap(), Step::default());
     let mut changed = 0;
     loop {
-        let step = site.store.mark_silent_servers(INTERVAL_MS, limit.plus(1)).unwrap();
+        let step = site.store.mark_silent_servers(INTERVAL_MS, |_| false, limit.plus(1)).unwrap();
         changed += step.changed;
         if !step.more {
             break;
@@ -259,6 +259,31 @@ fn a_server_that_starts_again_has_a_new_life_and_its_old_sessions_are_over() {
         (site.presence_of(0).state, site.presence_of(1).state),
         (PresenceState::Online, PresenceState::Offline)
     );
+}
+
+#[test]
+fn a_new_life_whose_clock_was_behind_at_first_is_believed_once_it_is_right() {
+    let mut site = site_with(2);
+    let first = Header {
+        epoch: Epoch { counter: 2, nonce: 5 },
+        time: NOW.plus(100_000),
+        ..header(FileKind::PresenceFull, 1, 1, 2)
+    };
+    site.presence(first, &[online(0, 1, 5), online(1, 1, 5)]);
+    site.finish(&first);
+    // A disk that was restored, on a machine whose clock has yet to be set: as good as a late file of an earlier life.
+    let behind = Header { epoch: Epoch { counter: 1, nonce: 6 }, time: NOW.plus(50_000), rows: 1, ..first };
+    for sequence in [1, 2] {
+        let behind = Header { sequence, time: behind.time.plus(sequence), ..behind };
+        site.presence(behind, &[online(0, 1, 5)]);
+        assert_eq!(site.finish(&behind), 0);
+    }
+    let right = Header { sequence: 3, time: NOW.plus(200_000), ..behind };
+    site.presence(right, &[online(0, 1, 5)]);
+    assert_eq!(site.finish(&right), 1);
+    assert_eq!(site.presence_of(1).state, PresenceState::Offline);
+    assert_eq!(site.store.read().servers().unwrap()[0].last_full, Some(right.time));
+    site.is_sound();
 }
 
 #[test]

@@ -175,7 +175,7 @@ proptest! {
         }
         assert_truth(&site, &world);
         if silent {
-            while site.store.mark_silent_servers(1, NOW.plus(1_000)).unwrap().more {}
+            while site.store.mark_silent_servers(1, |_| false, NOW.plus(1_000)).unwrap().more {}
             let before = world.files.len();
             world.settle();
             for (header, rows) in &world.files[before..] {

@@ -110,13 +110,41 @@ fn an_inventory_is_kept_and_an_older_one_does_not_replace_it() {
     let rows = [row(0, 5, r#"{"memory": 8}"#), row(1, 5, "no JSON")];
     site.store.apply_results(&rows, &results_place(1, 2), NOW).unwrap();
     let kept = |site: &Site, device| site.store.read().inventory(DeviceId(device)).unwrap();
-    assert_eq!(kept(&site, 0), Some((r#"{"memory": 8}"#.to_owned(), UnixMillis(5))));
+    assert_eq!(kept(&site, 0), Some((r#"{"memory":8}"#.to_owned(), UnixMillis(5))));
     assert_eq!(kept(&site, 1), None);
     assert_eq!(counts(&site, task).succeeded, 2, "what it said counts all the same");
     let other = site.start(Action::CollectInventory);
     let older = VerifiedRow { task: other, ..row(0, 4, r#"{"memory": 4}"#) };
     site.store.apply_results(&[older], &results_place(2, 1), NOW).unwrap();
     assert_eq!(kept(&site, 0).unwrap().1, UnixMillis(5));
+}
+
+#[test]
+fn an_inventory_that_nobody_could_read_is_none_and_holds_up_no_other() {
+    let mut site = site_with(5);
+    let task = site.start(Action::CollectInventory);
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let outputs = [
+        nested(1_500),
+        nested(500),
+        r#"{"a":1e999}"#.to_owned(),
+        r#"["\ud800"]"#.to_owned(),
+        "[1]".to_owned(),
+    ];
+    let rows: Vec<_> = (0..)
+        .zip(&outputs)
+        .map(|(device, output)| {
+            let mut row = final_row(task, device, TaskState::Succeeded, 0);
+            row.word.as_mut().unwrap().output = output.clone().into_bytes();
+            row
+        })
+        .collect();
+    site.store.apply_results(&rows, &results_place(1, 5), NOW).unwrap();
+    for device in 0..4 {
+        assert_eq!(site.store.read().inventory(DeviceId(device)).unwrap(), None, "device {device}");
+    }
+    assert_eq!(site.store.read().inventory(DeviceId(4)).unwrap().unwrap().0, "[1]");
+    assert_eq!(counts(&site, task).succeeded, 5);
 }
 
 #[test]
