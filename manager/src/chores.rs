@@ -17,6 +17,8 @@ pub(crate) enum Chore {
     Checkpoint,
 }
 
+/// How soon a chore that failed is tried again: a signed head must not come a minute late for a lock of some seconds.
+const AFTER_FAILURE_MS: u64 = 5_000;
 /// How long other work comes first after one step of a chore that has more.
 const BETWEEN_STEPS_MS: u64 = 20;
 
@@ -60,10 +62,17 @@ impl Chores {
         (first.due <= mono_ms).then_some(first.chore)
     }
 
-    /// A step of a chore was done, or has failed; `more` of it is left to be done soon.
+    /// A step of a chore was done; `more` of it is left to be done soon.
     pub(crate) fn done(&mut self, chore: Chore, mono_ms: u64, more: bool) {
         for entry in self.entries.iter_mut().filter(|entry| entry.chore == chore) {
             entry.due = mono_ms.saturating_add(if more { BETWEEN_STEPS_MS } else { entry.every_ms });
+        }
+    }
+
+    /// A step of a chore has failed: it is tried again soon, but due as before it would be the first again, and all else behind it.
+    pub(crate) fn failed(&mut self, chore: Chore, mono_ms: u64) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.chore == chore) {
+            entry.due = mono_ms.saturating_add(entry.every_ms.min(AFTER_FAILURE_MS));
         }
     }
 
@@ -95,6 +104,18 @@ mod tests {
         assert_eq!(done, 9);
         assert_eq!(chores.next_due(), 2_000);
         assert_eq!(chores.take_due(1_999), None);
+    }
+
+    #[test]
+    fn a_chore_that_fails_is_tried_again_before_its_time_and_lets_others_go_first() {
+        let mut chores = Chores::new(0, 1_000);
+        chores.failed(Chore::WriteHead, 0);
+        assert_ne!(chores.take_due(0), Some(Chore::WriteHead));
+        while let Some(chore) = chores.take_due(AFTER_FAILURE_MS - 1) {
+            assert_ne!(chore, Chore::WriteHead);
+            chores.done(chore, AFTER_FAILURE_MS, false);
+        }
+        assert_eq!(chores.take_due(AFTER_FAILURE_MS), Some(Chore::WriteHead));
     }
 
     #[test]

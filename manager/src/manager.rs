@@ -217,8 +217,10 @@ impl Manager {
         self.messages.flush(&mut self.store)?;
         if let Some(chore) = self.chores.take_due(now.mono_ms) {
             let done = self.do_chore(chore, now);
-            // One that failed waits for its next time like any other: due as before, it would be the first again, and all else behind it.
-            self.chores.done(chore, now.mono_ms, matches!(done, Ok(true)));
+            match done {
+                Ok(more) => self.chores.done(chore, now.mono_ms, more),
+                Err(_) => self.chores.failed(chore, now.mono_ms),
+            }
             match done {
                 Err(error @ SiteError::ValueRefused(_)) => {
                     tracing::error!(?chore, %error, "could not be done; it is tried again at its next time");
