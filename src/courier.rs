@@ -12,7 +12,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bgb_daemon::disk::Disk;
+use bgb_daemon::disk::{Disk, ReplaceError};
 use bgb_protocol::file::{FileBuilder, FileKind, HEADER_BYTES, Header};
 use bgb_protocol::ids::UnixMillis;
 use bgb_protocol::status::{StatusId, StatusMessage};
@@ -52,6 +52,8 @@ pub struct Round {
     pub carried: usize,
     /// Why the others did not.
     pub failed: Option<io::Error>,
+    /// A sync of the server's own disk failed: the process has to end.
+    pub ended: Option<io::Error>,
 }
 
 impl Courier {
@@ -72,11 +74,15 @@ impl Courier {
     /// Writes the messages that wait, and carries what is there.
     pub fn run(&mut self, now: UnixMillis) -> Round {
         let mut round = Round::default();
-        let written = self.write_messages(now).and_then(|()| self.waiting());
+        let written = self.write_messages(now).and_then(|()| self.waiting().map_err(ReplaceError::Write));
         let names = match written {
             Ok(names) => names,
-            Err(error) => {
+            Err(ReplaceError::Write(error)) => {
                 round.failed = Some(error);
+                return round;
+            }
+            Err(ReplaceError::Sync(error)) => {
+                round.ended = Some(error);
                 return round;
             }
         };
@@ -97,7 +103,7 @@ impl Courier {
         round
     }
 
-    fn write_messages(&mut self, now: UnixMillis) -> io::Result<()> {
+    fn write_messages(&mut self, now: UnixMillis) -> Result<(), ReplaceError> {
         if self.messages.is_empty() {
             return Ok(());
         }

@@ -9,8 +9,8 @@
 //! [`PresenceList`] is the machine, driven by time and input; its thread is in [`crate::server`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 
+use bgb_daemon::disk::ReplaceError;
 use bgb_protocol::codec;
 use bgb_protocol::file::presence::{Presence, PresenceRow};
 use bgb_protocol::file::{FileBuilder, FileKind};
@@ -101,8 +101,9 @@ impl PresenceList {
     /// Writes the file that is due, if one is. Gives its kind.
     ///
     /// # Errors
-    /// As the disk says; nothing is forgotten, and the same file is tried again at the next call.
-    pub fn handle_time(&mut self, now: UnixMillis) -> io::Result<Option<FileKind>> {
+    /// After [`ReplaceError::Write`] nothing is forgotten, and the same file is tried again at the next call. After
+    /// [`ReplaceError::Sync`] the list must not be used any more.
+    pub fn handle_time(&mut self, now: UnixMillis) -> Result<Option<FileKind>, ReplaceError> {
         if now < self.next_due() {
             return Ok(None);
         }
@@ -115,7 +116,7 @@ impl PresenceList {
     ///
     /// # Errors
     /// As the disk says.
-    pub fn finish(&mut self, now: UnixMillis) -> io::Result<()> {
+    pub fn finish(&mut self, now: UnixMillis) -> Result<(), ReplaceError> {
         if self.came.is_empty() && self.went.is_empty() {
             return Ok(());
         }
@@ -128,7 +129,7 @@ impl PresenceList {
         self.online.len()
     }
 
-    fn write(&mut self, kind: FileKind, now: UnixMillis) -> io::Result<()> {
+    fn write(&mut self, kind: FileKind, now: UnixMillis) -> Result<(), ReplaceError> {
         let mut builder = FileBuilder::new();
         if kind == FileKind::PresenceFull {
             self.online.values().for_each(|row| builder.push_encoded(&row.encoded));

@@ -15,12 +15,12 @@
 //!
 //! [`Spool`] is the machine, driven by time and input; its thread is in [`crate::server`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bgb_daemon::disk::{AppendFile, Disk, create_dir_durably};
+use bgb_daemon::disk::{AppendFile, Disk, ReplaceError, create_dir_durably};
 use bgb_protocol::codec;
 use bgb_protocol::file::results::{DeviceWord, ResultRow};
 use bgb_protocol::file::{FileBuilder, FileKind, ROW_BYTES_MAX};
@@ -82,6 +82,8 @@ pub struct Spool {
     disk: Arc<dyn Disk>,
     folder: PathBuf,
     log: Log,
+    /// The log after it, made for a file that could not be written yet.
+    next_log: Option<Log>,
     /// Logs whose results are in `words` and not yet in a file; the last is the one that grows.
     logs: Vec<PathBuf>,
     words: BTreeMap<(TaskId, DeviceId), Words>,
@@ -129,12 +131,13 @@ impl Spool {
             .filter(|entry| entry.name.ends_with(".log"))
             .map(|entry| folder.join(entry.name))
             .collect();
-        let log = Log::create(&*disk, &folder, outgoing.epoch().counter, 0)?;
+        let log = Log::create(&*disk, &folder, outgoing.epoch().counter)?;
         let mut spool = Self {
             outgoing,
             disk,
             folder,
             log,
+            next_log: None,
             logs: Vec::new(),
             words: BTreeMap::new(),
             words_bytes: 0,
@@ -200,12 +203,21 @@ impl Spool {
         for row in self.words.values().flat_map(Words::rows) {
             builder.push(row);
         }
-        let next_log =
-            Log::create(&*self.disk, &self.folder, self.outgoing.epoch().counter, self.sequence + 1)?;
-        let header = self
-            .outgoing
-            .put(FileKind::Results, self.sequence + 1, now, builder)
-            .map_err(|error| SpoolError::Write { path: self.outgoing.folder().to_owned(), error })?;
+        let next_log = match self.next_log.take() {
+            Some(log) => log,
+            None => Log::create(&*self.disk, &self.folder, self.outgoing.epoch().counter)?,
+        };
+        let header = match self.outgoing.put(FileKind::Results, self.sequence + 1, now, builder) {
+            Ok(header) => header,
+            Err(error) => {
+                self.next_log = Some(next_log);
+                let path = self.outgoing.folder().to_owned();
+                return Err(match error {
+                    ReplaceError::Write(error) => SpoolError::Write { path, error },
+                    ReplaceError::Sync(error) => SpoolError::Sync { path, error },
+                });
+            }
+        };
         self.sequence += 1;
         self.words.clear();
         self.words_bytes = 0;
@@ -241,18 +253,21 @@ impl Words {
 }
 
 impl Log {
-    fn create(disk: &dyn Disk, folder: &Path, epoch: u64, number: u64) -> Result<Self, SpoolError> {
-        let path = folder.join(format!("{epoch:010}-{number:010}.log"));
-        let failed = |error| SpoolError::Write { path: path.clone(), error };
-        let file = match disk.create_new(&path) {
-            // Made by a call that failed further on: nothing is in it.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let mut file = disk.open_append(&path).map_err(failed)?;
-                file.truncate(0).map_err(failed)?;
-                file
-            }
-            created => created.map_err(failed)?,
+    /// Begins a log under the first name of this epoch that is free. A name that is taken is passed over, whatever is in it:
+    /// after the epoch's counter was set back by hand, an earlier life's results may be there.
+    fn create(disk: &dyn Disk, folder: &Path, epoch: u64) -> Result<Self, SpoolError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error| SpoolError::Write { path, error }
         };
+        let taken = disk.list(folder).map_err(failed(folder))?;
+        let taken: BTreeSet<_> = taken.into_iter().map(|entry| entry.name).collect();
+        let name = (0_u64..)
+            .map(|number| format!("{epoch:010}-{number:010}.log"))
+            .find(|name| !taken.contains(name))
+            .expect("a folder holds fewer than 2^64 names");
+        let path = folder.join(name);
+        let file = disk.create_new(&path).map_err(failed(&path))?;
         disk.sync_dir(folder).map_err(|error| SpoolError::Sync { path: folder.to_owned(), error })?;
         Ok(Self { path, file, bytes: 0, unsynced: false })
     }

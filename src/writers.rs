@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bgb_daemon::disk::ReplaceError;
 use bgb_protocol::file::presence::PresenceRow;
 use bgb_protocol::ids::UnixMillis;
 use bgb_protocol::status::{StatusId, StatusMessage};
@@ -206,7 +207,12 @@ pub fn run_presence(
                 shared.metrics.presence_files.add(u64::from(written.is_some()));
                 failing = false;
             }
-            Err(error) => {
+            Err(ReplaceError::Sync(error)) => {
+                // Nobody else reads this channel's other end but the main thread, which ends the process.
+                let _ = shared.fault.send(format!("presence could not be made durable: {error}"));
+                return;
+            }
+            Err(ReplaceError::Write(error)) => {
                 if !std::mem::replace(&mut failing, true) {
                     let text = format!("presence cannot be written: {error}; it is tried again until it can");
                     shared.status.say(StatusId::PresenceNotWritten, now(), "spool", text);
@@ -233,6 +239,10 @@ pub fn run_courier(
         messages.try_iter().for_each(|message| courier.handle_message(message));
         if stopped || Instant::now() >= rest_until {
             let round = courier.run(now());
+            if let Some(error) = round.ended {
+                let _ = shared.fault.send(format!("status messages could not be made durable: {error}"));
+                return;
+            }
             shared.metrics.files_carried.add(round.carried as u64);
             if let Some(error) = round.failed {
                 shared.metrics.carry_failures.add(1);

@@ -128,6 +128,65 @@ fn a_failed_fsync_is_final() {
     assert!(spool.sync().is_err(), "it is never tried again");
 }
 
+#[test]
+fn a_failed_fsync_of_a_file_is_final_too() {
+    let disk = SimDisk::new();
+    let (mut spool, _) = open(&disk);
+    spool.keep(result(1, "kept")).unwrap();
+    spool.sync().unwrap();
+    disk.set_full(true);
+    assert!(matches!(spool.close_file(UnixMillis(1)), Err(SpoolError::Write { .. })));
+    disk.set_full(false);
+    // The log after it may have to be made first, and its folder is synced as well.
+    spool.next_log = Some(Log::create(&disk, Path::new("/spool/log"), 1).unwrap());
+    disk.fail_next_sync();
+    assert!(matches!(spool.close_file(UnixMillis(2)), Err(SpoolError::Sync { .. })));
+    assert!(filed(&disk).is_empty(), "what could not be synced has no name");
+    disk.crash(4);
+    let (mut spool, recovered) = open(&disk);
+    assert_eq!(recovered.results, 1);
+    spool.close_file(UnixMillis(3)).unwrap();
+    assert_eq!(filed(&disk), [result(1, "kept")]);
+}
+
+#[test]
+fn a_counter_that_was_set_back_costs_no_earlier_log_its_results() {
+    let disk = SimDisk::new();
+    let (mut spool, _) = open(&disk);
+    spool.keep(result(1, "kept")).unwrap();
+    spool.sync().unwrap();
+    drop(spool);
+    disk.remove(Path::new("/spool/epoch")).unwrap();
+    let (mut spool, recovered) = open(&disk);
+    assert_eq!(recovered.results, 1);
+    spool.keep(result(2, "of this life")).unwrap();
+    spool.close_file(UnixMillis(2)).unwrap();
+    assert_eq!(filed(&disk), [result(1, "kept"), result(2, "of this life")]);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_for_long_gathers_no_empty_logs() {
+    let disk = SimDisk::new();
+    let (mut spool, _) = open(&disk);
+    spool.keep(result(1, "before")).unwrap();
+    let header = Header {
+        kind: FileKind::Results,
+        site: site(),
+        server: ServerId(1),
+        epoch: spool.outgoing.epoch(),
+        sequence: 1,
+        time: UnixMillis(0),
+        rows: 0,
+        blocks: 0,
+    };
+    // A folder in the way of the file, while logs can still be made.
+    disk.create_dir_all(&Path::new("/spool/outgoing").join(header.file_name())).unwrap();
+    for again in 0..10 {
+        assert!(matches!(spool.close_file(UnixMillis(again)), Err(SpoolError::Write { .. })));
+    }
+    assert_eq!(disk.list(Path::new("/spool/log")).unwrap().len(), 2);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
