@@ -12,6 +12,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bgb_daemon::clock::Now;
 use bgb_daemon::disk::{Disk, ReplaceError};
 use bgb_protocol::file::{FileBuilder, FileKind, HEADER_BYTES, Header};
 use bgb_protocol::ids::UnixMillis;
@@ -40,7 +41,8 @@ pub struct Courier {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InboxState {
     Reachable,
-    FailingSince(UnixMillis),
+    /// Since then, in milliseconds of monotonic time.
+    FailingSince(u64),
     /// It was out of reach for so long that it was said.
     Unreachable,
 }
@@ -72,7 +74,7 @@ impl Courier {
     }
 
     /// Writes the messages that wait, and carries what is there.
-    pub fn run(&mut self, now: UnixMillis) -> Round {
+    pub fn run(&mut self, now: Now) -> Round {
         let mut round = Round::default();
         let written = self.write_messages(now).and_then(|()| self.waiting().map_err(ReplaceError::Write));
         let names = match written {
@@ -103,13 +105,13 @@ impl Courier {
         round
     }
 
-    fn write_messages(&mut self, now: UnixMillis) -> Result<(), ReplaceError> {
+    fn write_messages(&mut self, now: Now) -> Result<(), ReplaceError> {
         if self.messages.is_empty() {
             return Ok(());
         }
         let mut builder = FileBuilder::new();
         self.messages.iter().for_each(|message| builder.push(message));
-        self.outgoing.put(FileKind::Status, self.sequence + 1, now, builder)?;
+        self.outgoing.put(FileKind::Status, self.sequence + 1, UnixMillis(now.unix_ms), builder)?;
         self.sequence += 1;
         self.messages.clear();
         Ok(())
@@ -162,18 +164,24 @@ impl Courier {
         Header::decode(&head).ok().map(|header| header.kind)
     }
 
-    fn note(&mut self, now: UnixMillis, failed: Option<&io::Error>) {
+    fn note(&mut self, now: Now, failed: Option<&io::Error>) {
         self.inbox_state = match (self.inbox_state, failed) {
             (_, None) => InboxState::Reachable,
-            (InboxState::Reachable, Some(_)) => InboxState::FailingSince(now),
-            (InboxState::FailingSince(since), Some(error)) if now.since(since) >= UNREACHABLE_AFTER_MS => {
+            (InboxState::Reachable, Some(_)) => InboxState::FailingSince(now.mono_ms),
+            (InboxState::FailingSince(since_ms), Some(error))
+                if now.mono_ms.saturating_sub(since_ms) >= UNREACHABLE_AFTER_MS =>
+            {
                 let text = format!(
                     "files cannot be put into {}: {error}; they wait in {} and go when the inbox can be written again",
                     self.inbox.display(),
                     self.outgoing.folder().display()
                 );
                 tracing::warn!("{text}");
-                self.handle_message(StatusId::InboxUnreachable.message(now, "inbox", text));
+                self.handle_message(StatusId::InboxUnreachable.message(
+                    UnixMillis(now.unix_ms),
+                    "inbox",
+                    text,
+                ));
                 InboxState::Unreachable
             }
             (state, Some(_)) => state,

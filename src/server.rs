@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bgb_daemon::clock::Now;
 use bgb_daemon::disk::{Disk, RealDisk};
 use bgb_daemon::http_server::{HttpServer, Request, Response};
 use bgb_daemon::lock::ProcessLock;
@@ -98,6 +99,14 @@ impl Server {
                 "results of an earlier life were recovered from the spool's log"
             );
         }
+        if recovered.damaged_bytes > 0 {
+            let text = format!(
+                "{} bytes of the spool's log are damaged, and results in them that devices no longer hold are lost; all others were                  recovered, and the log is kept as *.bad in {}: see to the disk",
+                recovered.damaged_bytes,
+                config.spool.join("log").display()
+            );
+            status.say(StatusId::SpoolFailed, now(), "spool", text);
+        }
         let reactor_count = config.reactor_count();
         let doorways: Vec<_> = (0..reactor_count).map(|_| Doorway::open()).collect::<Result<_, _>>()?;
         let shards: Arc<[Mailbox<Letter>]> = doorways.iter().map(|doorway| doorway.mailbox.clone()).collect();
@@ -111,7 +120,7 @@ impl Server {
             full_ms: u64::from(config.presence_full_seconds) * 1000,
             delta_ms: u64::from(config.presence_delta_seconds) * 1000,
         };
-        let list = PresenceList::new(outgoing.clone(), pace, now());
+        let list = PresenceList::new(outgoing.clone(), pace, Now::read());
         let presence_shared = shared.clone();
         let presence_writer = Writer::start("presence", move |stop| {
             run_presence(list, &presence_inbox, &stop, &presence_shared);

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bgb_daemon::clock::Now;
 use bgb_daemon::disk::ReplaceError;
 use bgb_protocol::file::presence::PresenceRow;
 use bgb_protocol::ids::UnixMillis;
@@ -131,9 +132,10 @@ impl Spooler {
             self.shared.metrics.spool_syncs.add(1);
             self.publish(&numbers);
         }
-        let due = self.spool.next_due().is_some_and(|due| due <= now());
-        if due || (stopped && self.spool.next_due().is_some()) {
-            self.spool.close_file(now())?;
+        let now = Now::read();
+        let next_due_ms = self.spool.next_due_ms();
+        if next_due_ms.is_some_and(|due_ms| due_ms <= now.mono_ms || stopped) {
+            self.spool.close_file(now)?;
             self.shared.metrics.result_files.add(1);
         }
         Ok(!stopped)
@@ -143,8 +145,7 @@ impl Spooler {
         if let Some(item) = self.waiting.take() {
             return Some(item);
         }
-        let wait =
-            self.spool.next_due().map_or(LOOK, |due| Duration::from_millis(due.since(now())).min(LOOK));
+        let wait = self.spool.next_due_ms().map_or(LOOK, |due_ms| until_ms(due_ms).min(LOOK));
         match self.items.recv_timeout(wait) {
             Ok(item) => Some(item),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
@@ -192,7 +193,7 @@ pub fn run_presence(
 ) {
     let mut failing = false;
     loop {
-        let wait = Duration::from_millis(list.next_due().since(now())).clamp(Duration::from_millis(1), LOOK);
+        let wait = until_ms(list.next_due_ms()).clamp(Duration::from_millis(1), LOOK);
         match rows.recv_timeout(wait) {
             Ok(row) => {
                 list.handle_row(row);
@@ -202,7 +203,7 @@ pub fn run_presence(
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(wait),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        match list.handle_time(now()) {
+        match list.handle_time(Now::read()) {
             Ok(written) => {
                 shared.metrics.presence_files.add(u64::from(written.is_some()));
                 failing = false;
@@ -221,7 +222,7 @@ pub fn run_presence(
             }
         }
     }
-    if let Err(error) = list.finish(now()) {
+    if let Err(error) = list.finish(Now::read()) {
         tracing::warn!(%error, "the last presence file could not be written; the next start's full list says it all");
     }
 }
@@ -238,7 +239,7 @@ pub fn run_courier(
         let stopped = !matches!(stop.recv_timeout(COURIER_ROUND), Err(RecvTimeoutError::Timeout));
         messages.try_iter().for_each(|message| courier.handle_message(message));
         if stopped || Instant::now() >= rest_until {
-            let round = courier.run(now());
+            let round = courier.run(Now::read());
             if let Some(error) = round.ended {
                 let _ = shared.fault.send(format!("status messages could not be made durable: {error}"));
                 return;
@@ -260,6 +261,11 @@ fn is_stopped(stop: &Receiver<()>) -> bool {
     matches!(stop.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected))
 }
 
+/// From now until a moment of monotonic time.
+fn until_ms(due_ms: u64) -> Duration {
+    Duration::from_millis(due_ms.saturating_sub(Now::read().mono_ms))
+}
+
 fn now() -> UnixMillis {
-    UnixMillis(bgb_daemon::clock::Now::read().unix_ms)
+    UnixMillis(Now::read().unix_ms)
 }

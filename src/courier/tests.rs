@@ -13,6 +13,10 @@ fn courier(disk: &SimDisk) -> Courier {
     Courier::new(outgoing, PathBuf::from(INBOX))
 }
 
+fn at(ms: u64) -> Now {
+    Now { unix_ms: ms, boot_ms: ms, mono_ms: ms }
+}
+
 fn put(courier: &Courier, kind: FileKind, sequence: u64) -> String {
     courier.outgoing.put(kind, sequence, UnixMillis(1), FileBuilder::new()).unwrap().file_name()
 }
@@ -27,7 +31,7 @@ fn files_arrive_and_are_there_after_a_crash() {
     let mut courier = courier(&disk);
     create_dir_durably(&disk, Path::new(INBOX)).unwrap();
     let name = put(&courier, FileKind::Results, 1);
-    let round = courier.run(UnixMillis(1));
+    let round = courier.run(at(1));
     assert_eq!((round.carried, round.failed.is_none()), (1, true));
     disk.crash(5);
     assert_eq!(names(&disk, INBOX), [name]);
@@ -42,12 +46,12 @@ fn while_the_inbox_is_gone_results_wait_and_old_presence_is_dropped() {
     let full = put(&courier, FileKind::PresenceFull, 3);
     let delta = put(&courier, FileKind::PresenceDelta, 4);
     let results = put(&courier, FileKind::Results, 1);
-    assert!(courier.run(UnixMillis(1)).failed.is_some());
+    assert!(courier.run(at(1)).failed.is_some());
     let waiting = names(&disk, "/spool/outgoing");
     assert!(outdated.iter().all(|name| !waiting.contains(name)), "{waiting:?}");
     assert!([full, delta, results].iter().all(|name| waiting.contains(name)), "{waiting:?}");
     create_dir_durably(&disk, Path::new(INBOX)).unwrap();
-    assert_eq!(courier.run(UnixMillis(2)).carried, 3);
+    assert_eq!(courier.run(at(2)).carried, 3);
 }
 
 #[test]
@@ -56,10 +60,10 @@ fn an_inbox_that_stays_away_is_said_once_it_is_back() {
     let mut courier = courier(&disk);
     put(&courier, FileKind::Results, 1);
     for second in 0..15 {
-        courier.run(UnixMillis(second * 1_000));
+        courier.run(at(second * 1_000));
     }
     create_dir_durably(&disk, Path::new(INBOX)).unwrap();
-    courier.run(UnixMillis(16_000));
+    courier.run(at(16_000));
     let said: Vec<_> = names(&disk, INBOX).into_iter().filter(|name| name.ends_with("SVF")).collect();
     assert_eq!(said.len(), 1);
 }
