@@ -4,7 +4,7 @@
 //! hundred bytes a device, in the order of device numbers, so that a full list is one walk.
 //!
 //! Each row names its session. A session's end changes the list only if the list still names that very session: the end of an
-//! old one, told late, must not hide the new one.
+//! old one, told late, must not hide the new one. Nor must its beginning: two shards tell of their sessions in no order.
 //!
 //! [`PresenceList`] is the machine, driven by time and input; its thread is in [`crate::server`].
 
@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::ReplaceError;
+use bgb_hub::newest;
 use bgb_protocol::codec;
 use bgb_protocol::file::presence::{Presence, PresenceRow};
 use bgb_protocol::file::{FileBuilder, FileKind};
@@ -40,6 +41,7 @@ pub struct PresenceList {
 struct Row {
     boot: BootId,
     session: SessionNumber,
+    signed_in: UnixMillis,
     encoded: Box<[u8]>,
 }
 
@@ -75,10 +77,17 @@ impl PresenceList {
         let device = row.device;
         match &row.presence {
             Presence::Online(_) => {
+                let of_row = (row.boot, row.session, row.signed_in);
+                let is_late =
+                    |held: &Row| !newest::is_later(of_row, (held.boot, held.session, held.signed_in));
+                if self.online.get(&device).is_some_and(is_late) {
+                    return;
+                }
                 let mut encoded = Vec::with_capacity(160);
                 codec::encode(&row, &mut encoded);
-                let (boot, session) = (row.boot, row.session);
-                self.online.insert(device, Row { boot, session, encoded: encoded.into_boxed_slice() });
+                let (boot, session, signed_in) = of_row;
+                let encoded = encoded.into_boxed_slice();
+                self.online.insert(device, Row { boot, session, signed_in, encoded });
                 self.went.remove(&device);
                 self.came.insert(device);
             }

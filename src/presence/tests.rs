@@ -111,6 +111,17 @@ fn the_late_end_of_an_old_session_hides_no_new_one() {
 }
 
 #[test]
+fn the_late_beginning_of_an_old_session_hides_no_new_one() {
+    let disk = SimDisk::new();
+    let mut list = list(&disk);
+    list.handle_row(online(5, 2));
+    list.handle_row(online(5, 1));
+    list.handle_row(offline(5, 1));
+    list.handle_time(at(3_000)).unwrap();
+    assert_eq!(files(&disk), [(FileKind::PresenceFull, 1, vec![online(5, 2)])]);
+}
+
+#[test]
 fn a_device_that_came_and_went_between_two_files_is_told_as_gone() {
     let disk = SimDisk::new();
     let mut list = list(&disk);
