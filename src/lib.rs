@@ -18,5 +18,6 @@ pub mod reactor;
 pub mod server;
 pub mod shard;
 pub mod spool;
+pub mod threads;
 pub mod tls;
 pub mod writers;

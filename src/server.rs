@@ -39,6 +39,7 @@ use crate::reactor::mailbox::Mailbox;
 use crate::reactor::{Doorway, Reactor, ReactorParts, listener};
 use crate::shard::{Letter, Links, Shard};
 use crate::spool::Spool;
+use crate::threads;
 use crate::tls::TlsContext;
 use crate::writers::{
     PRESENCE_ROWS_MAX, SPOOL_ITEMS_MAX, Shared, Spooler, Writer, run_courier, run_presence,
@@ -85,7 +86,7 @@ impl Server {
         check_address(config.listen)?;
         let (status, messages) = StatusLine::new();
         let (fault_line, fault) = bounded(16);
-        let shared = Shared { metrics: Arc::default(), status: status.clone(), fault: fault_line };
+        let shared = Shared { metrics: Arc::default(), status: status.clone() };
         warn_of_limits(&config, &status);
 
         let lock = lock_spool(&config)?;
@@ -115,20 +116,21 @@ impl Server {
         let (presence_rows, presence_inbox) = bounded(PRESENCE_ROWS_MAX);
 
         let spooler = Spooler::new(spool, spool_inbox, durable.clone(), Arc::clone(&shards), shared.clone());
-        let spool_writer = Writer::start("spool", move |stop| spooler.run(&stop))?;
+        let spool_writer = Writer::start("spool", &fault_line, move |stop| spooler.run(stop))?;
         let pace = PresencePace {
             full_ms: u64::from(config.presence_full_seconds) * 1000,
             delta_ms: u64::from(config.presence_delta_seconds) * 1000,
         };
         let list = PresenceList::new(outgoing.clone(), pace, Now::read());
         let presence_shared = shared.clone();
-        let presence_writer = Writer::start("presence", move |stop| {
-            run_presence(list, &presence_inbox, &stop, &presence_shared);
+        let presence_writer = Writer::start("presence", &fault_line, move |stop| {
+            run_presence(list, &presence_inbox, stop, &presence_shared)
         })?;
         let courier = Courier::new(outgoing, config.inbox.clone());
         let courier_shared = shared.clone();
-        let courier_writer =
-            Writer::start("courier", move |stop| run_courier(courier, &messages, &stop, &courier_shared))?;
+        let courier_writer = Writer::start("courier", &fault_line, move |stop| {
+            run_courier(courier, &messages, stop, &courier_shared)
+        })?;
 
         let stopping = Arc::new(AtomicBool::new(false));
         let links = Links {
@@ -163,7 +165,7 @@ impl Server {
         let reactors = parts
             .into_iter()
             .enumerate()
-            .map(|(number, parts)| spawn_reactor(number, parts, shared.fault.clone()))
+            .map(|(number, parts)| spawn_reactor(number, parts, &fault_line))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let broker =
             Broker::start(broker_options, Arc::clone(&shards), status.clone(), Arc::clone(&shared.metrics))?;
@@ -172,9 +174,10 @@ impl Server {
             shard.send(Letter::Listen(Arc::new(socket)));
         }
         let broker_stopping = Arc::clone(&stopping);
-        let broker = std::thread::Builder::new()
-            .name("broker".into())
-            .spawn(move || broker.run(|| broker_stopping.load(Ordering::Acquire)))?;
+        let broker = threads::spawn("broker", &fault_line, move || {
+            broker.run(|| broker_stopping.load(Ordering::Acquire));
+            Ok(())
+        })?;
         let admin = start_admin(&config, &shared.metrics, shard_metrics)?;
         Ok(Self {
             config,
@@ -351,15 +354,11 @@ fn warn_of_limits(config: &ServerConfig, status: &StatusLine) {
 fn spawn_reactor(
     number: usize,
     parts: ReactorParts,
-    fault: Sender<String>,
+    fault: &Sender<String>,
 ) -> anyhow::Result<JoinHandle<()>> {
-    let spawned = std::thread::Builder::new().name(format!("reactor-{number}")).spawn(move || {
-        if let Err(error) = Reactor::new(parts).run() {
-            // The main thread may have stopped listening to faults: it is ending then.
-            let _ = fault.send(format!("reactor {number} ended: {error}"));
-        }
-    });
-    spawned.context("the system gives no thread for a reactor")
+    let run = move || Reactor::new(parts).run().map_err(|error| format!("reactor {number} ended: {error}"));
+    threads::spawn(&format!("reactor-{number}"), fault, run)
+        .context("the system gives no thread for a reactor")
 }
 
 fn join(thread: JoinHandle<()>) {
