@@ -192,6 +192,7 @@ impl Reactor {
                 token => {
                     let key = SlotKey::from(token);
                     let Some(socket) = self.sockets.tenant_mut(key) else { continue };
+                    socket.read_closed |= event.is_read_closed();
                     if (event.is_readable() || event.is_read_closed() || event.is_error())
                         && socket.reading == Reading::Waiting
                     {
@@ -225,7 +226,7 @@ impl Reactor {
         [
             self.shard.next_deadline().map(until_tick),
             self.deadlines.next_deadline().map(until_tick),
-            self.listener.as_ref().and_then(Listener::next_deadline).map(until),
+            self.listener.as_ref().and_then(|listener| listener.next_deadline(now)).map(until),
             self.stopping_until.map(until),
             self.shard.is_backed_up().then_some(RETRY),
         ]

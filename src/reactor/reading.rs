@@ -112,8 +112,9 @@ impl Reactor {
                 self.feed(now, key, channel, bytes);
                 let Some(socket) = self.sockets.tenant_mut(key) else { return };
                 if socket.reading == Reading::Listed {
-                    // A stream that gave less than was asked for is empty, and its next edge is armed (epoll(7)).
-                    if bytes < self.scratch.received.len() {
+                    // A stream that gave less than was asked for is empty, and its next edge is armed (epoll(7)). But an end that was
+                    // told together with these bytes is not told again.
+                    if bytes < self.scratch.received.len() && !socket.read_closed {
                         socket.reading = Reading::Waiting;
                     } else {
                         self.readable.push_back(key);

@@ -74,6 +74,8 @@ pub struct Socket {
     pub reading: Reading,
     /// See [`Flow`].
     pub flow: Flow,
+    /// The kernel has said that the peer closed its half. No edge comes for that again, so the socket is read until its end.
+    pub read_closed: bool,
     /// On the reactor's list of those with something to write.
     pub dirty: bool,
     asks_writable: bool,
@@ -102,6 +104,7 @@ impl Socket {
             channel,
             reading: Reading::Waiting,
             flow: Flow::Flowing,
+            read_closed: false,
             dirty: false,
             asks_writable: false,
             unsent: Unsent::default(),

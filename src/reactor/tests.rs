@@ -11,7 +11,7 @@ use super::*;
 use crate::courier::StatusLine;
 use crate::directory::{Directory, ShardId};
 use crate::shard::Links;
-use crate::tls::TlsFiles;
+use crate::tls::{TlsFiles, TlsSession};
 
 /// How long a test waits for what must happen within a few turns.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -111,6 +111,17 @@ fn a_peer_that_closes_its_half_is_let_go() {
 }
 
 #[test]
+fn an_end_that_comes_together_with_bytes_is_seen_at_once() {
+    let mut bench = Bench::new(10);
+    let mut peer = bench.connect();
+    bench.turn_until(|reactor| reactor.sockets.len() == 1 && reactor.readable.is_empty());
+    // The beginning of a handshake record; both are there before the reactor looks.
+    peer.write_all(&[22, 3, 1]).unwrap();
+    peer.shutdown(Shutdown::Write).unwrap();
+    bench.turn_until(|reactor| closed(reactor, CloseReason::HalfClosed) && reactor.sockets.is_empty());
+}
+
+#[test]
 fn no_more_connections_than_configured_are_held_and_the_next_comes_when_one_goes() {
     let mut bench = Bench::new(2);
     let first = bench.connect();
@@ -147,6 +158,19 @@ fn an_endless_handshake_ends_at_its_limit_of_bytes() {
     peer.write_all(&more).unwrap();
     peer.write_all(&more).unwrap();
     bench.turn_until(|reactor| closed(reactor, CloseReason::HandshakeGarbage) && reactor.sockets.is_empty());
+}
+
+#[test]
+fn a_flood_in_place_of_a_handshake_is_not_parsed_beyond_its_limit() {
+    let bench = Bench::new(10);
+    let session = TlsSession::new(&bench.reactor.tls).unwrap();
+    let mut channel = Channel::new(SlotKey { index: 0, generation: 0 }, session);
+    // A ClientHello that is announced with 16,000 bytes, and behind its limit a record that rustls would refuse.
+    let mut flood = vec![22, 3, 1, 0x1f, 0xfb, 1, 0, 0x3e, 0x80];
+    flood.resize(channel::HANDSHAKE_BYTES_MAX, 0);
+    flood.extend_from_slice(&[0xff; 1_000]);
+    let fault = channel.feed(&flood, &mut Vec::new(), &mut Vec::new()).unwrap_err();
+    assert!(fault.detail.contains("the handshake is not over"), "{fault:?}");
 }
 
 #[test]
