@@ -12,6 +12,7 @@ pub mod config;
 pub mod courier;
 pub mod directory;
 pub mod metrics;
+pub mod network;
 pub mod outgoing;
 pub mod presence;
 pub mod reactor;

@@ -69,6 +69,8 @@ counters! {
     handshakes, "bgb_server_handshakes_total", "TLS handshakes completed.";
     /// Of those, resumed.
     resumed, "bgb_server_handshakes_resumed_total", "TLS handshakes completed by resumption.";
+    /// Handshakes in flight.
+    handshakes_in_flight, "bgb_server_handshakes_in_flight", "TLS handshakes begun and not over.";
     /// Sign-ins.
     sign_ins, "bgb_server_sign_ins_total", "Sessions that became active.";
     /// Tasks pushed.

@@ -33,9 +33,11 @@ use crate::config::ServerConfig;
 use crate::courier::{Courier, StatusLine};
 use crate::directory::{Directory, ShardId};
 use crate::metrics::{self, ServerMetrics, ShardMetrics};
+use crate::network::Network;
 use crate::outgoing::Outgoing;
 use crate::presence::{PresenceList, PresencePace};
 use crate::reactor::mailbox::Mailbox;
+use crate::reactor::room::Room;
 use crate::reactor::{Doorway, Reactor, ReactorParts, listener};
 use crate::shard::{Letter, Links, Shard};
 use crate::spool::Spool;
@@ -54,6 +56,8 @@ const HELLO_SECS: u32 = 10;
 const RESUMED_HANDSHAKES_PER_SECOND: u32 = 5_000;
 /// Days before its end that the server's certificate is complained about.
 const CERTIFICATE_WARNING_MS: u64 = 14 * 24 * 60 * 60 * 1000;
+/// Connections above `connections_max` that are let in to be told that the server is full.
+const CONNECTIONS_RESERVE: usize = 256;
 /// Descriptors that the process needs beside its connections: databases, logs, polls, files on their way.
 const DESCRIPTORS_BESIDE: u64 = 256;
 
@@ -149,16 +153,18 @@ impl Server {
         };
         let listeners = bind_all(config.listen, reactor_count)?;
         let listening = listeners[0].local_addr()?;
+        let room = Arc::new(Room::new(config.connections_max as usize, CONNECTIONS_RESERVE));
+        let handshake_exempt: Arc<[Network]> = config.handshake_exempt_networks.clone().into();
         let mut parts = Vec::new();
         for (number, doorway) in doorways.into_iter().enumerate() {
             let id = ShardId(u16::try_from(number).context("there are 256 reactors at the most")?);
             let links = Links { durable_up_to: Arc::clone(&durable[number]), ..links.clone() };
             let metrics = Arc::clone(&shard_metrics[number]);
-            let hub = Hub::new(hub_options(&config, reactor_count, number));
+            let hub = Hub::new(hub_options(&config, number));
             let shard = Shard::new(id, hub, links, Arc::clone(&metrics), status.clone());
-            let connections_max = (config.connections_max as usize).div_ceil(reactor_count);
-            let tls = Arc::clone(&tls);
-            parts.push(ReactorParts { doorway, shard, tls, connections_max, metrics });
+            let (tls, room) = (Arc::clone(&tls), Arc::clone(&room));
+            let handshake_exempt = Arc::clone(&handshake_exempt);
+            parts.push(ReactorParts { doorway, shard, tls, room, handshake_exempt, metrics });
         }
         drop(links);
         // The reactors turn before the broker reads, since it waits for them when their mailboxes are full; they listen after it.
@@ -305,10 +311,11 @@ fn open_outgoing(config: &ServerConfig, server: ServerId) -> anyhow::Result<Outg
         .with_context(|| format!("the spool {} cannot be used", config.spool.display()))
 }
 
-fn hub_options(config: &ServerConfig, reactor_count: usize, number: usize) -> HubOptions {
+fn hub_options(config: &ServerConfig, number: usize) -> HubOptions {
     HubOptions {
         server: ServerId(config.server),
-        sessions_max: (config.connections_max as usize).div_ceil(reactor_count),
+        // All of them may be at one reactor: how many there are in all is the room's to say.
+        sessions_max: config.connections_max as usize,
         keepalive_secs: config.keepalive_seconds,
         hello_ticks: ticks_from_secs(HELLO_SECS),
         active_tasks_max: ACTIVE_TASKS_MAX,
@@ -345,7 +352,7 @@ fn bind_all(address: SocketAddr, count: usize) -> anyhow::Result<Vec<TcpListener
 }
 
 fn warn_of_limits(config: &ServerConfig, status: &StatusLine) {
-    let wanted = u64::from(config.connections_max) + DESCRIPTORS_BESIDE;
+    let wanted = u64::from(config.connections_max) + CONNECTIONS_RESERVE as u64 + DESCRIPTORS_BESIDE;
     if let Some(warning) = bgb_daemon::limits::raise_descriptors(wanted).warning() {
         status.say(StatusId::DescriptorLimitLow, now(), "", warning);
     }

@@ -283,3 +283,6 @@ impl std::fmt::Debug for TlsSession {
         write!(formatter, "TlsSession(handshaking: {})", self.connection.is_handshaking())
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -83,7 +83,7 @@ impl Allowance {
 pub enum Progress {
     /// The handshake goes on.
     Handshaking,
-    /// The handshake is over, just now.
+    /// The handshake is over, just now. The channel is open when the reactor has a seat for it.
     Opened(Box<(DeviceId, Identity)>),
     /// Bytes of an open channel.
     Open,
@@ -122,7 +122,6 @@ impl Channel {
         let fed = self.feed_tls(first, plaintext, records)?;
         if fed.established {
             let device = self.tls.device()?;
-            self.state = ChannelState::Open;
             let peer_closed = fed.peer_closed || self.feed_tls(rest, plaintext, records)?.peer_closed;
             return Ok((Progress::Opened(Box::new(device)), peer_closed));
         }

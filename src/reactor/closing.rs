@@ -4,6 +4,7 @@
 //! not read gets a few seconds. Every end is counted once, by its reason.
 
 use std::io;
+use std::net::SocketAddr;
 
 use bgb_hub::{CloseReason, Now, Tick};
 
@@ -36,22 +37,34 @@ impl Reactor {
         }
     }
 
+    /// A device's handshake is over, and there is no seat for it: the hub never hears of it, and it hears why.
+    pub(super) fn turn_away(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason) {
+        if self.shard.put_refusal(reason, &mut self.scratch.frame) {
+            self.seal_and_send(now, channel_key);
+        }
+        self.close(now, channel_key, reason);
+    }
+
+    /// A handshake has succeeded, failed or been given up: its peer may begin another.
+    pub(super) fn on_handshake_over(&mut self, peer: SocketAddr) {
+        self.handshakes.end(peer.ip());
+        self.metrics.handshakes_in_flight.set(self.handshakes.in_flight() as u64);
+    }
+
     /// Ends a channel in good order: close_notify, what waits is sent, then the socket is closed.
     pub(super) fn close(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason) {
         let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
-        let was_open = match channel.state {
-            ChannelState::Closing(_) => return,
-            state => state == ChannelState::Open,
-        };
+        let former = channel.state;
+        if let ChannelState::Closing(_) = former {
+            return;
+        }
         channel.state = ChannelState::Closing(reason);
         let key = channel.socket;
         self.scratch.records.clear();
         channel.close(&mut self.scratch.records);
         self.deadlines.arm(channel_key.index, Tick(now.tick.0 + CLOSING_TICKS));
         self.metrics.count_close(reason);
-        if was_open {
-            self.shard.handle_closed(now, hub_key(channel_key), reason);
-        }
+        self.let_go(now, channel_key, former, key, reason);
         self.send_records(now, key);
         if self.sockets.tenant(key).is_some_and(|socket| socket.unsent_bytes() == 0) {
             self.finish_closing(channel_key, now);
@@ -73,18 +86,38 @@ impl Reactor {
     pub(super) fn end(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason) {
         let Some(channel) = self.channels.remove(channel_key) else { return };
         self.deadlines.cancel(channel_key.index);
+        if !matches!(channel.state, ChannelState::Closing(_)) {
+            self.metrics.count_close(reason);
+        }
+        self.let_go(now, channel_key, channel.state, channel.socket, reason);
         if let Some(mut socket) = self.sockets.remove(channel.socket) {
             socket.deregister(self.poll.registry());
-        }
-        match channel.state {
-            ChannelState::Closing(_) => {}
-            ChannelState::Handshaking { .. } => self.metrics.count_close(reason),
-            ChannelState::Open => {
-                self.metrics.count_close(reason);
-                self.shard.handle_closed(now, hub_key(channel_key), reason);
-            }
+            self.room.leave();
         }
         self.metrics.connections.set(self.sockets.len() as u64);
+    }
+
+    /// Gives back what a channel had in its state, and tells the hub if it knew it.
+    fn let_go(
+        &mut self,
+        now: Now,
+        channel_key: SlotKey,
+        state: ChannelState,
+        socket: SlotKey,
+        reason: CloseReason,
+    ) {
+        match state {
+            ChannelState::Handshaking { .. } => {
+                if let Some(peer) = self.sockets.tenant(socket).map(|socket| socket.peer) {
+                    self.on_handshake_over(peer);
+                }
+            }
+            ChannelState::Open => {
+                self.room.free_seat();
+                self.shard.handle_closed(now, hub_key(channel_key), reason);
+            }
+            ChannelState::Closing(_) => {}
+        }
     }
 }
 
