@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use bgb_daemon::disk::{SimDisk, create_dir_durably};
 use bgb_protocol::ids::ServerId;
 
@@ -52,6 +50,37 @@ fn while_the_inbox_is_gone_results_wait_and_old_presence_is_dropped() {
     assert!([full, delta, results].iter().all(|name| waiting.contains(name)), "{waiting:?}");
     create_dir_durably(&disk, Path::new(INBOX)).unwrap();
     assert_eq!(courier.run(at(2)).carried, 3);
+}
+
+#[test]
+fn a_file_that_cannot_go_does_not_keep_the_others() {
+    let disk = SimDisk::new();
+    let mut courier = courier(&disk);
+    create_dir_durably(&disk, Path::new(INBOX)).unwrap();
+    let stuck = put(&courier, FileKind::Results, 1);
+    let free = put(&courier, FileKind::Results, 2);
+    // Something that is no file has its name.
+    disk.create_dir_all(&Path::new(INBOX).join(&stuck)).unwrap();
+    let round = courier.run(at(1));
+    assert_eq!((round.carried, round.failed.is_some()), (1, true));
+    assert_eq!(names(&disk, "/spool/outgoing"), [stuck]);
+    assert!(names(&disk, INBOX).contains(&free));
+}
+
+#[test]
+fn a_name_that_the_inbox_did_not_sync_is_synced_in_the_next_round() {
+    let disk = SimDisk::new();
+    let mut courier = courier(&disk);
+    create_dir_durably(&disk, Path::new(INBOX)).unwrap();
+    let name = put(&courier, FileKind::Results, 1);
+    disk.fail_next_sync();
+    assert!(courier.run(at(1)).failed.is_some());
+    assert!(courier.run(at(2)).failed.is_none(), "nothing waits, but something was owed");
+    disk.sync_dir(Path::new("/spool/outgoing")).unwrap();
+    for seed in 0..20 {
+        disk.crash(seed);
+        assert_eq!(names(&disk, INBOX), [name.clone()]);
+    }
 }
 
 #[test]
