@@ -48,6 +48,8 @@ pub struct Channel {
     pub socket: SlotKey,
     /// How far it has got.
     pub state: ChannelState,
+    /// Whose it is, once it has shown that.
+    pub device: Option<DeviceId>,
     tls: TlsSession,
     partial: Vec<u8>,
     allowance: Allowance,
@@ -94,7 +96,14 @@ impl Channel {
     #[must_use]
     pub fn new(socket: SlotKey, tls: TlsSession) -> Self {
         let allowance = Allowance { messages: MESSAGES_MAX, filled: Tick(0) };
-        Self { socket, state: ChannelState::Handshaking { bytes: 0 }, tls, partial: Vec::new(), allowance }
+        Self {
+            socket,
+            state: ChannelState::Handshaking { bytes: 0 },
+            device: None,
+            tls,
+            partial: Vec::new(),
+            allowance,
+        }
     }
 
     /// Counts a message; `false` when the peer has sent more than it may.

@@ -1,7 +1,7 @@
 //! How channels end: in good order, at once, or for a fault.
 //!
 //! A channel that is closed in good order says close_notify, what waits is sent, and then its socket is let go; a peer that does
-//! not read gets a few seconds. Every end is counted once, by its reason.
+//! not read gets a few seconds. Every end is counted and logged once, by its reason.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use bgb_hub::{CloseReason, Now, Tick};
 
 use super::channel::ChannelState;
+use super::closing_log::Closing;
 use super::slots::SlotKey;
 use super::{CLOSING_TICKS, Reactor, hub_key};
 use crate::tls::TlsFault;
@@ -16,16 +17,7 @@ use crate::tls::TlsFault;
 impl Reactor {
     /// TLS or the peer's certificate is at fault: the alert has been sent, what follows is the end.
     pub(super) fn fail(&mut self, now: Now, channel: SlotKey, fault: &TlsFault) {
-        let socket = self.channels.tenant(channel).and_then(|channel| self.sockets.tenant(channel.socket));
-        if let Some(socket) = socket {
-            tracing::info!(
-                peer = %socket.peer,
-                reason = fault.reason().label(),
-                detail = %fault.detail,
-                "a connection was refused"
-            );
-        }
-        self.close(now, channel, fault.reason());
+        self.close_for(now, channel, fault.reason(), &fault.detail);
     }
 
     /// The peer has closed its half: agents say good-bye first, and nothing that we could still send would be answered.
@@ -53,17 +45,23 @@ impl Reactor {
 
     /// Ends a channel in good order: close_notify, what waits is sent, then the socket is closed.
     pub(super) fn close(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason) {
+        self.close_for(now, channel_key, reason, "");
+    }
+
+    fn close_for(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason, detail: &str) {
         let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
         let former = channel.state;
         if let ChannelState::Closing(_) = former {
             return;
         }
         channel.state = ChannelState::Closing(reason);
-        let key = channel.socket;
+        let (key, device) = (channel.socket, channel.device);
         self.scratch.records.clear();
         channel.close(&mut self.scratch.records);
         self.deadlines.arm(channel_key.index, Tick(now.tick.0 + CLOSING_TICKS));
-        self.metrics.count_close(reason);
+        if let Some(peer) = self.sockets.tenant(key).map(|socket| socket.peer) {
+            self.note_closing(now, &Closing { peer, device, reason, detail });
+        }
         self.let_go(now, channel_key, former, key, reason);
         self.send_records(now, key);
         if self.sockets.tenant(key).is_some_and(|socket| socket.unsent_bytes() == 0) {
@@ -86,8 +84,9 @@ impl Reactor {
     pub(super) fn end(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason) {
         let Some(channel) = self.channels.remove(channel_key) else { return };
         self.deadlines.cancel(channel_key.index);
-        if !matches!(channel.state, ChannelState::Closing(_)) {
-            self.metrics.count_close(reason);
+        let peer = self.sockets.tenant(channel.socket).map(|socket| socket.peer);
+        if let Some(peer) = peer.filter(|_| !matches!(channel.state, ChannelState::Closing(_))) {
+            self.note_closing(now, &Closing { peer, device: channel.device, reason, detail: "" });
         }
         self.let_go(now, channel_key, channel.state, channel.socket, reason);
         if let Some(mut socket) = self.sockets.remove(channel.socket) {
@@ -95,6 +94,12 @@ impl Reactor {
             self.room.leave();
         }
         self.metrics.connections.set(self.sockets.len() as u64);
+    }
+
+    /// Counts and logs an end.
+    pub(super) fn note_closing(&mut self, now: Now, closing: &Closing<'_>) {
+        self.metrics.count_close(closing.reason);
+        self.closing_log.say(now.tick, closing);
     }
 
     /// Gives back what a channel had in its state, and tells the hub if it knew it.

@@ -8,6 +8,7 @@
 
 pub mod channel;
 mod closing;
+pub mod closing_log;
 pub mod handshakes;
 pub mod listener;
 pub mod mailbox;
@@ -30,6 +31,7 @@ use mio::{Events, Poll, Token};
 
 use self::channel::{Channel, ChannelState};
 use self::closing::transport_fault;
+use self::closing_log::ClosingLog;
 use self::handshakes::Handshakes;
 use self::listener::Listener;
 use self::mailbox::{Inbox, Mailbox, mailbox};
@@ -107,6 +109,7 @@ pub struct Reactor {
     room: Arc<Room>,
     handshakes: Handshakes,
     metrics: Arc<ShardMetrics>,
+    closing_log: ClosingLog,
     scratch: Scratch,
     /// Ends of handshakes and of closings, by channel slot. The hub has a wheel of its own.
     deadlines: Wheel,
@@ -139,6 +142,7 @@ impl Reactor {
             room: parts.room,
             handshakes: Handshakes::new(parts.handshake_exempt),
             metrics: parts.metrics,
+            closing_log: ClosingLog::default(),
             scratch: Scratch::new(),
             deadlines: Wheel::new(),
             readable: VecDeque::new(),

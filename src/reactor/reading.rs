@@ -15,6 +15,7 @@ use mio::net::TcpStream;
 
 use super::channel::{Channel, ChannelState, Progress};
 use super::closing::transport_fault;
+use super::closing_log::Closing;
 use super::listener::Accepted;
 use super::scratch::Scratch;
 use super::slots::SlotKey;
@@ -72,7 +73,8 @@ impl Reactor {
         let now = self.now();
         self.metrics.accepted.add(1);
         if !self.handshakes.begin(peer.ip(), now.tick) {
-            self.metrics.count_close(CloseReason::TooManyHandshakes);
+            let reason = CloseReason::TooManyHandshakes;
+            self.note_closing(now, &Closing { peer, device: None, reason, detail: "" });
             return false;
         }
         let begun = self.begin_channel(now, stream, peer);
@@ -184,6 +186,7 @@ impl Reactor {
         else {
             return;
         };
+        channel.device = Some(*device);
         self.metrics.handshakes.add(1);
         self.metrics.resumed.add(u64::from(channel.is_resumed()));
         if !self.room.take_seat() {
