@@ -79,7 +79,7 @@ fn a_name_that_the_inbox_did_not_sync_is_synced_in_the_next_round() {
     disk.sync_dir(Path::new("/spool/outgoing")).unwrap();
     for seed in 0..20 {
         disk.crash(seed);
-        assert_eq!(names(&disk, INBOX), [name.clone()]);
+        assert_eq!(names(&disk, INBOX), std::slice::from_ref(&name));
     }
 }
 
