@@ -4,7 +4,7 @@
 //! reactor says when a handshake begins and when it is over, however it ends. Each reactor has its own, so that no lock is shared;
 //! the kernel spreads a stranger's connections over them.
 //!
-//! Law: it remembers no more than [`ORIGINS_MAX`] strangers, whatever comes.
+//! Law: it remembers no more than `ORIGINS_MAX` strangers, whatever comes.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
