@@ -15,7 +15,9 @@
 //! When the queue cannot be read, sessions stay. It is said after 10 s, and after a minute (configurable) devices may not
 //! sign in any more, since a block could be missed.
 
+use std::io;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +40,8 @@ use crate::shard::Letter;
 const LOOK: Duration = Duration::from_millis(250);
 /// How long the queue may be unreadable before it is said (site.md).
 const SAY_UNREADABLE_AFTER: Duration = Duration::from_secs(10);
+/// How soon a bell that cannot be watched is tried again: a manager that makes it anew does so within a moment.
+const WATCH_AGAIN: Duration = Duration::from_secs(5);
 /// Rows that are handed on at a time.
 const BATCH_ROWS: usize = 1_000;
 
@@ -64,18 +68,43 @@ pub struct Broker {
     sequence: u64,
     version: i64,
     bell: Bell,
-    trouble: Trouble,
+    trouble: Option<Trouble>,
 }
 
-/// Whether the queue can be read.
+/// The queue cannot be read, and since when; and what is still to be done about it, the first thing first.
+#[derive(Debug)]
+struct Trouble {
+    since: Instant,
+    pending: Vec<(Duration, Step)>,
+}
+
+/// What is done about a queue that stays unreadable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trouble {
-    None,
-    Since(Instant),
-    /// It was said.
-    Said(Instant),
-    /// And devices may not sign in any more.
-    Refusing,
+enum Step {
+    Say,
+    RefuseSignIns,
+}
+
+impl Trouble {
+    fn begin(since: Instant, refuse_after: Duration) -> Self {
+        let mut pending = vec![(SAY_UNREADABLE_AFTER, Step::Say), (refuse_after, Step::RefuseSignIns)];
+        pending.sort_by_key(|(after, _)| *after);
+        Self { since, pending }
+    }
+
+    /// The next step whose time has come; it counts as done by that.
+    fn poll_due(&mut self, now: Instant) -> Option<Step> {
+        let (after, step) = *self.pending.first()?;
+        (now.saturating_duration_since(self.since) >= after).then(|| {
+            self.pending.remove(0);
+            step
+        })
+    }
+
+    /// Whether anybody has heard of it.
+    fn is_known(&self) -> bool {
+        self.pending.len() < 2
+    }
 }
 
 impl Broker {
@@ -101,7 +130,7 @@ impl Broker {
             sequence: 0,
             version: 0,
             bell,
-            trouble: Trouble::None,
+            trouble: None,
         };
         broker
             .read_everything()
@@ -203,74 +232,103 @@ impl Broker {
     }
 
     fn on_readable(&mut self) {
-        match self.trouble {
-            Trouble::None => return,
-            Trouble::Since(_) => {}
-            Trouble::Said(_) | Trouble::Refusing => {
-                self.tell(&Letter::SignIns(true));
-                self.status.say(
-                    StatusId::QueueReadable,
-                    now(),
-                    "queue",
-                    "the site's queue can be read again",
-                );
-            }
-        }
-        self.trouble = Trouble::None;
+        let Some(trouble) = self.trouble.take().filter(Trouble::is_known) else { return };
+        tracing::debug!(since = ?trouble.since.elapsed(), "the queue is readable again");
+        self.tell(&Letter::SignIns(true));
+        self.metrics.sign_ins_refused.set(0);
+        self.status.say(StatusId::QueueReadable, now(), "queue", "the site's queue can be read again");
     }
 
     fn on_unreadable(&mut self, error: &anyhow::Error) {
-        let database = self.options.database.display().to_string();
-        self.trouble = match self.trouble {
-            Trouble::None => {
-                tracing::warn!(error = %format!("{error:#}"), "the site's queue cannot be read; trying again");
-                Trouble::Since(Instant::now())
-            }
-            Trouble::Since(since) if since.elapsed() >= SAY_UNREADABLE_AFTER => {
-                let text = format!(
-                    "the queue in {database} cannot be read: {error:#}; sessions stay, nothing new is pushed; \
-                     see to the database"
-                );
-                self.status.say(StatusId::QueueUnreadable, now(), "queue", text);
-                Trouble::Said(since)
-            }
-            Trouble::Said(since) if since.elapsed() >= self.options.refuse_after => {
-                self.tell(&Letter::SignIns(false));
-                let text = format!("devices may not sign in while the queue in {database} cannot be read");
-                self.status.say(StatusId::SignInsRefused, now(), "queue", text);
-                Trouble::Refusing
-            }
-            same => same,
-        };
+        let moment = Instant::now();
+        let mut trouble = self.trouble.take().unwrap_or_else(|| {
+            tracing::warn!(error = %format!("{error:#}"), "the site's queue cannot be read; trying again");
+            Trouble::begin(moment, self.options.refuse_after)
+        });
+        let database = self.options.database.display();
+        while let Some(step) = trouble.poll_due(moment) {
+            let (id, text) = match step {
+                Step::Say => {
+                    let text = format!(
+                        "the queue in {database} cannot be read: {error:#}; sessions stay, nothing new is pushed; \
+                         see to the database"
+                    );
+                    (StatusId::QueueUnreadable, text)
+                }
+                Step::RefuseSignIns => {
+                    self.tell(&Letter::SignIns(false));
+                    self.metrics.sign_ins_refused.set(1);
+                    let text = format!(
+                        "devices may not sign in while the queue in {database} cannot be read: {error:#}"
+                    );
+                    (StatusId::SignInsRefused, text)
+                }
+            };
+            self.status.say(id, now(), "queue", text);
+        }
+        self.trouble = Some(trouble);
     }
 }
 
-/// The doorbell's file, watched. Where it cannot be watched, the timer alone serves.
+/// The doorbell's file, watched. Where it cannot be watched, the timer alone serves, and watching is tried again.
+///
+/// A watch is on a file, not on its name: when the site is restored, or the manager writes the bell anew, the old file never rings again.
+/// So the file behind the name is compared at every look, which costs a microsecond and needs none of inotify's events about it.
 struct Bell {
-    inotify: Option<Inotify>,
+    path: PathBuf,
+    watch: Option<Watch>,
+    /// When it was last tried in vain.
+    tried: Option<Instant>,
 }
+
+struct Watch {
+    inotify: Inotify,
+    file: FileIdentity,
+}
+
+/// Device and inode.
+type FileIdentity = (u64, u64);
 
 impl Bell {
     fn watch(path: &Path) -> Self {
-        let watched = Inotify::init().and_then(|inotify| {
-            inotify.watches().add(path, WatchMask::MODIFY | WatchMask::CLOSE_WRITE)?;
-            Ok(inotify)
-        });
-        let inotify = watched
-            .inspect_err(|error| {
-                tracing::warn!(
-                    bell = %path.display(),
-                    %error,
-                    "the manager's bell cannot be watched; rows of the queue come up to 250 ms later"
-                );
-            })
-            .ok();
-        Self { inotify }
+        let mut bell = Self { path: path.to_owned(), watch: None, tried: None };
+        bell.tend(Instant::now());
+        bell
     }
 
-    /// Waits for a ring, `most` at the longest. Whether it rang.
+    /// Sees to it that the file behind the name is the one that is watched.
+    fn tend(&mut self, now: Instant) {
+        let is_due = match &self.watch {
+            Some(watch) => identity(&self.path).ok() != Some(watch.file),
+            None => self.tried.is_none_or(|tried| now.saturating_duration_since(tried) >= WATCH_AGAIN),
+        };
+        if !is_due {
+            return;
+        }
+        match watch(&self.path) {
+            Ok(watch) => {
+                if self.watch.is_some() || self.tried.is_some() {
+                    tracing::info!(bell = %self.path.display(), "the manager's bell is another file and is watched anew");
+                }
+                (self.watch, self.tried) = (Some(watch), None);
+            }
+            Err(error) => {
+                if self.tried.is_none() {
+                    tracing::warn!(
+                        bell = %self.path.display(),
+                        %error,
+                        "the manager's bell cannot be watched; rows of the queue come up to 250 ms later until it can"
+                    );
+                }
+                (self.watch, self.tried) = (None, Some(now));
+            }
+        }
+    }
+
+    /// Waits for a ring, `most` at the longest, less than a second. Whether it rang.
     fn wait(&mut self, most: Duration) -> bool {
-        let Some(inotify) = &mut self.inotify else {
+        self.tend(Instant::now());
+        let Some(Watch { inotify, .. }) = &mut self.watch else {
             std::thread::sleep(most);
             return false;
         };
@@ -291,6 +349,67 @@ impl Bell {
     }
 }
 
+fn watch(path: &Path) -> io::Result<Watch> {
+    // Before the watch: a file that is replaced in between is then another one at the next look.
+    let file = identity(path)?;
+    let inotify = Inotify::init()?;
+    inotify.watches().add(path, WatchMask::MODIFY | WatchMask::CLOSE_WRITE)?;
+    Ok(Watch { inotify, file })
+}
+
+fn identity(path: &Path) -> io::Result<FileIdentity> {
+    std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
 fn now() -> UnixMillis {
     UnixMillis(bgb_daemon::clock::Now::read().unix_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sign_ins_are_refused_when_their_time_comes_whether_it_was_said_or_not() {
+        let since = Instant::now();
+        let at = |seconds| since + Duration::from_secs(seconds);
+        let mut early = Trouble::begin(since, Duration::from_secs(2));
+        assert_eq!(early.poll_due(at(1)), None);
+        assert!(!early.is_known());
+        assert_eq!(early.poll_due(at(2)), Some(Step::RefuseSignIns));
+        assert_eq!(early.poll_due(at(9)), None);
+        assert_eq!((early.poll_due(at(10)), early.poll_due(at(10))), (Some(Step::Say), None));
+        let mut late = Trouble::begin(since, Duration::from_secs(60));
+        assert_eq!((late.poll_due(at(10)), late.poll_due(at(59))), (Some(Step::Say), None));
+        assert_eq!(late.poll_due(at(60)), Some(Step::RefuseSignIns));
+    }
+
+    #[test]
+    fn a_bell_that_was_replaced_rings_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, new) = (folder.path().join("site.bell"), folder.path().join("new"));
+        std::fs::write(&path, "1").unwrap();
+        let mut bell = Bell::watch(&path);
+        std::fs::write(&path, "2").unwrap();
+        assert!(bell.wait(LOOK));
+        std::fs::write(&new, "3").unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        bell.wait(Duration::from_millis(1));
+        std::fs::write(&path, "4").unwrap();
+        assert!(bell.wait(LOOK), "the new file is watched");
+    }
+
+    #[test]
+    fn a_bell_that_was_not_there_is_found_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("site.bell");
+        let mut bell = Bell::watch(&path);
+        std::fs::write(&path, "1").unwrap();
+        let tried = bell.tried.unwrap();
+        bell.tend(tried + WATCH_AGAIN / 2);
+        assert!(bell.watch.is_none(), "it is not looked for all the time");
+        bell.tend(tried + WATCH_AGAIN);
+        std::fs::write(&path, "2").unwrap();
+        assert!(bell.wait(LOOK));
+    }
 }

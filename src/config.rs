@@ -9,6 +9,7 @@ use bgb_daemon::log::LogConfig;
 use bgb_protocol::ids::SiteCode;
 use serde::Deserialize;
 
+use crate::network::Network;
 use crate::tls::TlsFiles;
 
 /// The configuration of one notification server.
@@ -41,6 +42,10 @@ pub struct ServerConfig {
     /// Most connections that the server holds, 1 to 10,000,000.
     #[serde(default = "default_connections_max")]
     pub connections_max: u32,
+    /// Networks from which more than 64 handshakes in flight and 200 in a second may come from one address: where proxies and relays
+    /// are.
+    #[serde(default = "default_handshake_exempt_networks")]
+    pub handshake_exempt_networks: Vec<Network>,
     /// How often devices speak when they have nothing to say, in seconds, 20 to 3,600.
     #[serde(default = "default_keepalive_seconds")]
     pub keepalive_seconds: u32,
@@ -69,6 +74,9 @@ const OTHER_SERVERS_MAX: usize = 16;
 /// A DNS name has 253 bytes at the most (RFC 1035 section 2.3.4), a port 5, and a colon stands between.
 const ADDRESS_BYTES_MAX: usize = 260;
 
+/// Exempt networks: each is looked at for every connection.
+const EXEMPT_NETWORKS_MAX: usize = 64;
+
 /// A site code in a config file.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(try_from = "String")]
@@ -94,6 +102,11 @@ fn default_admin() -> SocketAddr {
 /// What a machine with 1 GiB to spare for the fleet holds with ease, and most sites need less of one server.
 fn default_connections_max() -> u32 {
     100_000
+}
+
+/// Whoever is on this machine already has better ways to harm it than handshakes.
+fn default_handshake_exempt_networks() -> Vec<Network> {
+    ["127.0.0.0/8", "::1/128"].map(|network| network.parse().expect("these are networks")).to_vec()
 }
 
 fn default_keepalive_seconds() -> u32 {
@@ -153,6 +166,10 @@ impl ServerConfig {
                 && self.other_servers.iter().all(|address| address.len() <= ADDRESS_BYTES_MAX),
             "other_servers names more than {OTHER_SERVERS_MAX} servers, or one of more than {ADDRESS_BYTES_MAX} bytes: devices are \
              told a handful, each as host:port"
+        );
+        anyhow::ensure!(
+            self.handshake_exempt_networks.len() <= EXEMPT_NETWORKS_MAX,
+            "handshake_exempt_networks names more than {EXEMPT_NETWORKS_MAX} networks: name larger ones"
         );
         anyhow::ensure!(
             self.admin.ip().is_loopback(),
@@ -223,6 +240,11 @@ mod tests {
         );
         assert!(config.tls.key.is_absolute() && config.tls.key.ends_with("server.key"));
         assert_eq!(config.spool, Path::new("/var/spool/bgb"));
+        let exempt = |address: &str| {
+            let address = address.parse().unwrap();
+            config.handshake_exempt_networks.iter().any(|network| network.contains(address))
+        };
+        assert!(exempt("127.0.0.1") && exempt("::1") && !exempt("192.0.2.1") && !exempt("2001:db8::1"));
     }
 
     #[test]
@@ -230,6 +252,13 @@ mod tests {
         let error = load(&format!("prot = 5\n{GOOD}")).unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains("server.toml:1:1") && text.contains("prot"), "{text}");
+    }
+
+    #[test]
+    fn an_exempt_network_that_is_none_is_named_with_its_line() {
+        let line = "handshake_exempt_networks = [\"10.0.0.0/40\"]";
+        let text = format!("{:#}", load(&format!("{line}\n{GOOD}")).unwrap_err());
+        assert!(text.contains("server.toml:1:") && text.contains("10.0.0.0/40"), "{text}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Today that is a rename, or where the inbox lies on another file system, a copy under a temporary name that is fsynced and
 //! renamed; for a site on another host it will be an upload. Files go in the order of their names, each for itself; one
-//! that cannot go now stays, and all that waits is tried again. While the inbox cannot be reached, a newer full presence list makes the
+//! that cannot go now stays, the others go, and all that waits is tried again. While the inbox cannot be reached, a newer full presence list makes the
 //! older presence files pointless, and they are dropped, so that what waits stays bounded by the results.
 //!
 //! It also writes the server's own status messages into files, and carries those.
@@ -11,8 +11,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use bgb_daemon::disk::Disk;
+use bgb_daemon::clock::Now;
+use bgb_daemon::disk::{Disk, ReplaceError};
 use bgb_protocol::file::{FileBuilder, FileKind, HEADER_BYTES, Header};
 use bgb_protocol::ids::UnixMillis;
 use bgb_protocol::status::{StatusId, StatusMessage};
@@ -25,6 +27,10 @@ const UNREACHABLE_AFTER_MS: u64 = 10_000;
 /// Most status messages that wait for a file; beyond them the oldest go.
 const MESSAGES_MAX: usize = 1_000;
 
+/// Files that may fail in one round before it ends: those behind them get their turn, and an inbox that refuses each file for itself
+/// does not cost a round as many tries as files wait.
+const FAILURES_PER_ROUND: usize = 64;
+
 /// Bytes that are copied at a time to another file system.
 const COPY_BYTES: usize = 1024 * 1024;
 
@@ -35,12 +41,22 @@ pub struct Courier {
     messages: Vec<StatusMessage>,
     sequence: u64,
     inbox_state: InboxState,
+    inbox_names: InboxNames,
+}
+
+/// Whether the names of what was put into the inbox are durable there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InboxNames {
+    Durable,
+    /// A file was put there, and the folder could not be synced since: its name is in no folder for sure.
+    SyncOwed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InboxState {
     Reachable,
-    FailingSince(UnixMillis),
+    /// Since then, in milliseconds of monotonic time.
+    FailingSince(u64),
     /// It was out of reach for so long that it was said.
     Unreachable,
 }
@@ -52,13 +68,22 @@ pub struct Round {
     pub carried: usize,
     /// Why the others did not.
     pub failed: Option<io::Error>,
+    /// A sync of the server's own disk failed: the process has to end.
+    pub ended: Option<io::Error>,
 }
 
 impl Courier {
     /// A courier to `inbox`, the server's own sub-folder of the site's inbox.
     #[must_use]
     pub fn new(outgoing: Outgoing, inbox: PathBuf) -> Self {
-        Self { outgoing, inbox, messages: Vec::new(), sequence: 0, inbox_state: InboxState::Reachable }
+        Self {
+            outgoing,
+            inbox,
+            messages: Vec::new(),
+            sequence: 0,
+            inbox_state: InboxState::Reachable,
+            inbox_names: InboxNames::Durable,
+        }
     }
 
     /// Takes a status message for the next file.
@@ -70,40 +95,78 @@ impl Courier {
     }
 
     /// Writes the messages that wait, and carries what is there.
-    pub fn run(&mut self, now: UnixMillis) -> Round {
+    pub fn run(&mut self, now: Now) -> Round {
         let mut round = Round::default();
-        let written = self.write_messages(now).and_then(|()| self.waiting());
+        let written = self.write_messages(now).and_then(|()| self.waiting().map_err(ReplaceError::Write));
         let names = match written {
             Ok(names) => names,
-            Err(error) => {
+            Err(ReplaceError::Write(error)) => {
                 round.failed = Some(error);
                 return round;
             }
-        };
-        let folder = self.outgoing.folder().to_owned();
-        for name in &names {
-            match self.carry(&folder.join(name), name) {
-                Ok(()) => round.carried += 1,
-                Err(error) => {
-                    round.failed = Some(error);
-                    break;
-                }
+            Err(ReplaceError::Sync(error)) => {
+                round.ended = Some(error);
+                return round;
             }
-        }
+        };
+        let waiting = self.carry_all(names, &mut round);
         if round.failed.is_some() {
-            self.drop_outdated_presence(&names[round.carried..]);
+            self.drop_outdated_presence(&waiting);
         }
         self.note(now, round.failed.as_ref());
         round
     }
 
-    fn write_messages(&mut self, now: UnixMillis) -> io::Result<()> {
+    /// Carries what can go now; gives the names of what stays.
+    fn carry_all(&mut self, names: Vec<String>, round: &mut Round) -> Vec<String> {
+        if self.inbox_names == InboxNames::SyncOwed
+            && let Err(error) = self.sync_inbox()
+        {
+            round.failed = Some(error);
+            return names;
+        }
+        let folder = self.outgoing.folder().to_owned();
+        let mut waiting = Vec::new();
+        let mut names = names.into_iter();
+        for name in names.by_ref() {
+            match self.carry(&folder.join(&name), &name) {
+                Ok(()) => round.carried += 1,
+                Err(error) => {
+                    waiting.push(name);
+                    let is_over = self.inbox_refuses(&error) || waiting.len() >= FAILURES_PER_ROUND;
+                    round.failed.get_or_insert(error);
+                    if is_over {
+                        break;
+                    }
+                }
+            }
+        }
+        waiting.extend(names);
+        waiting
+    }
+
+    /// Whether the error of one file means all of them.
+    fn inbox_refuses(&self, error: &io::Error) -> bool {
+        use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull};
+        matches!(error.kind(), QuotaExceeded | ReadOnlyFilesystem | StaleNetworkFileHandle | StorageFull)
+            || self.inbox_names == InboxNames::SyncOwed
+            || self.outgoing.disk().list(&self.inbox).is_err()
+    }
+
+    fn sync_inbox(&mut self) -> io::Result<()> {
+        self.inbox_names = InboxNames::SyncOwed;
+        self.outgoing.disk().sync_dir(&self.inbox)?;
+        self.inbox_names = InboxNames::Durable;
+        Ok(())
+    }
+
+    fn write_messages(&mut self, now: Now) -> Result<(), ReplaceError> {
         if self.messages.is_empty() {
             return Ok(());
         }
         let mut builder = FileBuilder::new();
         self.messages.iter().for_each(|message| builder.push(message));
-        self.outgoing.put(FileKind::Status, self.sequence + 1, now, builder)?;
+        self.outgoing.put(FileKind::Status, self.sequence + 1, UnixMillis(now.unix_ms), builder)?;
         self.sequence += 1;
         self.messages.clear();
         Ok(())
@@ -119,17 +182,17 @@ impl Courier {
             .collect())
     }
 
-    fn carry(&self, from: &Path, name: &str) -> io::Result<()> {
-        let disk = self.outgoing.disk();
+    fn carry(&mut self, from: &Path, name: &str) -> io::Result<()> {
+        let disk = Arc::clone(self.outgoing.disk());
         let to = self.inbox.join(name);
         match disk.rename(from, &to) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-                copy(&**disk, from, &self.inbox, name)?;
+                copy(&*disk, from, &self.inbox, name)?;
             }
             Err(error) => return Err(error),
         }
-        disk.sync_dir(&self.inbox)?;
+        self.sync_inbox()?;
         match disk.remove(from) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => disk.sync_dir(self.outgoing.folder()),
@@ -156,18 +219,24 @@ impl Courier {
         Header::decode(&head).ok().map(|header| header.kind)
     }
 
-    fn note(&mut self, now: UnixMillis, failed: Option<&io::Error>) {
+    fn note(&mut self, now: Now, failed: Option<&io::Error>) {
         self.inbox_state = match (self.inbox_state, failed) {
             (_, None) => InboxState::Reachable,
-            (InboxState::Reachable, Some(_)) => InboxState::FailingSince(now),
-            (InboxState::FailingSince(since), Some(error)) if now.since(since) >= UNREACHABLE_AFTER_MS => {
+            (InboxState::Reachable, Some(_)) => InboxState::FailingSince(now.mono_ms),
+            (InboxState::FailingSince(since_ms), Some(error))
+                if now.mono_ms.saturating_sub(since_ms) >= UNREACHABLE_AFTER_MS =>
+            {
                 let text = format!(
                     "files cannot be put into {}: {error}; they wait in {} and go when the inbox can be written again",
                     self.inbox.display(),
                     self.outgoing.folder().display()
                 );
                 tracing::warn!("{text}");
-                self.handle_message(StatusId::InboxUnreachable.message(now, "inbox", text));
+                self.handle_message(StatusId::InboxUnreachable.message(
+                    UnixMillis(now.unix_ms),
+                    "inbox",
+                    text,
+                ));
                 InboxState::Unreachable
             }
             (state, Some(_)) => state,

@@ -69,6 +69,8 @@ counters! {
     handshakes, "bgb_server_handshakes_total", "TLS handshakes completed.";
     /// Of those, resumed.
     resumed, "bgb_server_handshakes_resumed_total", "TLS handshakes completed by resumption.";
+    /// Handshakes in flight.
+    handshakes_in_flight, "bgb_server_handshakes_in_flight", "TLS handshakes begun and not over.";
     /// Sign-ins.
     sign_ins, "bgb_server_sign_ins_total", "Sessions that became active.";
     /// Tasks pushed.
@@ -111,6 +113,8 @@ pub struct ServerMetrics {
     pub queue_rows_bad: Cell,
     /// Highest sequence seen.
     pub queue_sequence: Cell,
+    /// Whether devices may not sign in, since the queue cannot be read.
+    pub sign_ins_refused: Cell,
     /// Result files written.
     pub result_files: Cell,
     /// Fsyncs of the spool.
@@ -129,6 +133,11 @@ const SERVER: &[Described<ServerMetrics>] = &[
         all.queue_rows_bad.value()
     }),
     ("bgb_server_queue_sequence", "Highest sequence read from the queue.", |all| all.queue_sequence.value()),
+    (
+        "bgb_server_sign_ins_refused",
+        "1 while devices may not sign in, since the queue cannot be read.",
+        |all| all.sign_ins_refused.value(),
+    ),
     ("bgb_server_result_files_total", "Result files (.BTS) written.", |all| all.result_files.value()),
     ("bgb_server_spool_syncs_total", "Fsyncs of the result log.", |all| all.spool_syncs.value()),
     ("bgb_server_presence_files_total", "Presence files (.BOS) written.", |all| all.presence_files.value()),

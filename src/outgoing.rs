@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bgb_daemon::disk::{Disk, create_dir_durably, replace_durably};
+use bgb_daemon::disk::{Disk, ReplaceError, create_dir_durably, replace_durably, try_replace};
 use bgb_protocol::file::{Epoch, FileBuilder, FileKind, Header};
 use bgb_protocol::ids::{ServerId, SiteCode, UnixMillis};
 
@@ -57,18 +57,19 @@ impl Outgoing {
     /// Finishes a file and makes it durable under its name.
     ///
     /// # Errors
-    /// As the disk says; then the file is not there, and the same call may be made again with the same sequence.
+    /// After [`ReplaceError::Write`] the file is not there, and the same call may be made again with the same sequence. After
+    /// [`ReplaceError::Sync`] it may be there or not: its sequence must not be used again, and the process has to end.
     pub fn put(
         &self,
         kind: FileKind,
         sequence: u64,
         time: UnixMillis,
         rows: FileBuilder,
-    ) -> io::Result<Header> {
+    ) -> Result<Header, ReplaceError> {
         let (site, server, epoch) = (self.site, self.server, self.epoch);
         let header = Header { kind, site, server, epoch, sequence, time, rows: 0, blocks: 0 };
         let (header, bytes) = rows.finish(header);
-        replace_durably(&*self.disk, &self.folder.join(header.file_name()), &bytes)?;
+        try_replace(&*self.disk, &self.folder.join(header.file_name()), &bytes)?;
         Ok(header)
     }
 

@@ -4,13 +4,15 @@
 //! hundred bytes a device, in the order of device numbers, so that a full list is one walk.
 //!
 //! Each row names its session. A session's end changes the list only if the list still names that very session: the end of an
-//! old one, told late, must not hide the new one.
+//! old one, told late, must not hide the new one. Nor must its beginning: two shards tell of their sessions in no order.
 //!
 //! [`PresenceList`] is the machine, driven by time and input; its thread is in [`crate::server`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 
+use bgb_daemon::clock::Now;
+use bgb_daemon::disk::ReplaceError;
+use bgb_hub::newest;
 use bgb_protocol::codec;
 use bgb_protocol::file::presence::{Presence, PresenceRow};
 use bgb_protocol::file::{FileBuilder, FileKind};
@@ -29,8 +31,9 @@ pub struct PresenceList {
     sequence: u64,
     full_ms: u64,
     delta_ms: u64,
-    next_full: UnixMillis,
-    last_file: UnixMillis,
+    /// When the next full list is due, and when the last file was written: milliseconds of monotonic time.
+    next_full_ms: u64,
+    last_file_ms: u64,
 }
 
 /// A device's row as it stands in files, and what is needed to know its session again.
@@ -38,6 +41,7 @@ pub struct PresenceList {
 struct Row {
     boot: BootId,
     session: SessionNumber,
+    signed_in: UnixMillis,
     encoded: Box<[u8]>,
 }
 
@@ -54,7 +58,7 @@ impl PresenceList {
     /// An empty list. Its first file is a full one, a delta's time after the start: it tells the site that the sessions of the
     /// server's former life are over, and who is back already.
     #[must_use]
-    pub fn new(outgoing: Outgoing, pace: PresencePace, now: UnixMillis) -> Self {
+    pub fn new(outgoing: Outgoing, pace: PresencePace, now: Now) -> Self {
         Self {
             outgoing,
             online: BTreeMap::new(),
@@ -63,8 +67,8 @@ impl PresenceList {
             sequence: 0,
             full_ms: pace.full_ms,
             delta_ms: pace.delta_ms,
-            next_full: now.plus(pace.delta_ms),
-            last_file: now,
+            next_full_ms: now.mono_ms + pace.delta_ms,
+            last_file_ms: now.mono_ms,
         }
     }
 
@@ -73,10 +77,17 @@ impl PresenceList {
         let device = row.device;
         match &row.presence {
             Presence::Online(_) => {
+                let of_row = (row.boot, row.session, row.signed_in);
+                let is_late =
+                    |held: &Row| !newest::is_later(of_row, (held.boot, held.session, held.signed_in));
+                if self.online.get(&device).is_some_and(is_late) {
+                    return;
+                }
                 let mut encoded = Vec::with_capacity(160);
                 codec::encode(&row, &mut encoded);
-                let (boot, session) = (row.boot, row.session);
-                self.online.insert(device, Row { boot, session, encoded: encoded.into_boxed_slice() });
+                let (boot, session, signed_in) = of_row;
+                let encoded = encoded.into_boxed_slice();
+                self.online.insert(device, Row { boot, session, signed_in, encoded });
                 self.went.remove(&device);
                 self.came.insert(device);
             }
@@ -91,22 +102,24 @@ impl PresenceList {
         }
     }
 
-    /// When the next file is due.
+    /// When the next file is due, in milliseconds of monotonic time ([`Now::mono_ms`]).
     #[must_use]
-    pub fn next_due(&self) -> UnixMillis {
+    pub fn next_due_ms(&self) -> u64 {
         let changed = !self.came.is_empty() || !self.went.is_empty();
-        if changed { self.next_full.min(self.last_file.plus(self.delta_ms)) } else { self.next_full }
+        if changed { self.next_full_ms.min(self.last_file_ms + self.delta_ms) } else { self.next_full_ms }
     }
 
     /// Writes the file that is due, if one is. Gives its kind.
     ///
     /// # Errors
-    /// As the disk says; nothing is forgotten, and the same file is tried again at the next call.
-    pub fn handle_time(&mut self, now: UnixMillis) -> io::Result<Option<FileKind>> {
-        if now < self.next_due() {
+    /// After [`ReplaceError::Write`] nothing is forgotten, and the same file is tried again at the next call. After
+    /// [`ReplaceError::Sync`] the list must not be used any more.
+    pub fn handle_time(&mut self, now: Now) -> Result<Option<FileKind>, ReplaceError> {
+        if now.mono_ms < self.next_due_ms() {
             return Ok(None);
         }
-        let kind = if now >= self.next_full { FileKind::PresenceFull } else { FileKind::PresenceDelta };
+        let kind =
+            if now.mono_ms >= self.next_full_ms { FileKind::PresenceFull } else { FileKind::PresenceDelta };
         self.write(kind, now)?;
         Ok(Some(kind))
     }
@@ -115,7 +128,7 @@ impl PresenceList {
     ///
     /// # Errors
     /// As the disk says.
-    pub fn finish(&mut self, now: UnixMillis) -> io::Result<()> {
+    pub fn finish(&mut self, now: Now) -> Result<(), ReplaceError> {
         if self.came.is_empty() && self.went.is_empty() {
             return Ok(());
         }
@@ -128,20 +141,20 @@ impl PresenceList {
         self.online.len()
     }
 
-    fn write(&mut self, kind: FileKind, now: UnixMillis) -> io::Result<()> {
+    fn write(&mut self, kind: FileKind, now: Now) -> Result<(), ReplaceError> {
         let mut builder = FileBuilder::new();
         if kind == FileKind::PresenceFull {
             self.online.values().for_each(|row| builder.push_encoded(&row.encoded));
         } else {
             self.changed_rows(&mut builder);
         }
-        self.outgoing.put(kind, self.sequence + 1, now, builder)?;
+        self.outgoing.put(kind, self.sequence + 1, UnixMillis(now.unix_ms), builder)?;
         self.sequence += 1;
         self.came.clear();
         self.went.clear();
-        self.last_file = now;
+        self.last_file_ms = now.mono_ms;
         if kind == FileKind::PresenceFull {
-            self.next_full = now.plus(self.full_ms);
+            self.next_full_ms = now.mono_ms + self.full_ms;
         }
         Ok(())
     }

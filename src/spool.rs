@@ -15,18 +15,21 @@
 //!
 //! [`Spool`] is the machine, driven by time and input; its thread is in [`crate::server`].
 
+mod log;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bgb_daemon::disk::{AppendFile, Disk, create_dir_durably};
-use bgb_protocol::codec;
+use bgb_daemon::clock::Now;
+use bgb_daemon::disk::{Disk, ReplaceError, create_dir_durably};
 use bgb_protocol::file::results::{DeviceWord, ResultRow};
-use bgb_protocol::file::{FileBuilder, FileKind, ROW_BYTES_MAX};
+use bgb_protocol::file::{FileBuilder, FileKind};
 use bgb_protocol::ids::{DeviceId, TaskId, UnixMillis};
 use thiserror::Error;
 
+use self::log::Log;
 use crate::outgoing::Outgoing;
 
 /// Words that a file is closed at, whatever the time: bounds the memory of the spool and of whoever reads the file.
@@ -34,9 +37,6 @@ const WORDS_MAX: usize = 50_000;
 
 /// Bytes of results that a file is closed at: 1,024 with the largest output.
 const BYTES_MAX: usize = 32 * 1024 * 1024;
-
-/// Bytes before a record in a log: its length and its checksum.
-const RECORD_HEAD_BYTES: usize = 8;
 
 /// Why the spool cannot go on.
 #[derive(Debug, Error)]
@@ -74,6 +74,9 @@ pub struct Recovered {
     pub results: usize,
     /// Bytes behind the last whole record: torn by a crash, and never acknowledged.
     pub torn_bytes: u64,
+    /// Bytes that no crash explains: the disk has lost results that may have been acknowledged. Their logs are kept, with `.bad`
+    /// after their names.
+    pub damaged_bytes: u64,
 }
 
 /// See the module.
@@ -82,13 +85,22 @@ pub struct Spool {
     disk: Arc<dyn Disk>,
     folder: PathBuf,
     log: Log,
+    /// The log after it, made for a file that could not be written yet.
+    next_log: Option<Log>,
     /// Logs whose results are in `words` and not yet in a file; the last is the one that grows.
-    logs: Vec<PathBuf>,
+    logs: Vec<Former>,
     words: BTreeMap<(TaskId, DeviceId), Words>,
     words_bytes: usize,
     sequence: u64,
     interval_ms: u64,
-    file_closed: Option<UnixMillis>,
+    /// When the last file was closed, in milliseconds of monotonic time.
+    file_closed_ms: Option<u64>,
+}
+
+/// A log that is done with as soon as its results are in a file.
+struct Former {
+    path: PathBuf,
+    is_damaged: bool,
 }
 
 /// What a device has said of one task since the last file: a hint, and its final words. A second final word that differs is
@@ -97,15 +109,6 @@ pub struct Spool {
 struct Words {
     hint: Option<ResultRow>,
     finals: Vec<ResultRow>,
-}
-
-struct Log {
-    path: PathBuf,
-    file: Box<dyn AppendFile>,
-    /// Bytes of whole records.
-    bytes: u64,
-    /// Records that are not yet fsynced.
-    unsynced: bool,
 }
 
 impl Spool {
@@ -129,29 +132,31 @@ impl Spool {
             .filter(|entry| entry.name.ends_with(".log"))
             .map(|entry| folder.join(entry.name))
             .collect();
-        let log = Log::create(&*disk, &folder, outgoing.epoch().counter, 0)?;
+        let log = Log::create(&*disk, &folder, outgoing.epoch().counter)?;
         let mut spool = Self {
             outgoing,
             disk,
             folder,
             log,
+            next_log: None,
             logs: Vec::new(),
             words: BTreeMap::new(),
             words_bytes: 0,
             sequence: 0,
             interval_ms,
-            file_closed: None,
+            file_closed_ms: None,
         };
         let mut recovered = Recovered::default();
         for path in earlier {
             let bytes = spool.disk.read(&path).map_err(read(&path))?;
-            let (rows, torn) = records(&bytes);
-            recovered.results += rows.len();
-            recovered.torn_bytes += torn as u64;
-            rows.into_iter().for_each(|row| spool.remember(row));
-            spool.logs.push(path);
+            let read = log::read(&bytes);
+            recovered.results += read.rows.len();
+            recovered.torn_bytes += read.torn_bytes as u64;
+            recovered.damaged_bytes += read.damaged_bytes as u64;
+            read.rows.into_iter().for_each(|row| spool.remember(row));
+            spool.logs.push(Former { path, is_damaged: read.damaged_bytes > 0 });
         }
-        spool.logs.push(spool.log.path.clone());
+        spool.logs.push(Former { path: spool.log.path.clone(), is_damaged: false });
         Ok((spool, recovered))
     }
 
@@ -178,45 +183,65 @@ impl Spool {
         self.log.sync()
     }
 
-    /// When the next file is due; `None` while there is nothing to say. A quiet server's first words go at once.
+    /// When the next file is due, in milliseconds of monotonic time ([`Now::mono_ms`]): a wall clock that is set must not hold
+    /// results back. `None` while there is nothing to say. A quiet server's first words go at once.
     #[must_use]
-    pub fn next_due(&self) -> Option<UnixMillis> {
+    pub fn next_due_ms(&self) -> Option<u64> {
         if self.words.is_empty() {
             return None;
         }
         if self.words.len() >= WORDS_MAX || self.words_bytes >= BYTES_MAX {
-            return Some(UnixMillis(0));
+            return Some(0);
         }
-        Some(self.file_closed.map_or(UnixMillis(0), |closed| closed.plus(self.interval_ms)))
+        Some(self.file_closed_ms.map_or(0, |closed_ms| closed_ms + self.interval_ms))
     }
 
     /// Writes the words that were gathered into a file, then removes the logs behind it. Gives the rows written.
     ///
     /// # Errors
     /// [`SpoolError::Sync`] is final. After [`SpoolError::Write`] the words are still here, and the call may be made again.
-    pub fn close_file(&mut self, now: UnixMillis) -> Result<u64, SpoolError> {
+    pub fn close_file(&mut self, now: Now) -> Result<u64, SpoolError> {
         self.sync()?;
         let mut builder = FileBuilder::new();
         for row in self.words.values().flat_map(Words::rows) {
             builder.push(row);
         }
-        let next_log =
-            Log::create(&*self.disk, &self.folder, self.outgoing.epoch().counter, self.sequence + 1)?;
-        let header = self
-            .outgoing
-            .put(FileKind::Results, self.sequence + 1, now, builder)
-            .map_err(|error| SpoolError::Write { path: self.outgoing.folder().to_owned(), error })?;
+        let next_log = match self.next_log.take() {
+            Some(log) => log,
+            None => Log::create(&*self.disk, &self.folder, self.outgoing.epoch().counter)?,
+        };
+        let header =
+            match self.outgoing.put(FileKind::Results, self.sequence + 1, UnixMillis(now.unix_ms), builder) {
+                Ok(header) => header,
+                Err(error) => {
+                    self.next_log = Some(next_log);
+                    let path = self.outgoing.folder().to_owned();
+                    return Err(match error {
+                        ReplaceError::Write(error) => SpoolError::Write { path, error },
+                        ReplaceError::Sync(error) => SpoolError::Sync { path, error },
+                    });
+                }
+            };
         self.sequence += 1;
         self.words.clear();
         self.words_bytes = 0;
-        self.file_closed = Some(now);
+        self.file_closed_ms = Some(now.mono_ms);
         self.log = next_log;
-        let old = std::mem::replace(&mut self.logs, vec![self.log.path.clone()]);
-        for path in old {
+        let present = Former { path: self.log.path.clone(), is_damaged: false };
+        for former in std::mem::replace(&mut self.logs, vec![present]) {
             // A log that stays is read again at the next start, and its results are said twice: harmless.
-            let _ = self.disk.remove(&path);
+            let _ = self.put_away(&former.path, former.is_damaged);
         }
         Ok(header.rows)
+    }
+
+    /// Removes a log whose results are in a file. A damaged one is kept under another name: it is all that is left of the results
+    /// that were lost with it.
+    fn put_away(&self, path: &Path, is_damaged: bool) -> io::Result<()> {
+        match path.file_name().and_then(|name| name.to_str()).filter(|_| is_damaged) {
+            Some(name) => self.disk.rename(path, &self.folder.join(log::set_aside(name))),
+            None => self.disk.remove(path),
+        }
     }
 
     fn remember(&mut self, row: ResultRow) {
@@ -238,71 +263,6 @@ impl Words {
     fn rows(&self) -> impl Iterator<Item = &ResultRow> {
         self.finals.iter().chain(self.hint.iter().filter(|_| self.finals.is_empty()))
     }
-}
-
-impl Log {
-    fn create(disk: &dyn Disk, folder: &Path, epoch: u64, number: u64) -> Result<Self, SpoolError> {
-        let path = folder.join(format!("{epoch:010}-{number:010}.log"));
-        let failed = |error| SpoolError::Write { path: path.clone(), error };
-        let file = match disk.create_new(&path) {
-            // Made by a call that failed further on: nothing is in it.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let mut file = disk.open_append(&path).map_err(failed)?;
-                file.truncate(0).map_err(failed)?;
-                file
-            }
-            created => created.map_err(failed)?,
-        };
-        disk.sync_dir(folder).map_err(|error| SpoolError::Sync { path: folder.to_owned(), error })?;
-        Ok(Self { path, file, bytes: 0, unsynced: false })
-    }
-
-    fn append(&mut self, row: &ResultRow) -> Result<(), SpoolError> {
-        let body = codec::encode_versioned(row);
-        let mut record = Vec::with_capacity(RECORD_HEAD_BYTES + body.len());
-        record.extend_from_slice(&(body.len() as u32).to_be_bytes());
-        record.extend_from_slice(&crc32c::crc32c(&body).to_be_bytes());
-        record.extend_from_slice(&body);
-        if let Err(error) = self.file.append(&record) {
-            // Part of it may be there: cut it off, so that what comes after can be found.
-            return Err(match self.file.truncate(self.bytes) {
-                Ok(()) => SpoolError::Write { path: self.path.clone(), error },
-                Err(error) => SpoolError::Sync { path: self.path.clone(), error },
-            });
-        }
-        self.bytes += record.len() as u64;
-        self.unsynced = true;
-        Ok(())
-    }
-
-    fn sync(&mut self) -> Result<(), SpoolError> {
-        if self.unsynced {
-            self.file.sync().map_err(|error| SpoolError::Sync { path: self.path.clone(), error })?;
-            self.unsynced = false;
-        }
-        Ok(())
-    }
-}
-
-/// The whole records of a log, and how many bytes follow the last of them.
-fn records(mut bytes: &[u8]) -> (Vec<ResultRow>, usize) {
-    let mut rows = Vec::new();
-    while let Some((row, rest)) = record(bytes) {
-        rows.push(row);
-        bytes = rest;
-    }
-    (rows, bytes.len())
-}
-
-fn record(bytes: &[u8]) -> Option<(ResultRow, &[u8])> {
-    let (head, rest) = bytes.split_first_chunk::<RECORD_HEAD_BYTES>()?;
-    let (length, sum) = head.split_at(4);
-    let length = u32::from_be_bytes(length.try_into().ok()?) as usize;
-    let sum = u32::from_be_bytes(sum.try_into().ok()?);
-    let body =
-        rest.get(..length).filter(|body| body.len() <= ROW_BYTES_MAX && crc32c::crc32c(body) == sum)?;
-    let row = codec::decode_versioned("result in the spool's log", body).ok()?;
-    Some((row, &rest[length..]))
 }
 
 #[cfg(test)]

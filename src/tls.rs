@@ -244,12 +244,19 @@ impl TlsSession {
         self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
-    /// Who the peer is: a device of our site.
+    /// Who the peer is: a device of our site that speaks our protocol.
     ///
     /// # Errors
-    /// [`TlsFault`] when it has no certificate, or one that is no device's of this site.
+    /// [`TlsFault`] when it did not offer the protocol, has no certificate, or one that is no device's of this site.
     pub fn device(&self) -> Result<(DeviceId, Identity), TlsFault> {
         let fault = |reason, detail: String| TlsFault { reason, detail };
+        // rustls refuses a peer that offers other protocols, but lets one pass that offers none.
+        if self.connection.alpn_protocol() != Some(ALPN) {
+            return Err(fault(
+                CloseReason::HandshakeFailed,
+                "the peer did not offer bgb/1 in ALPN".to_owned(),
+            ));
+        }
         let leaf =
             self.connection.peer_certificates().and_then(<[_]>::first).ok_or_else(|| {
                 fault(CloseReason::NoCertificate, "the session has no certificate".to_owned())
@@ -276,3 +283,6 @@ impl std::fmt::Debug for TlsSession {
         write!(formatter, "TlsSession(handshaking: {})", self.connection.is_handshaking())
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

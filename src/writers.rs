@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bgb_daemon::clock::Now;
+use bgb_daemon::disk::ReplaceError;
 use bgb_protocol::file::presence::PresenceRow;
 use bgb_protocol::ids::UnixMillis;
 use bgb_protocol::status::{StatusId, StatusMessage};
@@ -20,6 +22,7 @@ use crate::presence::PresenceList;
 use crate::reactor::mailbox::Mailbox;
 use crate::shard::{Letter, SpoolItem};
 use crate::spool::{Spool, SpoolError};
+use crate::threads;
 
 /// Results that wait for the spool: at 4 KiB each, some 32 MiB at the worst; beyond it channels are held.
 pub const SPOOL_ITEMS_MAX: usize = 8 * 1024;
@@ -49,18 +52,20 @@ pub struct Shared {
     pub metrics: Arc<ServerMetrics>,
     /// Where status messages go.
     pub status: StatusLine,
-    /// Where a thread says what it ended of.
-    pub fault: Sender<String>,
 }
 
 impl Writer {
-    /// Starts a thread that runs until what it is given is disconnected.
+    /// Starts a thread that runs until what it is given is disconnected; what it ends of before goes to `fault`.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(name: &str, run: impl FnOnce(Receiver<()>) + Send + 'static) -> io::Result<Self> {
+    pub fn start(
+        name: &str,
+        fault: &Sender<String>,
+        run: impl FnOnce(&Receiver<()>) -> Result<(), String> + Send + 'static,
+    ) -> io::Result<Self> {
         let (stop, stopped) = bounded(0);
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(stopped))?;
+        let thread = threads::spawn(name, fault, move || run(&stopped))?;
         Ok(Self { thread, stop })
     }
 
@@ -96,23 +101,29 @@ impl Spooler {
         Self { spool, items, waiting: None, durable, shards, shared }
     }
 
-    /// Runs until `stop` is gone and nothing waits, or an fsync fails.
-    pub fn run(mut self, stop: &Receiver<()>) {
-        let ended = loop {
+    /// Runs until `stop` is gone and nothing waits. On a disk that is full then, it ends after one attempt: what is durable is in the
+    /// log for the next start, and the rest was never acknowledged, so the devices still have it.
+    ///
+    /// # Errors
+    /// An fsync that failed: it must not be tried again.
+    pub fn run(mut self, stop: &Receiver<()>) -> Result<(), String> {
+        loop {
             match self.round(stop) {
                 Ok(true) => {}
-                Ok(false) => break Ok(()),
+                Ok(false) => return Ok(()),
+                Err(error @ SpoolError::Write { .. }) if is_stopped(stop) => {
+                    tracing::warn!(%error, "the last results file could not be written; the next start recovers it from the log");
+                    return Ok(());
+                }
                 Err(error @ SpoolError::Write { .. }) => {
                     tracing::warn!(%error, "results wait for room on the disk");
                     std::thread::sleep(SPOOL_RETRY);
                 }
-                Err(error) => break Err(error),
+                Err(error) => {
+                    self.shared.status.say(StatusId::SpoolFailed, now(), "spool", error.to_string());
+                    return Err(error.to_string());
+                }
             }
-        };
-        if let Err(error) = ended {
-            self.shared.status.say(StatusId::SpoolFailed, now(), "spool", error.to_string());
-            // Nobody else reads this channel's other end but the main thread, which ends the process.
-            let _ = self.shared.fault.send(error.to_string());
         }
     }
 
@@ -130,9 +141,10 @@ impl Spooler {
             self.shared.metrics.spool_syncs.add(1);
             self.publish(&numbers);
         }
-        let due = self.spool.next_due().is_some_and(|due| due <= now());
-        if due || (stopped && self.spool.next_due().is_some()) {
-            self.spool.close_file(now())?;
+        let now = Now::read();
+        let next_due_ms = self.spool.next_due_ms();
+        if next_due_ms.is_some_and(|due_ms| due_ms <= now.mono_ms || stopped) {
+            self.spool.close_file(now)?;
             self.shared.metrics.result_files.add(1);
         }
         Ok(!stopped)
@@ -142,8 +154,7 @@ impl Spooler {
         if let Some(item) = self.waiting.take() {
             return Some(item);
         }
-        let wait =
-            self.spool.next_due().map_or(LOOK, |due| Duration::from_millis(due.since(now())).min(LOOK));
+        let wait = self.spool.next_due_ms().map_or(LOOK, |due_ms| until_ms(due_ms).min(LOOK));
         match self.items.recv_timeout(wait) {
             Ok(item) => Some(item),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
@@ -183,15 +194,18 @@ impl Spooler {
 }
 
 /// The presence list's thread: runs until `stop` is gone and nothing waits.
+///
+/// # Errors
+/// An fsync that failed.
 pub fn run_presence(
     mut list: PresenceList,
     rows: &Receiver<PresenceRow>,
     stop: &Receiver<()>,
     shared: &Shared,
-) {
+) -> Result<(), String> {
     let mut failing = false;
     loop {
-        let wait = Duration::from_millis(list.next_due().since(now())).clamp(Duration::from_millis(1), LOOK);
+        let wait = until_ms(list.next_due_ms()).clamp(Duration::from_millis(1), LOOK);
         match rows.recv_timeout(wait) {
             Ok(row) => {
                 list.handle_row(row);
@@ -201,12 +215,15 @@ pub fn run_presence(
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(wait),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        match list.handle_time(now()) {
+        match list.handle_time(Now::read()) {
             Ok(written) => {
                 shared.metrics.presence_files.add(u64::from(written.is_some()));
                 failing = false;
             }
-            Err(error) => {
+            Err(ReplaceError::Sync(error)) => {
+                return Err(format!("presence could not be made durable: {error}"));
+            }
+            Err(ReplaceError::Write(error)) => {
                 if !std::mem::replace(&mut failing, true) {
                     let text = format!("presence cannot be written: {error}; it is tried again until it can");
                     shared.status.say(StatusId::PresenceNotWritten, now(), "spool", text);
@@ -215,24 +232,31 @@ pub fn run_presence(
             }
         }
     }
-    if let Err(error) = list.finish(now()) {
+    if let Err(error) = list.finish(Now::read()) {
         tracing::warn!(%error, "the last presence file could not be written; the next start's full list says it all");
     }
+    Ok(())
 }
 
 /// The courier's thread: runs until `stop` is gone, and a last round after it.
+///
+/// # Errors
+/// An fsync of the server's own disk that failed.
 pub fn run_courier(
     mut courier: Courier,
     messages: &Receiver<StatusMessage>,
     stop: &Receiver<()>,
     shared: &Shared,
-) {
+) -> Result<(), String> {
     let mut rest_until = Instant::now();
     loop {
         let stopped = !matches!(stop.recv_timeout(COURIER_ROUND), Err(RecvTimeoutError::Timeout));
         messages.try_iter().for_each(|message| courier.handle_message(message));
         if stopped || Instant::now() >= rest_until {
-            let round = courier.run(now());
+            let round = courier.run(Now::read());
+            if let Some(error) = round.ended {
+                return Err(format!("status messages could not be made durable: {error}"));
+            }
             shared.metrics.files_carried.add(round.carried as u64);
             if let Some(error) = round.failed {
                 shared.metrics.carry_failures.add(1);
@@ -241,7 +265,7 @@ pub fn run_courier(
             }
         }
         if stopped {
-            return;
+            return Ok(());
         }
     }
 }
@@ -250,6 +274,14 @@ fn is_stopped(stop: &Receiver<()>) -> bool {
     matches!(stop.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected))
 }
 
-fn now() -> UnixMillis {
-    UnixMillis(bgb_daemon::clock::Now::read().unix_ms)
+/// From now until a moment of monotonic time.
+fn until_ms(due_ms: u64) -> Duration {
+    Duration::from_millis(due_ms.saturating_sub(Now::read().mono_ms))
 }
+
+fn now() -> UnixMillis {
+    UnixMillis(Now::read().unix_ms)
+}
+
+#[cfg(test)]
+mod tests;

@@ -95,11 +95,45 @@ pub struct DirEntry {
 /// # Errors
 /// The first step that failed. The temporary file is then removed as well as that can be done.
 pub fn replace_durably(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    try_replace(disk, path, bytes).map_err(ReplaceError::into_inner)
+}
+
+/// Why a file was not replaced, for those who may try again after a write that failed, but never after a sync.
+#[derive(Debug)]
+pub enum ReplaceError {
+    /// It could not be written: the old bytes are there. It may be tried again when there is room.
+    Write(io::Error),
+    /// A sync failed: either the old bytes are there or the new ones, and nobody can tell which will be after a crash.
+    Sync(io::Error),
+}
+
+impl ReplaceError {
+    /// What the system said.
+    #[must_use]
+    pub fn into_inner(self) -> io::Error {
+        match self {
+            Self::Write(error) | Self::Sync(error) => error,
+        }
+    }
+}
+
+impl std::fmt::Display for ReplaceError {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Write(error) | Self::Sync(error)) = self;
+        error.fmt(formatter)
+    }
+}
+
+/// Does what [`replace_durably`] does, and says which kind of step failed.
+///
+/// # Errors
+/// As [`replace_durably`].
+pub fn try_replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), ReplaceError> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::new(
+        return Err(ReplaceError::Write(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("{} names no file in a folder", path.display()),
-        ));
+        )));
     };
     let mut temporary_name = std::ffi::OsString::from(".");
     temporary_name.push(name);
@@ -110,15 +144,16 @@ pub fn replace_durably(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result
     match disk.remove(&temporary) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+        Err(error) => return Err(ReplaceError::Write(error)),
     }
-    let written = write_synced(disk, &temporary, bytes).and_then(|()| disk.rename(&temporary, path));
+    let written = write_synced(disk, &temporary, bytes)
+        .and_then(|()| disk.rename(&temporary, path).map_err(ReplaceError::Write));
     if let Err(error) = written {
         // The first error is the one that matters; a temporary file that stays is removed by the next call.
         let _ = disk.remove(&temporary);
         return Err(error);
     }
-    disk.sync_dir(dir)
+    disk.sync_dir(dir).map_err(ReplaceError::Sync)
 }
 
 /// Creates a folder and those above it that are missing, durably: their names are there after a crash as well.
@@ -143,8 +178,8 @@ pub fn create_dir_durably(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn write_synced(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = disk.create_new(path)?;
-    file.append(bytes)?;
-    file.sync()
+fn write_synced(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), ReplaceError> {
+    let mut file = disk.create_new(path).map_err(ReplaceError::Write)?;
+    file.append(bytes).map_err(ReplaceError::Write)?;
+    file.sync().map_err(ReplaceError::Sync)
 }

@@ -166,7 +166,7 @@ impl ActiveTasks {
         if self.by_id.contains_key(&order.id) {
             return Ok(Taken::Noted);
         }
-        if self.tasks.len() >= self.active_max {
+        if self.uncancelled() >= self.active_max {
             return Err(OrderRefusal::TooManyTasks { task: order.id, limit: self.active_max });
         }
         let cancel = self.cancels.get(&order.id).map(|cancel| Arc::clone(&cancel.signed));
@@ -185,6 +185,12 @@ impl ActiveTasks {
             self.known_at.resize(slot + 1, 0);
         }
         Ok(Taken::Noted)
+    }
+
+    /// Tasks that count against the limit. A cancelled one stays until its end, for the devices that have yet to hear of the cancel,
+    /// but whoever cancels tasks makes room by that; how many of them there may be follows from the limit of cancels.
+    fn uncancelled(&self) -> usize {
+        self.tasks.iter().filter(|(_, task)| task.cancel.is_none()).count()
     }
 
     /// Takes a release, which takes effect when its own time and the task's have come.

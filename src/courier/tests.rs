@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use bgb_daemon::disk::{SimDisk, create_dir_durably};
 use bgb_protocol::ids::ServerId;
 
@@ -11,6 +9,10 @@ fn courier(disk: &SimDisk) -> Courier {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
     let outgoing = Outgoing::open(disk, Path::new("/spool"), "LAB".parse().unwrap(), ServerId(1), 7).unwrap();
     Courier::new(outgoing, PathBuf::from(INBOX))
+}
+
+fn at(ms: u64) -> Now {
+    Now { unix_ms: ms, boot_ms: ms, mono_ms: ms }
 }
 
 fn put(courier: &Courier, kind: FileKind, sequence: u64) -> String {
@@ -27,7 +29,7 @@ fn files_arrive_and_are_there_after_a_crash() {
     let mut courier = courier(&disk);
     create_dir_durably(&disk, Path::new(INBOX)).unwrap();
     let name = put(&courier, FileKind::Results, 1);
-    let round = courier.run(UnixMillis(1));
+    let round = courier.run(at(1));
     assert_eq!((round.carried, round.failed.is_none()), (1, true));
     disk.crash(5);
     assert_eq!(names(&disk, INBOX), [name]);
@@ -42,12 +44,43 @@ fn while_the_inbox_is_gone_results_wait_and_old_presence_is_dropped() {
     let full = put(&courier, FileKind::PresenceFull, 3);
     let delta = put(&courier, FileKind::PresenceDelta, 4);
     let results = put(&courier, FileKind::Results, 1);
-    assert!(courier.run(UnixMillis(1)).failed.is_some());
+    assert!(courier.run(at(1)).failed.is_some());
     let waiting = names(&disk, "/spool/outgoing");
     assert!(outdated.iter().all(|name| !waiting.contains(name)), "{waiting:?}");
     assert!([full, delta, results].iter().all(|name| waiting.contains(name)), "{waiting:?}");
     create_dir_durably(&disk, Path::new(INBOX)).unwrap();
-    assert_eq!(courier.run(UnixMillis(2)).carried, 3);
+    assert_eq!(courier.run(at(2)).carried, 3);
+}
+
+#[test]
+fn a_file_that_cannot_go_does_not_keep_the_others() {
+    let disk = SimDisk::new();
+    let mut courier = courier(&disk);
+    create_dir_durably(&disk, Path::new(INBOX)).unwrap();
+    let stuck = put(&courier, FileKind::Results, 1);
+    let free = put(&courier, FileKind::Results, 2);
+    // Something that is no file has its name.
+    disk.create_dir_all(&Path::new(INBOX).join(&stuck)).unwrap();
+    let round = courier.run(at(1));
+    assert_eq!((round.carried, round.failed.is_some()), (1, true));
+    assert_eq!(names(&disk, "/spool/outgoing"), [stuck]);
+    assert!(names(&disk, INBOX).contains(&free));
+}
+
+#[test]
+fn a_name_that_the_inbox_did_not_sync_is_synced_in_the_next_round() {
+    let disk = SimDisk::new();
+    let mut courier = courier(&disk);
+    create_dir_durably(&disk, Path::new(INBOX)).unwrap();
+    let name = put(&courier, FileKind::Results, 1);
+    disk.fail_next_sync();
+    assert!(courier.run(at(1)).failed.is_some());
+    assert!(courier.run(at(2)).failed.is_none(), "nothing waits, but something was owed");
+    disk.sync_dir(Path::new("/spool/outgoing")).unwrap();
+    for seed in 0..20 {
+        disk.crash(seed);
+        assert_eq!(names(&disk, INBOX), std::slice::from_ref(&name));
+    }
 }
 
 #[test]
@@ -56,10 +89,10 @@ fn an_inbox_that_stays_away_is_said_once_it_is_back() {
     let mut courier = courier(&disk);
     put(&courier, FileKind::Results, 1);
     for second in 0..15 {
-        courier.run(UnixMillis(second * 1_000));
+        courier.run(at(second * 1_000));
     }
     create_dir_durably(&disk, Path::new(INBOX)).unwrap();
-    courier.run(UnixMillis(16_000));
+    courier.run(at(16_000));
     let said: Vec<_> = names(&disk, INBOX).into_iter().filter(|name| name.ends_with("SVF")).collect();
     assert_eq!(said.len(), 1);
 }

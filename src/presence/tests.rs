@@ -14,7 +14,11 @@ const PACE: PresencePace = PresencePace { full_ms: 300_000, delta_ms: 3_000 };
 fn list(disk: &SimDisk) -> PresenceList {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
     let outgoing = Outgoing::open(disk, Path::new("/spool"), "LAB".parse().unwrap(), ServerId(1), 7).unwrap();
-    PresenceList::new(outgoing, PACE, UnixMillis(0))
+    PresenceList::new(outgoing, PACE, at(0))
+}
+
+fn at(ms: u64) -> Now {
+    Now { unix_ms: ms, boot_ms: ms, mono_ms: ms }
 }
 
 fn online(device: u32, session: u64) -> PresenceRow {
@@ -69,19 +73,29 @@ fn the_first_file_is_a_full_list_and_deltas_follow_what_changes() {
     let mut list = list(&disk);
     list.handle_row(online(5, 1));
     list.handle_row(online(2, 1));
-    assert_eq!(list.handle_time(UnixMillis(2_999)).unwrap(), None);
-    assert_eq!(list.handle_time(UnixMillis(3_000)).unwrap(), Some(FileKind::PresenceFull));
-    assert_eq!(list.handle_time(UnixMillis(60_000)).unwrap(), None, "nothing has changed");
+    assert_eq!(list.handle_time(at(2_999)).unwrap(), None);
+    assert_eq!(list.handle_time(at(3_000)).unwrap(), Some(FileKind::PresenceFull));
+    assert_eq!(list.handle_time(at(60_000)).unwrap(), None, "nothing has changed");
     list.handle_row(offline(5, 1));
     list.handle_row(online(9, 4));
-    assert_eq!(list.handle_time(UnixMillis(61_000)).unwrap(), Some(FileKind::PresenceDelta));
-    assert_eq!(list.handle_time(UnixMillis(303_000)).unwrap(), Some(FileKind::PresenceFull));
+    assert_eq!(list.handle_time(at(61_000)).unwrap(), Some(FileKind::PresenceDelta));
+    assert_eq!(list.handle_time(at(303_000)).unwrap(), Some(FileKind::PresenceFull));
     let expected = [
         (FileKind::PresenceFull, 1, vec![online(2, 1), online(5, 1)]),
         (FileKind::PresenceDelta, 2, vec![offline(5, 1), online(9, 4)]),
         (FileKind::PresenceFull, 3, vec![online(2, 1), online(9, 4)]),
     ];
     assert_eq!(files(&disk), expected);
+}
+
+#[test]
+fn a_wall_clock_that_is_set_back_holds_no_list_back() {
+    let disk = SimDisk::new();
+    let mut list = list(&disk);
+    let late = |mono_ms| Now { unix_ms: 0, boot_ms: mono_ms, mono_ms };
+    list.handle_time(Now { unix_ms: 9_000_000, ..late(3_000) }).unwrap();
+    list.handle_row(online(5, 1));
+    assert_eq!(list.handle_time(late(6_000)).unwrap(), Some(FileKind::PresenceDelta));
 }
 
 #[test]
@@ -92,7 +106,18 @@ fn the_late_end_of_an_old_session_hides_no_new_one() {
     list.handle_row(online(5, 2));
     list.handle_row(offline(5, 1));
     assert_eq!(list.online(), 1);
-    list.handle_time(UnixMillis(3_000)).unwrap();
+    list.handle_time(at(3_000)).unwrap();
+    assert_eq!(files(&disk), [(FileKind::PresenceFull, 1, vec![online(5, 2)])]);
+}
+
+#[test]
+fn the_late_beginning_of_an_old_session_hides_no_new_one() {
+    let disk = SimDisk::new();
+    let mut list = list(&disk);
+    list.handle_row(online(5, 2));
+    list.handle_row(online(5, 1));
+    list.handle_row(offline(5, 1));
+    list.handle_time(at(3_000)).unwrap();
     assert_eq!(files(&disk), [(FileKind::PresenceFull, 1, vec![online(5, 2)])]);
 }
 
@@ -100,10 +125,10 @@ fn the_late_end_of_an_old_session_hides_no_new_one() {
 fn a_device_that_came_and_went_between_two_files_is_told_as_gone() {
     let disk = SimDisk::new();
     let mut list = list(&disk);
-    list.handle_time(UnixMillis(3_000)).unwrap();
+    list.handle_time(at(3_000)).unwrap();
     list.handle_row(online(5, 1));
     list.handle_row(offline(5, 1));
-    list.handle_time(UnixMillis(6_000)).unwrap();
+    list.handle_time(at(6_000)).unwrap();
     assert_eq!(files(&disk)[1], (FileKind::PresenceDelta, 2, vec![offline(5, 1)]));
 }
 
@@ -113,8 +138,8 @@ fn a_disk_that_refuses_is_tried_again_with_the_same_number() {
     let mut list = list(&disk);
     list.handle_row(online(5, 1));
     disk.set_full(true);
-    assert!(list.handle_time(UnixMillis(3_000)).is_err());
+    assert!(list.handle_time(at(3_000)).is_err());
     disk.set_full(false);
-    assert_eq!(list.handle_time(UnixMillis(3_500)).unwrap(), Some(FileKind::PresenceFull));
+    assert_eq!(list.handle_time(at(3_500)).unwrap(), Some(FileKind::PresenceFull));
     assert_eq!(files(&disk), [(FileKind::PresenceFull, 1, vec![online(5, 1)])]);
 }

@@ -14,7 +14,7 @@ use bgb_protocol::certificate::Identity;
 use bgb_protocol::ids::DeviceId;
 
 use super::slots::SlotKey;
-use crate::tls::{TlsFault, TlsSession};
+use crate::tls::{Fed, TlsFault, TlsSession};
 
 /// Most bytes that a peer may send before it has shown who it is: a ClientHello with the hybrid key share (some 1,600 bytes), a
 /// resumption ticket, and a certificate with its proof fit several times.
@@ -48,6 +48,8 @@ pub struct Channel {
     pub socket: SlotKey,
     /// How far it has got.
     pub state: ChannelState,
+    /// Whose it is, once it has shown that.
+    pub device: Option<DeviceId>,
     tls: TlsSession,
     partial: Vec<u8>,
     allowance: Allowance,
@@ -83,7 +85,7 @@ impl Allowance {
 pub enum Progress {
     /// The handshake goes on.
     Handshaking,
-    /// The handshake is over, just now.
+    /// The handshake is over, just now. The channel is open when the reactor has a seat for it.
     Opened(Box<(DeviceId, Identity)>),
     /// Bytes of an open channel.
     Open,
@@ -94,7 +96,14 @@ impl Channel {
     #[must_use]
     pub fn new(socket: SlotKey, tls: TlsSession) -> Self {
         let allowance = Allowance { messages: MESSAGES_MAX, filled: Tick(0) };
-        Self { socket, state: ChannelState::Handshaking { bytes: 0 }, tls, partial: Vec::new(), allowance }
+        Self {
+            socket,
+            state: ChannelState::Handshaking { bytes: 0 },
+            device: None,
+            tls,
+            partial: Vec::new(),
+            allowance,
+        }
     }
 
     /// Counts a message; `false` when the peer has sent more than it may.
@@ -113,22 +122,34 @@ impl Channel {
         plaintext: &mut Vec<u8>,
         records: &mut Vec<u8>,
     ) -> Result<(Progress, bool), TlsFault> {
-        let fed = self.tls.feed(received, plaintext);
-        self.tls.take_output(records);
-        let fed = fed?;
-        let ChannelState::Handshaking { bytes } = &mut self.state else {
-            return Ok((Progress::Open, fed.peer_closed));
+        let ChannelState::Handshaking { bytes } = self.state else {
+            let peer_closed = self.feed_tls(received, plaintext, records)?.peer_closed;
+            return Ok((Progress::Open, peer_closed));
         };
-        *bytes += received.len();
+        // No more than a handshake may have goes in before it is seen whether that was enough: a stranger's flood costs no parsing.
+        let (first, rest) = received.split_at(received.len().min(HANDSHAKE_BYTES_MAX - bytes));
+        let fed = self.feed_tls(first, plaintext, records)?;
         if fed.established {
             let device = self.tls.device()?;
-            self.state = ChannelState::Open;
-            return Ok((Progress::Opened(Box::new(device)), fed.peer_closed));
+            let peer_closed = fed.peer_closed || self.feed_tls(rest, plaintext, records)?.peer_closed;
+            return Ok((Progress::Opened(Box::new(device)), peer_closed));
         }
-        if *bytes > HANDSHAKE_BYTES_MAX {
-            return Err(TlsFault::handshake_too_long(*bytes));
+        if !rest.is_empty() {
+            return Err(TlsFault::handshake_too_long(bytes + received.len()));
         }
+        self.state = ChannelState::Handshaking { bytes: bytes + first.len() };
         Ok((Progress::Handshaking, fed.peer_closed))
+    }
+
+    fn feed_tls(
+        &mut self,
+        received: &[u8],
+        plaintext: &mut Vec<u8>,
+        records: &mut Vec<u8>,
+    ) -> Result<Fed, TlsFault> {
+        let fed = self.tls.feed(received, plaintext);
+        self.tls.take_output(records);
+        fed
     }
 
     /// What was left of the bytes before, and `plaintext` after it.

@@ -101,10 +101,11 @@ impl Listener {
         self.ready && self.resting_until.is_none_or(|until| until <= now)
     }
 
-    /// When a rest ends.
+    /// When a rest ends. One that is over by `now` is none: whoever may not accept at present would be woken by it for nothing,
+    /// again and again.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<Instant> {
-        self.resting_until
+    pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        self.resting_until.filter(|until| *until > now)
     }
 
     /// Takes the next connection.
@@ -183,5 +184,18 @@ mod tests {
         assert!(matches!(listener.accept(now), Accepted::Connection(..)));
         assert!(matches!(listener.accept(now), Accepted::Nobody));
         assert!(!listener.has_work(now));
+    }
+
+    #[test]
+    fn a_rest_that_is_over_wakes_nobody() {
+        let poll = Poll::new().unwrap();
+        let socket = bind(loopback(0)).unwrap();
+        let mut listener = Listener::start(socket, poll.registry(), Token(0)).unwrap();
+        let now = Instant::now();
+        listener.resting_until = Some(now + REST);
+        assert_eq!(listener.next_deadline(now), Some(now + REST));
+        assert!(!listener.has_work(now));
+        assert_eq!(listener.next_deadline(now + REST), None);
+        assert!(listener.has_work(now + REST));
     }
 }

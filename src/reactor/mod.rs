@@ -8,9 +8,12 @@
 
 pub mod channel;
 mod closing;
+pub mod closing_log;
+pub mod handshakes;
 pub mod listener;
 pub mod mailbox;
 mod reading;
+pub mod room;
 pub mod scratch;
 pub mod slots;
 pub mod socket;
@@ -28,12 +31,16 @@ use mio::{Events, Poll, Token};
 
 use self::channel::{Channel, ChannelState};
 use self::closing::transport_fault;
+use self::closing_log::ClosingLog;
+use self::handshakes::Handshakes;
 use self::listener::Listener;
 use self::mailbox::{Inbox, Mailbox, mailbox};
+use self::room::Room;
 use self::scratch::Scratch;
 use self::slots::{SlotKey, Slots};
 use self::socket::{CHOKED_BYTES, FLOWING_BYTES, Flow, Flushed, Reading, Socket, UNSENT_BYTES_MAX};
 use crate::metrics::ShardMetrics;
+use crate::network::Network;
 use crate::shard::{Deed, Letter, Shard};
 use crate::tls::TlsContext;
 
@@ -45,6 +52,9 @@ const LETTERS_PER_TURN: usize = 64;
 const CLOSING_TICKS: u64 = 5_000 / TICK_MS;
 /// How soon to look again when another thread's channel was full.
 const RETRY: Duration = Duration::from_millis(5);
+
+/// How soon to look again whether there is room for whoever waits to be accepted.
+const ROOM_LOOK: Duration = Duration::from_millis(100);
 
 /// Tokens that are no socket's: a socket's slot number never comes near 2^32 - 1.
 const LISTENER: Token = Token(usize::MAX);
@@ -78,8 +88,10 @@ pub struct ReactorParts {
     pub shard: Shard,
     /// What new sessions start from.
     pub tls: Arc<TlsContext>,
-    /// Most connections of this reactor.
-    pub connections_max: usize,
+    /// Room for connections, shared by all reactors.
+    pub room: Arc<Room>,
+    /// Networks whose peers may begin as many handshakes as they like.
+    pub handshake_exempt: Arc<[Network]>,
     /// Counters.
     pub metrics: Arc<ShardMetrics>,
 }
@@ -94,8 +106,10 @@ pub struct Reactor {
     channels: Slots<Channel>,
     shard: Shard,
     tls: Arc<TlsContext>,
-    connections_max: usize,
+    room: Arc<Room>,
+    handshakes: Handshakes,
     metrics: Arc<ShardMetrics>,
+    closing_log: ClosingLog,
     scratch: Scratch,
     /// Ends of handshakes and of closings, by channel slot. The hub has a wheel of its own.
     deadlines: Wheel,
@@ -125,8 +139,10 @@ impl Reactor {
             channels: Slots::default(),
             shard: parts.shard,
             tls: parts.tls,
-            connections_max: parts.connections_max,
+            room: parts.room,
+            handshakes: Handshakes::new(parts.handshake_exempt),
             metrics: parts.metrics,
+            closing_log: ClosingLog::default(),
             scratch: Scratch::new(),
             deadlines: Wheel::new(),
             readable: VecDeque::new(),
@@ -192,6 +208,7 @@ impl Reactor {
                 token => {
                     let key = SlotKey::from(token);
                     let Some(socket) = self.sockets.tenant_mut(key) else { continue };
+                    socket.read_closed |= event.is_read_closed();
                     if (event.is_readable() || event.is_read_closed() || event.is_error())
                         && socket.reading == Reading::Waiting
                     {
@@ -211,8 +228,8 @@ impl Reactor {
     /// How long the poll may wait: not at all while work is left over; else until the next deadline.
     fn timeout(&self) -> Option<Duration> {
         let now = Instant::now();
-        let accepting =
-            self.listener.as_ref().is_some_and(|listener| self.may_accept() && listener.has_work(now));
+        let somebody_waits = self.listener.as_ref().is_some_and(|listener| listener.has_work(now));
+        let accepting = somebody_waits && self.may_accept();
         if accepting || !self.readable.is_empty() || self.more_letters || !self.dirty.is_empty() {
             return Some(Duration::ZERO);
         }
@@ -225,9 +242,11 @@ impl Reactor {
         [
             self.shard.next_deadline().map(until_tick),
             self.deadlines.next_deadline().map(until_tick),
-            self.listener.as_ref().and_then(Listener::next_deadline).map(until),
+            self.listener.as_ref().and_then(|listener| listener.next_deadline(now)).map(until),
             self.stopping_until.map(until),
             self.shard.is_backed_up().then_some(RETRY),
+            // Another reactor may make room, and does not say so.
+            (somebody_waits && self.room.is_full()).then_some(ROOM_LOOK),
         ]
         .into_iter()
         .flatten()
@@ -318,10 +337,15 @@ impl Reactor {
     }
 
     fn write(&mut self, now: Now, channel_key: SlotKey) {
-        let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
-        if channel.state != ChannelState::Open {
-            return;
+        let Some(channel) = self.channels.tenant(channel_key) else { return };
+        if channel.state == ChannelState::Open {
+            self.seal_and_send(now, channel_key);
         }
+    }
+
+    /// Sends the frame that was put together.
+    fn seal_and_send(&mut self, now: Now, channel_key: SlotKey) {
+        let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
         self.scratch.records.clear();
         channel.seal(&self.scratch.frame, &mut self.scratch.records);
         let key = channel.socket;

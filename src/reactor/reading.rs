@@ -15,6 +15,7 @@ use mio::net::TcpStream;
 
 use super::channel::{Channel, ChannelState, Progress};
 use super::closing::transport_fault;
+use super::closing_log::Closing;
 use super::listener::Accepted;
 use super::scratch::Scratch;
 use super::slots::SlotKey;
@@ -31,7 +32,7 @@ const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
 
 impl Reactor {
     pub(super) fn may_accept(&self) -> bool {
-        self.sockets.len() < self.connections_max && !self.shard.is_backed_up()
+        !self.room.is_full() && self.handshakes.has_room() && !self.shard.is_backed_up()
     }
 
     pub(super) fn accept(&mut self) {
@@ -43,10 +44,18 @@ impl Reactor {
             let Some(listener) = self.listener.as_mut().filter(|listener| listener.has_work(now)) else {
                 return;
             };
+            if !self.room.enter() {
+                return;
+            }
             match listener.accept(now) {
-                Accepted::Connection(stream, peer) => self.take_in(stream, peer),
-                Accepted::Nobody => return,
+                Accepted::Connection(stream, peer) => {
+                    if !self.take_in(stream, peer) {
+                        self.room.leave();
+                    }
+                }
+                Accepted::Nobody => return self.room.leave(),
                 Accepted::Resting(error) => {
+                    self.room.leave();
                     self.metrics.accept_failures.add(1);
                     tracing::warn!(
                         %error,
@@ -59,12 +68,29 @@ impl Reactor {
         }
     }
 
-    fn take_in(&mut self, stream: TcpStream, peer: SocketAddr) {
+    /// Takes a connection in; `false` when it is let go at once.
+    fn take_in(&mut self, stream: TcpStream, peer: SocketAddr) -> bool {
+        let now = self.now();
+        self.metrics.accepted.add(1);
+        if !self.handshakes.begin(peer.ip(), now.tick) {
+            let reason = CloseReason::TooManyHandshakes;
+            self.note_closing(now, &Closing { peer, device: None, reason, detail: "" });
+            return false;
+        }
+        let begun = self.begin_channel(now, stream, peer);
+        if !begun {
+            self.handshakes.end(peer.ip());
+        }
+        self.metrics.handshakes_in_flight.set(self.handshakes.in_flight() as u64);
+        begun
+    }
+
+    fn begin_channel(&mut self, now: Now, stream: TcpStream, peer: SocketAddr) -> bool {
         let tls = match TlsSession::new(&self.tls) {
             Ok(tls) => tls,
             Err(error) => {
                 tracing::error!(%error, "a TLS session could not be begun");
-                return;
+                return false;
             }
         };
         // Each needs the other's key: the socket's slot is known once it is taken.
@@ -77,15 +103,14 @@ impl Reactor {
             tracing::warn!(%peer, %error, "a connection cannot be polled; it is closed");
             self.sockets.remove(key);
             self.channels.remove(channel);
-            return;
+            return false;
         }
         // It may have spoken before it was registered; an edge that came first would be lost.
         socket.reading = Reading::Listed;
         self.readable.push_back(key);
-        let now = self.now();
         self.deadlines.arm(channel.index, Tick(now.tick.0 + HANDSHAKE_TICKS));
-        self.metrics.accepted.add(1);
         self.metrics.connections.set(self.sockets.len() as u64);
+        true
     }
 
     pub(super) fn read(&mut self, now: Now) {
@@ -112,8 +137,9 @@ impl Reactor {
                 self.feed(now, key, channel, bytes);
                 let Some(socket) = self.sockets.tenant_mut(key) else { return };
                 if socket.reading == Reading::Listed {
-                    // A stream that gave less than was asked for is empty, and its next edge is armed (epoll(7)).
-                    if bytes < self.scratch.received.len() {
+                    // A stream that gave less than was asked for is empty, and its next edge is armed (epoll(7)). But an end that was
+                    // told together with these bytes is not told again.
+                    if bytes < self.scratch.received.len() && !socket.read_closed {
                         socket.reading = Reading::Waiting;
                     } else {
                         self.readable.push_back(key);
@@ -156,19 +182,25 @@ impl Reactor {
 
     fn open(&mut self, now: Now, key: SlotKey, channel_key: SlotKey, peer: &(DeviceId, Identity)) {
         let (device, identity) = peer;
-        let (Some(socket), Some(channel)) = (self.sockets.tenant(key), self.channels.tenant(channel_key))
+        let (Some(socket), Some(channel)) = (self.sockets.tenant(key), self.channels.tenant_mut(channel_key))
         else {
             return;
         };
-        self.deadlines.cancel(channel_key.index);
+        channel.device = Some(*device);
         self.metrics.handshakes.add(1);
         self.metrics.resumed.add(u64::from(channel.is_resumed()));
+        if !self.room.take_seat() {
+            return self.turn_away(now, channel_key, CloseReason::ServerFull);
+        }
+        channel.state = ChannelState::Open;
         let peer = Peer {
             device: *device,
             address: socket.peer,
             fingerprint: identity.fingerprint,
             certificate_ends: identity.not_after,
         };
+        self.deadlines.cancel(channel_key.index);
+        self.on_handshake_over(peer.address);
         self.shard.handle_opened(now, hub_key(channel_key), peer);
         self.do_deeds(now);
     }

@@ -22,6 +22,9 @@ pub const FLOWING_BYTES: usize = 32 * 1024;
 /// 60 KiB at most; whoever asks again without reading has earned the end.
 pub const UNSENT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// Bytes sent that a buffer may still hold at its front: moving what is behind them for less would cost more than it frees.
+const SENT_BYTES_KEPT: usize = 64 * 1024;
+
 /// How long the kernel may hold bytes that the peer does not acknowledge (TCP_USER_TIMEOUT, RFC 5482): so soon a peer
 /// that vanished without a word is found when something is sent to it.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,10 +74,19 @@ pub struct Socket {
     pub reading: Reading,
     /// See [`Flow`].
     pub flow: Flow,
+    /// The kernel has said that the peer closed its half. No edge comes for that again, so the socket is read until its end.
+    pub read_closed: bool,
     /// On the reactor's list of those with something to write.
     pub dirty: bool,
     asks_writable: bool,
-    unsent: Vec<u8>,
+    unsent: Unsent,
+}
+
+/// Bytes that the kernel would not take yet, in their order.
+#[derive(Debug, Default)]
+struct Unsent {
+    bytes: Vec<u8>,
+    /// How many of them it has taken since.
     sent: usize,
 }
 
@@ -92,10 +104,10 @@ impl Socket {
             channel,
             reading: Reading::Waiting,
             flow: Flow::Flowing,
+            read_closed: false,
             dirty: false,
             asks_writable: false,
-            unsent: Vec::new(),
-            sent: 0,
+            unsent: Unsent::default(),
         }
     }
 
@@ -124,13 +136,13 @@ impl Socket {
     /// Bytes that wait to be sent.
     #[must_use]
     pub fn unsent_bytes(&self) -> usize {
-        self.unsent.len() - self.sent
+        self.unsent.rest().len()
     }
 
     /// Sends `bytes` after what waits already; what the kernel does not take waits.
     pub fn write(&mut self, bytes: &[u8]) -> Flushed {
         if self.unsent_bytes() > 0 {
-            self.unsent.extend_from_slice(bytes);
+            self.unsent.push(bytes);
             return Flushed::Blocked;
         }
         let mut rest = bytes;
@@ -139,7 +151,7 @@ impl Socket {
                 Ok(taken) => rest = &rest[taken..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.unsent.extend_from_slice(rest);
+                    self.unsent.push(rest);
                     return Flushed::Blocked;
                 }
                 Err(error) => return Flushed::Broken(error),
@@ -150,16 +162,14 @@ impl Socket {
 
     /// Sends what waits. When all is sent, the buffer is given back.
     pub fn flush(&mut self) -> Flushed {
-        while self.sent < self.unsent.len() {
-            match self.stream.write(&self.unsent[self.sent..]) {
-                Ok(taken) => self.sent += taken,
+        while !self.unsent.rest().is_empty() {
+            match self.stream.write(self.unsent.rest()) {
+                Ok(taken) => self.unsent.on_sent(taken),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flushed::Blocked,
                 Err(error) => return Flushed::Broken(error),
             }
         }
-        self.unsent = Vec::new();
-        self.sent = 0;
         Flushed::Empty
     }
 
@@ -182,5 +192,54 @@ impl Socket {
     pub fn shutdown(&mut self) {
         // It fails only where the connection is gone, which is what it is for.
         let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+}
+
+impl Unsent {
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The kernel took `bytes` more. A reader that is slow but steady never lets the buffer become empty, so what was sent is
+    /// dropped on the way, and only when that moves no more bytes than it drops.
+    fn on_sent(&mut self, bytes: usize) {
+        self.sent += bytes;
+        if self.rest().is_empty() {
+            *self = Self::default();
+        } else if self.sent >= SENT_BYTES_KEPT.max(self.bytes.len() / 2) {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_is_slow_but_steady_does_not_make_the_buffer_grow() {
+        let mut unsent = Unsent::default();
+        unsent.push(&[0; CHOKED_BYTES]);
+        for round in 0..10_000_usize {
+            unsent.push(&[round as u8; 4_096]);
+            unsent.on_sent(4_096);
+        }
+        assert_eq!(unsent.rest().len(), CHOKED_BYTES);
+        assert!(unsent.bytes.len() <= 2 * CHOKED_BYTES + SENT_BYTES_KEPT, "{}", unsent.bytes.len());
+        assert!(unsent.rest().starts_with(&[(10_000 - CHOKED_BYTES / 4_096) as u8; 4_096]), "in their order");
+    }
+
+    #[test]
+    fn a_buffer_that_is_empty_is_given_back() {
+        let mut unsent = Unsent::default();
+        unsent.push(&[0; 1_000]);
+        unsent.on_sent(400);
+        unsent.on_sent(600);
+        assert_eq!((unsent.rest().len(), unsent.bytes.capacity()), (0, 0));
     }
 }

@@ -2,7 +2,9 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream as StdStream};
 
 use bgb_hub::{Hub, HubOptions};
-use bgb_protocol::ids::ServerId;
+use bgb_protocol::frame::Frame;
+use bgb_protocol::ids::{DeviceId, ServerId};
+use bgb_protocol::message::{RefusedReason, ServerMessage};
 use bgb_site::folder::SiteFolder;
 use bgb_site::init::{InitOptions, site_init};
 use crossbeam_channel::bounded;
@@ -11,7 +13,8 @@ use super::*;
 use crate::courier::StatusLine;
 use crate::directory::{Directory, ShardId};
 use crate::shard::Links;
-use crate::tls::TlsFiles;
+use crate::tls::tests::{device_tls, hear};
+use crate::tls::{ALPN, TlsFiles, TlsSession};
 
 /// How long a test waits for what must happen within a few turns.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -20,11 +23,16 @@ struct Bench {
     reactor: Reactor,
     mailbox: Mailbox<Letter>,
     address: SocketAddr,
+    site: SiteFolder,
     _folder: tempfile::TempDir,
 }
 
 impl Bench {
     fn new(connections_max: usize) -> Self {
+        Self::with(Room::new(connections_max, 0), &["127.0.0.0/8"])
+    }
+
+    fn with(room: Room, exempt: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("site");
         let now = UnixMillis(bgb_daemon::clock::Now::read().unix_ms);
@@ -59,18 +67,32 @@ impl Bench {
             jitter_seed: 1,
         });
         let shard = Shard::new(ShardId(0), hub, links, Arc::clone(&metrics), StatusLine::new().0);
-        let reactor = Reactor::new(ReactorParts { doorway, shard, tls, connections_max, metrics });
+        let reactor = Reactor::new(ReactorParts {
+            doorway,
+            shard,
+            tls,
+            room: Arc::new(room),
+            handshake_exempt: exempt.iter().map(|network| network.parse().unwrap()).collect(),
+            metrics,
+        });
         let socket: TcpListener = listener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = socket.local_addr().unwrap();
         listener::listen(&socket).unwrap();
         mailbox.send(Letter::Listen(Arc::new(socket)));
-        Self { reactor, mailbox, address, _folder: folder }
+        Self { reactor, mailbox, address, site, _folder: folder }
     }
 
     fn connect(&self) -> StdStream {
         let stream = StdStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
+    }
+
+    /// What a device hears that offers `alpn`, on a thread of its own.
+    fn hear(&self, device: u32, alpn: &[&[u8]]) -> std::thread::JoinHandle<Vec<u8>> {
+        let tls = device_tls(&self.site, "LAB".parse().unwrap(), DeviceId(device), alpn);
+        let address = self.address;
+        std::thread::spawn(move || hear(tls, address))
     }
 
     /// Turns until `done`. The poll may wait long, so the mailbox is rung before each turn.
@@ -111,6 +133,17 @@ fn a_peer_that_closes_its_half_is_let_go() {
 }
 
 #[test]
+fn an_end_that_comes_together_with_bytes_is_seen_at_once() {
+    let mut bench = Bench::new(10);
+    let mut peer = bench.connect();
+    bench.turn_until(|reactor| reactor.sockets.len() == 1 && reactor.readable.is_empty());
+    // The beginning of a handshake record; both are there before the reactor looks.
+    peer.write_all(&[22, 3, 1]).unwrap();
+    peer.shutdown(Shutdown::Write).unwrap();
+    bench.turn_until(|reactor| closed(reactor, CloseReason::HalfClosed) && reactor.sockets.is_empty());
+}
+
+#[test]
 fn no_more_connections_than_configured_are_held_and_the_next_comes_when_one_goes() {
     let mut bench = Bench::new(2);
     let first = bench.connect();
@@ -124,6 +157,51 @@ fn no_more_connections_than_configured_are_held_and_the_next_comes_when_one_goes
     }
     drop(first);
     bench.turn_until(|reactor| reactor.metrics.accepted.value() == 3);
+}
+
+#[test]
+fn a_device_for_which_there_is_no_seat_is_told_so() {
+    let mut bench = Bench::with(Room::new(1, 1), &["127.0.0.0/8"]);
+    let _seated = bench.hear(1, &[ALPN]);
+    bench.turn_until(|reactor| {
+        reactor.shard.next_deadline().is_some() && reactor.metrics.handshakes.value() == 1
+    });
+    let late = bench.hear(2, &[ALPN]);
+    bench.turn_until(|_| late.is_finished());
+    let heard = late.join().unwrap();
+    let (frame, _) = Frame::decode(&heard).unwrap().unwrap();
+    assert!(matches!(ServerMessage::decode(frame), Ok(Some(ServerMessage::Refused(RefusedReason::Full)))));
+    assert!(closed(&bench.reactor, CloseReason::ServerFull));
+    bench.turn_until(|reactor| reactor.sockets.len() == 1);
+    // The seated one says no hello, and is let go in time; its seat is free again.
+    assert!(!bench.reactor.room.take_seat());
+}
+
+#[test]
+fn a_peer_that_does_not_offer_the_protocol_is_closed() {
+    let mut bench = Bench::new(10);
+    let peer = bench.hear(1, &[]);
+    bench.turn_until(|_| peer.is_finished());
+    assert!(peer.join().unwrap().is_empty());
+    bench.turn_until(|reactor| closed(reactor, CloseReason::HandshakeFailed) && reactor.sockets.is_empty());
+    assert_eq!(bench.reactor.handshakes.in_flight(), 0);
+    assert!(!bench.reactor.room.is_full());
+}
+
+#[test]
+fn a_stranger_with_too_many_handshakes_in_flight_is_closed_and_may_come_again_when_one_is_over() {
+    let mut bench = Bench::with(Room::new(1_000, 0), &[]);
+    let mut peers: Vec<_> = (0..64).map(|_| bench.connect()).collect();
+    bench.turn_until(|reactor| reactor.sockets.len() == 64);
+    let refused = bench.connect();
+    bench.turn_until(|reactor| closed(reactor, CloseReason::TooManyHandshakes));
+    let mut answer = Vec::new();
+    (&refused).read_to_end(&mut answer).unwrap();
+    assert_eq!((answer.len(), bench.reactor.sockets.len()), (0, 64));
+    drop(peers.pop());
+    bench.turn_until(|reactor| reactor.sockets.len() == 63);
+    let _again = bench.connect();
+    bench.turn_until(|reactor| reactor.sockets.len() == 64);
 }
 
 #[test]
@@ -147,6 +225,19 @@ fn an_endless_handshake_ends_at_its_limit_of_bytes() {
     peer.write_all(&more).unwrap();
     peer.write_all(&more).unwrap();
     bench.turn_until(|reactor| closed(reactor, CloseReason::HandshakeGarbage) && reactor.sockets.is_empty());
+}
+
+#[test]
+fn a_flood_in_place_of_a_handshake_is_not_parsed_beyond_its_limit() {
+    let bench = Bench::new(10);
+    let session = TlsSession::new(&bench.reactor.tls).unwrap();
+    let mut channel = Channel::new(SlotKey { index: 0, generation: 0 }, session);
+    // A ClientHello that is announced with 16,000 bytes, and behind its limit a record that rustls would refuse.
+    let mut flood = vec![22, 3, 1, 0x1f, 0xfb, 1, 0, 0x3e, 0x80];
+    flood.resize(channel::HANDSHAKE_BYTES_MAX, 0);
+    flood.extend_from_slice(&[0xff; 1_000]);
+    let fault = channel.feed(&flood, &mut Vec::new(), &mut Vec::new()).unwrap_err();
+    assert!(fault.detail.contains("the handshake is not over"), "{fault:?}");
 }
 
 #[test]

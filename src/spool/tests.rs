@@ -19,6 +19,10 @@ fn open(disk: &SimDisk) -> (Spool, Recovered) {
     Spool::open(outgoing, Path::new("/spool"), 1_000).unwrap()
 }
 
+fn at(ms: u64) -> Now {
+    Now { unix_ms: ms, boot_ms: ms, mono_ms: ms }
+}
+
 fn result(device: u32, word: &str) -> ResultRow {
     let signature = Signature { key: KeyId([1; 8]), bytes: [2; 64] };
     let result = SignedResult { statement: word.into(), signature, output: Vec::new() };
@@ -62,7 +66,7 @@ fn what_was_synced_survives_a_crash_and_is_in_the_next_file() {
     disk.crash(3);
     let (mut spool, recovered) = open(&disk);
     assert!(recovered.results >= 1);
-    spool.close_file(UnixMillis(9)).unwrap();
+    spool.close_file(at(9)).unwrap();
     assert!(filed(&disk).contains(&result(1, "kept")));
 }
 
@@ -75,7 +79,7 @@ fn a_file_holds_the_newest_word_of_each_device() {
     spool.hint(hint(2, DeviceWord::Received));
     spool.keep(result(2, "done")).unwrap();
     spool.keep(result(2, "done")).unwrap();
-    assert_eq!(spool.close_file(UnixMillis(9)).unwrap(), 2);
+    assert_eq!(spool.close_file(at(9)).unwrap(), 2);
     assert_eq!(filed(&disk), [hint(1, DeviceWord::Running), result(2, "done")]);
 }
 
@@ -85,20 +89,80 @@ fn a_differing_second_result_travels_as_well() {
     let (mut spool, _) = open(&disk);
     spool.keep(result(1, "interrupted")).unwrap();
     spool.keep(result(1, "succeeded")).unwrap();
-    assert_eq!(spool.close_file(UnixMillis(9)).unwrap(), 2);
+    assert_eq!(spool.close_file(at(9)).unwrap(), 2);
 }
 
 #[test]
 fn the_first_word_goes_at_once_and_later_ones_gather() {
     let disk = SimDisk::new();
     let (mut spool, _) = open(&disk);
-    assert_eq!(spool.next_due(), None);
+    assert_eq!(spool.next_due_ms(), None);
     spool.keep(result(1, "one")).unwrap();
-    assert_eq!(spool.next_due(), Some(UnixMillis(0)));
-    spool.close_file(UnixMillis(500)).unwrap();
-    assert_eq!(spool.next_due(), None);
+    assert_eq!(spool.next_due_ms(), Some(0));
+    spool.close_file(at(500)).unwrap();
+    assert_eq!(spool.next_due_ms(), None);
     spool.keep(result(2, "two")).unwrap();
-    assert_eq!(spool.next_due(), Some(UnixMillis(1_500)));
+    assert_eq!(spool.next_due_ms(), Some(1_500));
+}
+
+#[test]
+fn a_wall_clock_that_is_set_back_holds_no_file_back() {
+    let disk = SimDisk::new();
+    let (mut spool, _) = open(&disk);
+    spool.keep(result(1, "one")).unwrap();
+    spool.close_file(Now { unix_ms: 9_000_000, boot_ms: 500, mono_ms: 500 }).unwrap();
+    spool.keep(result(2, "two")).unwrap();
+    assert_eq!(spool.next_due_ms(), Some(1_500));
+}
+
+/// Results of five devices in a log, changed by `damage` before the next life reads it.
+fn damaged(damage: impl FnOnce(&mut Vec<u8>)) -> (SimDisk, Spool, Recovered) {
+    let disk = SimDisk::new();
+    let (mut spool, _) = open(&disk);
+    (1..=5).for_each(|device| spool.keep(result(device, "acknowledged")).unwrap());
+    spool.sync().unwrap();
+    let path = spool.log.path.clone();
+    drop(spool);
+    let mut bytes = disk.read(&path).unwrap();
+    damage(&mut bytes);
+    disk.remove(&path).unwrap();
+    disk.create_new(&path).unwrap().append(&bytes).unwrap();
+    let (spool, recovered) = open(&disk);
+    (disk, spool, recovered)
+}
+
+fn logs(disk: &SimDisk) -> Vec<String> {
+    disk.list(Path::new("/spool/log")).unwrap().into_iter().map(|entry| entry.name).collect()
+}
+
+#[test]
+fn a_bad_record_costs_none_of_those_behind_it_and_its_log_is_kept() {
+    for at_fifth in 5..10 {
+        let (disk, mut spool, recovered) = damaged(|bytes| {
+            let place = bytes.len() * at_fifth / 25;
+            bytes[place] ^= 0x55;
+        });
+        assert_eq!(recovered.results, 4);
+        assert!(recovered.damaged_bytes > 0 && recovered.torn_bytes == 0, "{recovered:?}");
+        spool.close_file(at(9)).unwrap();
+        assert_eq!(filed(&disk).len(), 4);
+        assert_eq!(logs(&disk).iter().filter(|name| name.ends_with(".log.bad")).count(), 1);
+        assert_eq!(open(&disk).1, Recovered::default(), "it is not read again");
+    }
+}
+
+#[test]
+fn a_torn_end_is_no_damage_and_a_whole_record_that_is_wrong_is() {
+    let (disk, mut spool, recovered) = damaged(|bytes| bytes.truncate(bytes.len() - 3));
+    assert_eq!((recovered.results, recovered.damaged_bytes), (4, 0));
+    assert!(recovered.torn_bytes > 0);
+    spool.close_file(at(9)).unwrap();
+    assert!(logs(&disk).iter().all(|name| !name.ends_with(".bad")));
+    let (_, _, zeros) = damaged(|bytes| bytes.extend_from_slice(&[0; 200_000]));
+    assert_eq!((zeros.results, zeros.torn_bytes, zeros.damaged_bytes), (5, 200_000, 0));
+    let (_, _, wrong) = damaged(|bytes| *bytes.last_mut().unwrap() ^= 0x55);
+    assert_eq!((wrong.results, wrong.torn_bytes), (4, 0));
+    assert!(wrong.damaged_bytes > 0, "the last record may have been acknowledged");
 }
 
 #[test]
@@ -108,14 +172,14 @@ fn a_full_disk_loses_nothing_and_is_tried_again() {
     spool.keep(result(1, "before")).unwrap();
     disk.set_full(true);
     assert!(matches!(spool.keep(result(2, "during")), Err(SpoolError::Write { .. })));
-    assert!(spool.close_file(UnixMillis(1)).is_err());
+    assert!(spool.close_file(at(1)).is_err());
     disk.set_full(false);
     spool.keep(result(2, "during")).unwrap();
     spool.sync().unwrap();
     disk.crash(1);
     let (mut spool, recovered) = open(&disk);
-    assert_eq!(recovered, Recovered { results: 2, torn_bytes: 0 });
-    assert_eq!(spool.close_file(UnixMillis(2)).unwrap(), 2);
+    assert_eq!(recovered, Recovered { results: 2, torn_bytes: 0, damaged_bytes: 0 });
+    assert_eq!(spool.close_file(at(2)).unwrap(), 2);
 }
 
 #[test]
@@ -126,6 +190,65 @@ fn a_failed_fsync_is_final() {
     disk.fail_next_sync();
     assert!(matches!(spool.sync(), Err(SpoolError::Sync { .. })));
     assert!(spool.sync().is_err(), "it is never tried again");
+}
+
+#[test]
+fn a_failed_fsync_of_a_file_is_final_too() {
+    let disk = SimDisk::new();
+    let (mut spool, _) = open(&disk);
+    spool.keep(result(1, "kept")).unwrap();
+    spool.sync().unwrap();
+    disk.set_full(true);
+    assert!(matches!(spool.close_file(at(1)), Err(SpoolError::Write { .. })));
+    disk.set_full(false);
+    // The log after it may have to be made first, and its folder is synced as well.
+    spool.next_log = Some(Log::create(&disk, Path::new("/spool/log"), 1).unwrap());
+    disk.fail_next_sync();
+    assert!(matches!(spool.close_file(at(2)), Err(SpoolError::Sync { .. })));
+    assert!(filed(&disk).is_empty(), "what could not be synced has no name");
+    disk.crash(4);
+    let (mut spool, recovered) = open(&disk);
+    assert_eq!(recovered.results, 1);
+    spool.close_file(at(3)).unwrap();
+    assert_eq!(filed(&disk), [result(1, "kept")]);
+}
+
+#[test]
+fn a_counter_that_was_set_back_costs_no_earlier_log_its_results() {
+    let disk = SimDisk::new();
+    let (mut spool, _) = open(&disk);
+    spool.keep(result(1, "kept")).unwrap();
+    spool.sync().unwrap();
+    drop(spool);
+    disk.remove(Path::new("/spool/epoch")).unwrap();
+    let (mut spool, recovered) = open(&disk);
+    assert_eq!(recovered.results, 1);
+    spool.keep(result(2, "of this life")).unwrap();
+    spool.close_file(at(2)).unwrap();
+    assert_eq!(filed(&disk), [result(1, "kept"), result(2, "of this life")]);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_for_long_gathers_no_empty_logs() {
+    let disk = SimDisk::new();
+    let (mut spool, _) = open(&disk);
+    spool.keep(result(1, "before")).unwrap();
+    let header = Header {
+        kind: FileKind::Results,
+        site: site(),
+        server: ServerId(1),
+        epoch: spool.outgoing.epoch(),
+        sequence: 1,
+        time: UnixMillis(0),
+        rows: 0,
+        blocks: 0,
+    };
+    // A folder in the way of the file, while logs can still be made.
+    disk.create_dir_all(&Path::new("/spool/outgoing").join(header.file_name())).unwrap();
+    for again in 0..10 {
+        assert!(matches!(spool.close_file(at(again)), Err(SpoolError::Write { .. })));
+    }
+    assert_eq!(disk.list(Path::new("/spool/log")).unwrap().len(), 2);
 }
 
 proptest! {
@@ -149,7 +272,7 @@ proptest! {
                     taken.is_ok()
                 }
                 2 => spool.sync().is_ok_and(|()| { acknowledged.append(&mut kept); true }),
-                _ => spool.close_file(UnixMillis(number as u64)).is_ok_and(|_| { acknowledged.append(&mut kept); true }),
+                _ => spool.close_file(at(number as u64)).is_ok_and(|_| { acknowledged.append(&mut kept); true }),
             };
             if !alive {
                 break;
@@ -158,7 +281,7 @@ proptest! {
         drop(spool);
         disk.crash(seed);
         let (mut spool, _) = open(&disk);
-        spool.close_file(UnixMillis(1_000)).unwrap();
+        spool.close_file(at(1_000)).unwrap();
         let filed = filed(&disk);
         for row in acknowledged {
             prop_assert!(filed.contains(&row), "{row:?} was acknowledged and is gone");

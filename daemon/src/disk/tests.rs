@@ -216,3 +216,15 @@ fn a_pipe_in_a_files_place_is_refused_and_holds_nobody_up() {
     assert_eq!(kind(RealDisk.open_read(&path)), io::ErrorKind::InvalidInput);
     assert_eq!(kind(RealDisk.open_read(folder.path())), io::ErrorKind::InvalidInput);
 }
+
+#[test]
+fn a_replacement_says_whether_it_was_a_write_or_a_sync_that_failed() {
+    let disk = SimDisk::new();
+    let path = Path::new("state");
+    disk.set_full(true);
+    assert!(matches!(try_replace(&disk, path, b"new"), Err(ReplaceError::Write(_))));
+    disk.set_full(false);
+    disk.fail_next_sync();
+    assert!(matches!(try_replace(&disk, path, b"new"), Err(ReplaceError::Sync(_))));
+    assert_eq!(kind(disk.read(path)), io::ErrorKind::NotFound);
+}

@@ -40,6 +40,10 @@ pub(super) use pages::{RESULTS_OF_STATE, RESULTS_PAGE, RESULTS_SUCCEEDED, TASKS_
 /// Most tasks that are active at a time: what a hub looks through at each sign-in.
 pub const TASKS_ACTIVE_MAX: u64 = 1_000;
 
+/// Most tasks whose validity is not over, cancelled ones with them: servers hold a cancel until then, and two for each task that may be
+/// active.
+const TASKS_UNEXPIRED_MAX: u64 = 2 * TASKS_ACTIVE_MAX;
+
 /// How much earlier than now a task may say that it begins: an administrator's command takes a moment.
 const START_PAST_MS: u64 = 60 * 1000;
 
@@ -117,7 +121,7 @@ impl Store {
         let (site, everywhere) = (self.code, &self.online);
         super::write(&self.connection, |connection| {
             let queries = Queries { connection };
-            refuse_one_too_many(connection)?;
+            refuse_one_too_many(connection, now)?;
             let (set, left_out) = queries.target_set(&new.targets)?;
             let digest = set.digest();
             let targets = set.devices().len();
@@ -208,14 +212,20 @@ impl TaskCache {
     }
 }
 
-fn refuse_one_too_many(connection: &Connection) -> Result<(), SiteError> {
-    let mut statement = connection.prepare_cached("SELECT count(*) FROM task WHERE phase = 1")?;
-    let active: i64 = statement.query_row([], |row| row.get(0))?;
-    if unsigned(active) < TASKS_ACTIVE_MAX {
-        return Ok(());
+fn refuse_one_too_many(connection: &Connection, now: UnixMillis) -> Result<(), SiteError> {
+    let sql = "SELECT count(*) FILTER (WHERE phase = 1), count(*) FROM task WHERE phase = 1 OR expires > ?1";
+    let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let (active, unexpired): (i64, i64) = connection.prepare_cached(sql)?.query_row([millis(now)], read)?;
+    if unsigned(active) >= TASKS_ACTIVE_MAX {
+        let advice = "wait until some expire, or cancel some";
+        return Err(SiteError::Limit { what: "active tasks", limit: TASKS_ACTIVE_MAX, advice });
     }
-    let advice = "wait until some expire, or cancel some";
-    Err(SiteError::Limit { what: "active tasks", limit: TASKS_ACTIVE_MAX, advice })
+    if unsigned(unexpired) >= TASKS_UNEXPIRED_MAX {
+        let (what, advice) =
+            ("tasks that have not expired, cancelled ones with them", "wait until some expire");
+        return Err(SiteError::Limit { what, limit: TASKS_UNEXPIRED_MAX, advice });
+    }
+    Ok(())
 }
 
 fn insert(

@@ -173,6 +173,19 @@ fn one_task_too_many_is_refused_aloud() {
 }
 
 #[test]
+fn a_cancelled_task_makes_room_and_is_still_taken_from_those_who_have_it() {
+    let mut rig = Rig::with(|options| options.active_tasks_max = 2);
+    rig.start_task(1, &[1]);
+    rig.start_task(2, &[1]);
+    rig.cancel(1);
+    assert!(rig.order(task_order(3, &[1], START, HOUR_MS)).is_empty(), "it is taken");
+    let out = rig.order(task_order(4, &[1], START, HOUR_MS));
+    assert!(matches!(out[..], [Output::OrderRefused { .. }]), "{out:?}");
+    let late = rig.open(1);
+    assert_eq!(cancels(&rig.hello(late, knowing(1, &[(1, TaskState::Received)]))), [late]);
+}
+
+#[test]
 fn a_cancel_reaches_those_who_have_the_task_unanswered() {
     let mut rig = Rig::new();
     let has = rig.sign_in(1);

@@ -159,6 +159,20 @@ fn a_thousand_tasks_are_active_at_most() {
 }
 
 #[test]
+fn a_cancelled_task_makes_room_until_servers_would_hold_too_many() {
+    let mut site = site_with(1);
+    for _ in 0..2 * TASKS_ACTIVE_MAX {
+        let task = site.start(Action::Ping);
+        site.store.cancel_task(task, "anna", NOW.plus(5), sign_cancel).unwrap();
+    }
+    let new = new_task(Action::Ping, Targets::Everyone);
+    let error = site.store.start_task(&new, NOW, sign).unwrap_err();
+    assert!(error.to_string().contains("not expired"), "{error}");
+    let later = NOW.plus(HOUR_MS);
+    site.store.start_task(&NewTask { not_before: later, ..new }, later, sign).unwrap();
+}
+
+#[test]
 fn pages_of_tasks_go_from_the_newest_back() {
     let mut site = site_with(1);
     let mut started: Vec<_> = (0..5).map(|_| site.start(Action::Ping)).collect();

@@ -1,0 +1,178 @@
+//! Handshakes in flight: how many a stranger may have, and how many there may be in all.
+//!
+//! It is asked before TLS begins, since a handshake is what costs us most and a stranger least. It owns counts and no connection: the
+//! reactor says when a handshake begins and when it is over, however it ends. Each reactor has its own, so that no lock is shared;
+//! the kernel spreads a stranger's connections over them.
+//!
+//! Law: it remembers no more than `ORIGINS_MAX` strangers, whatever comes.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bgb_hub::{TICK_MS, Tick};
+
+use crate::network::{Network, Origin};
+
+/// Handshakes in flight in all: at 10 s for the slowest and some 20 KiB each, 20 MiB. What comes beyond waits in the kernel.
+pub const IN_FLIGHT_MAX: usize = 1_024;
+/// Handshakes in flight of one origin (security.md).
+const IN_FLIGHT_OF_ORIGIN_MAX: u32 = 64;
+/// Handshakes that one origin may begin in a second, and at once (security.md).
+const BEGUN_PER_SECOND: u64 = 200;
+/// Origins that are remembered, at some 40 bytes each. Only those with a handshake in flight must be, and they are fewer.
+const ORIGINS_MAX: usize = 16 * 1_024;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Handshakes {
+    exempt: Arc<[Network]>,
+    in_flight: usize,
+    origins: HashMap<Origin, Strangers>,
+}
+
+/// What is known of one origin.
+#[derive(Clone, Copy, Debug)]
+struct Strangers {
+    in_flight: u32,
+    /// Handshakes that it may begin at `filled`, in thousandths.
+    allowance: u64,
+    filled: Tick,
+}
+
+impl Strangers {
+    const ALLOWANCE_MAX: u64 = BEGUN_PER_SECOND * 1_000;
+
+    fn begin(&mut self, now: Tick) -> bool {
+        let gained = now.since(self.filled).saturating_mul(TICK_MS * BEGUN_PER_SECOND);
+        self.allowance = self.allowance.saturating_add(gained).min(Self::ALLOWANCE_MAX);
+        self.filled = now;
+        if self.in_flight >= IN_FLIGHT_OF_ORIGIN_MAX || self.allowance < 1_000 {
+            return false;
+        }
+        self.allowance -= 1_000;
+        self.in_flight += 1;
+        true
+    }
+}
+
+impl Handshakes {
+    /// None in flight. Peers in the `exempt` networks count in all only: many devices come from one address there.
+    #[must_use]
+    pub fn new(exempt: Arc<[Network]>) -> Self {
+        Self { exempt, in_flight: 0, origins: HashMap::new() }
+    }
+
+    /// Whether another one may begin, whoever it is.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.in_flight < IN_FLIGHT_MAX
+    }
+
+    /// Handshakes in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// `peer` begins a handshake. `false` when it has begun too many: then it has not begun this one.
+    pub fn begin(&mut self, peer: IpAddr, now: Tick) -> bool {
+        if !self.is_exempt(peer) {
+            if self.origins.len() >= ORIGINS_MAX {
+                // So many came within a second: that each begins anew costs less than to remember more of them.
+                self.origins.retain(|_, strangers| strangers.in_flight > 0);
+            }
+            let new = Strangers { in_flight: 0, allowance: Strangers::ALLOWANCE_MAX, filled: now };
+            if !self.origins.entry(peer.into()).or_insert(new).begin(now) {
+                return false;
+            }
+        }
+        self.in_flight += 1;
+        true
+    }
+
+    /// A handshake of `peer` that was begun is over.
+    pub fn end(&mut self, peer: IpAddr) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if !self.is_exempt(peer)
+            && let Some(strangers) = self.origins.get_mut(&peer.into())
+        {
+            strangers.in_flight = strangers.in_flight.saturating_sub(1);
+        }
+    }
+
+    fn is_exempt(&self, peer: IpAddr) -> bool {
+        self.exempt.iter().any(|network| network.contains(peer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    const ONE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+    const SECOND: u64 = 1_000 / TICK_MS;
+
+    fn none_exempt() -> Handshakes {
+        Handshakes::new(Arc::from([]))
+    }
+
+    #[test]
+    fn one_origin_has_64_in_flight_and_the_others_have_theirs() {
+        let mut handshakes = none_exempt();
+        assert_eq!((0..100).filter(|_| handshakes.begin(ONE, Tick(0))).count(), 64);
+        assert!(handshakes.begin(OTHER, Tick(0)));
+        handshakes.end(ONE);
+        assert!(handshakes.begin(ONE, Tick(0)));
+        assert!(!handshakes.begin(ONE, Tick(0)));
+        assert_eq!(handshakes.in_flight(), 65, "those that were refused do not count");
+    }
+
+    #[test]
+    fn one_origin_begins_200_in_a_second_however_quickly_they_end() {
+        let mut handshakes = none_exempt();
+        let mut begun_at = |tick| {
+            let begin = |_: &i32| {
+                let begun = handshakes.begin(ONE, Tick(tick));
+                if begun {
+                    handshakes.end(ONE);
+                }
+                begun
+            };
+            (0..1_000).filter(begin).count()
+        };
+        assert_eq!((begun_at(0), begun_at(0)), (200, 0));
+        assert_eq!(begun_at(SECOND / 2), 100);
+        assert_eq!(begun_at(1_000 * SECOND), 200, "a long rest saves up no more than a second's worth");
+    }
+
+    #[test]
+    fn an_exempt_network_counts_in_all_only() {
+        let mut handshakes = Handshakes::new(Arc::from(["192.0.2.1/32".parse().unwrap()]));
+        assert!((0..IN_FLIGHT_MAX).all(|_| handshakes.has_room() && handshakes.begin(ONE, Tick(0))));
+        assert!(!handshakes.has_room());
+        handshakes.end(ONE);
+        assert!(handshakes.has_room());
+        assert!(handshakes.origins.is_empty());
+    }
+
+    #[test]
+    fn however_many_strangers_come_few_are_remembered() {
+        let mut handshakes = none_exempt();
+        assert!((0..60).all(|_| handshakes.begin(ONE, Tick(0))));
+        for network in 0..100_000_u128 {
+            let stranger = IpAddr::V6(Ipv6Addr::from_bits((0x2001_0db8 << 96) | (network << 64)));
+            assert!(handshakes.begin(stranger, Tick(0)));
+            handshakes.end(stranger);
+            assert!(handshakes.origins.len() <= ORIGINS_MAX);
+        }
+        assert_eq!(
+            (0..10).filter(|_| handshakes.begin(ONE, Tick(0))).count(),
+            4,
+            "what is in flight is known"
+        );
+    }
+}
