@@ -15,6 +15,7 @@
 //! Of connections there is one at a time. After [`Output::Disconnect`] that connection is over here: the caller hands in
 //! nothing more of it, also not that it ended.
 
+mod held;
 mod results;
 mod tasks;
 #[cfg(test)]
@@ -46,6 +47,7 @@ use crate::policy::{Policy, PolicyJudge};
 use crate::random::Random;
 use crate::session::{Act, Session};
 use crate::time::{AgentTime, SKEW_SHOWN_MS, TimeChange};
+use held::Held;
 use results::Outbox;
 use tasks::Running;
 
@@ -210,6 +212,8 @@ pub struct Agent {
     outbox: Outbox,
     /// Tasks that are to be begun, in the order in which they came.
     queue: Vec<TaskId>,
+    /// Pushes that the agent's time does not let it judge yet.
+    held: Held,
     running: BTreeMap<TaskId, Running>,
     /// When a queued task expires or becomes valid, in milliseconds since boot.
     recheck_ms: Option<u64>,
@@ -256,6 +260,7 @@ impl Agent {
             time: AgentTime::new(options.boot, floor, anchor),
             session: Session::new(options.servers.clone(), Random::new(random.up_to(u64::MAX))),
             queue: journal.unfinished(),
+            held: Held::default(),
             options,
             key,
             judge,
@@ -310,7 +315,9 @@ impl Agent {
         self.exchange.handle_time(now.boot_ms, self.policy.settings(), &mut self.random);
         self.give_up_overdue(now)?;
         self.journal.sweep(self.time.floor());
+        self.judge_held(now)?;
         self.start_queued(now)?;
+        self.ask_for_head(now);
         while let Some(act) = self.session.poll(now.boot_ms) {
             self.on_act(now, act);
         }
@@ -333,11 +340,17 @@ impl Agent {
     pub fn next_deadline(&self) -> Option<u64> {
         let session_ms = self.session.next_deadline()?;
         let give_up_ms = self.running.values().map(|running| running.give_up_ms).min();
-        [Some(self.exchange.next_deadline()), give_up_ms, self.recheck_ms, self.outbox.next_deadline()]
-            .into_iter()
-            .flatten()
-            .fold(session_ms, u64::min)
-            .into()
+        [
+            Some(self.exchange.next_deadline()),
+            give_up_ms,
+            self.recheck_ms,
+            self.outbox.next_deadline(),
+            self.head_due_ms(),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(session_ms, u64::min)
+        .into()
     }
 
     /// The agent's own time.
@@ -396,7 +409,7 @@ impl Agent {
             keepalive_secs: self.policy.settings().keepalive_seconds,
             clock_skew_ms: self.time.skew_ms(now),
             policy_version: self.policy.version(),
-            known_tasks: self.journal.known(self.time.at(now)),
+            known_tasks: self.journal.known(self.time.at_least(now)),
         };
         self.outputs.push_back(Output::Say(AgentMessage::Hello(Box::new(hello))));
         Ok(())
@@ -419,7 +432,7 @@ impl Agent {
                 self.session.handle_keepalive_answer();
                 self.on_head(now, &head)?;
             }
-            (SessionPhase::Active, ServerMessage::Task(push)) => self.on_push(now, &push)?,
+            (SessionPhase::Active, ServerMessage::Task(push)) => self.on_push(now, *push)?,
             (SessionPhase::Active, ServerMessage::Cancel(signed)) => self.on_cancel(now, &signed)?,
             (SessionPhase::Active, ServerMessage::ResultKept(task)) => self.on_result_kept(now, task)?,
             (SessionPhase::Active, ServerMessage::Policy(part)) => self.on_policy(now, *part)?,
@@ -473,7 +486,9 @@ impl Agent {
         });
         match head {
             Ok(head) => {
-                let change = self.time.on_head(head.statement().time, now);
+                let time = head.statement().time;
+                self.held.on_head(time);
+                let change = self.time.on_head(time, now);
                 self.keep_time(change)
             }
             Err(fault) => {
@@ -501,7 +516,7 @@ impl Agent {
                     changed = applied.is_changed,
                     "policy applied"
                 );
-                let change = self.time.on_signed_time(applied.issued);
+                let change = self.time.on_signed_time(applied.issued, now);
                 self.keep_time(change)?;
                 self.take_servers();
                 let policy_secs = self.policy.settings().keepalive_seconds;
@@ -538,6 +553,7 @@ impl Agent {
     fn forget_connection(&mut self) {
         self.outbox.handle_lost();
         self.exchange.handle_lost();
+        self.held.handle_lost();
     }
 
     fn keep_time(&mut self, change: TimeChange) -> Result<(), AgentError> {

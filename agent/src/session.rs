@@ -237,6 +237,13 @@ impl Session {
         true
     }
 
+    /// The server's head is wanted now: a keepalive is answered with it.
+    pub(crate) fn want_head(&mut self, now_ms: u64) {
+        if let State::Active(active) = &mut self.state {
+            active.speak_ms = active.speak_ms.min(now_ms);
+        }
+    }
+
     /// The server answered a keepalive.
     pub(crate) fn handle_keepalive_answer(&mut self) {
         if let State::Active(active) = &mut self.state {

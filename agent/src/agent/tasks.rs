@@ -1,7 +1,8 @@
 //! Tasks inside the agent: let in, queued, begun, cancelled, ended.
 //!
 //! It owns the rules of the queue: a ping never waits, one malware scan at a time, one of each other action at a time,
-//! the oldest first. Laws: a task is judged when it comes and again before it is begun; it is begun only after the
+//! the oldest first. Laws: a task is judged when it comes and again before it is begun; none that waits is begun or ended before
+//! a head has told the time in this boot; it is begun only after the
 //! journal has synced that it will be; one that was begun in an earlier life is begun again only if its action is declared
 //! repeatable and it is still valid, else it is interrupted.
 
@@ -14,6 +15,7 @@ use bgb_protocol::message::{AgentMessage, TaskPush};
 use bgb_protocol::state::{RefusalReason, TaskState};
 use bgb_protocol::task::{NOT_BEFORE_TOLERANCE_MS, SignedCancel, SignedTask};
 
+use super::held::HeldPush;
 use super::results::Verdict;
 use super::{Agent, AgentError, Ending, Outcome, Output, Start};
 use crate::journal::Progress;
@@ -60,12 +62,23 @@ enum Readiness {
 
 impl Agent {
     /// A task came.
-    pub(super) fn on_push(&mut self, now: Now, push: &TaskPush) -> Result<(), AgentError> {
+    pub(super) fn on_push(&mut self, now: Now, push: TaskPush) -> Result<(), AgentError> {
         self.counters.pushes += 1;
+        self.decide(now, HeldPush::new(push))
+    }
+
+    /// Judges a push that came now, or that was held.
+    pub(super) fn decide(&mut self, now: Now, push: HeldPush) -> Result<(), AgentError> {
         let own_now = self.time.at(now);
-        match self.judge_at(own_now).judge(push) {
+        match self.judge_at(own_now).judge(push.push()) {
             verify::Verdict::Drop(reason) => {
                 self.on_dropped(&reason);
+                Ok(())
+            }
+            verify::Verdict::Refuse { task, reason, .. } if !self.is_certain(&push, reason) => {
+                if !self.on_known(task) && !self.held.hold(task, push) {
+                    self.on_dropped("too many pushes wait for the site's time");
+                }
                 Ok(())
             }
             verify::Verdict::Refuse { task, expires, reason, memory } => {
@@ -100,9 +113,9 @@ impl Agent {
             }
         };
         let statement = cancel.statement();
-        let change = self.time.on_signed_time(statement.cancelled);
+        let change = self.time.on_signed_time(statement.cancelled, now);
         self.keep_time(change)?;
-        if self.time.at(now) >= statement.expires && self.journal.task(statement.task).is_none() {
+        if self.time.at_least(now) >= statement.expires && self.journal.task(statement.task).is_none() {
             return Ok(());
         }
         if !self.journal.entomb(statement.task, statement.expires)? {
@@ -185,6 +198,10 @@ impl Agent {
     /// Begins every queued task whose turn has come, and ends those that will never be begun.
     pub(super) fn start_queued(&mut self, now: Now) -> Result<(), AgentError> {
         self.recheck_ms = None;
+        if !self.time.is_anchored() {
+            // Whether a task is valid is the site's time to say, not this machine's clock.
+            return Ok(());
+        }
         let own_now = self.time.at(now);
         let mut at = 0;
         while let Some(&task) = self.queue.get(at) {
@@ -230,7 +247,7 @@ impl Agent {
     }
 
     /// Says again how far a known task has come; `false` when it is not known.
-    fn on_known(&mut self, task: TaskId) -> bool {
+    pub(super) fn on_known(&mut self, task: TaskId) -> bool {
         let Some(entry) = self.journal.task(task) else { return false };
         match &entry.progress {
             Progress::Waiting(_) => self.say(AgentMessage::Received(task)),
@@ -300,7 +317,10 @@ impl Agent {
             }
             (Ok(action), _) => action,
             // It was valid when it came: time went back at a restart, and will come there again.
-            (Err(RefusalReason::NotYetValid), None) => {
+            (Err(RefusalReason::NotYetValid), begun)
+                if begun.is_none()
+                    || signed.statement().known_action().is_some_and(Action::is_repeatable) =>
+            {
                 let not_before = signed.statement().not_before.0.saturating_sub(NOT_BEFORE_TOLERANCE_MS);
                 return Readiness::Later(Some(UnixMillis(not_before)));
             }

@@ -413,3 +413,94 @@ fn after_expiry_and_a_day_a_task_is_forgotten_and_still_not_begun_again() {
     bench.server(ServerMessage::Task(Box::new(push)));
     assert_eq!((result(&bench, 1).refusal, bench.started.len()), (Some(RefusalReason::Expired), 1));
 }
+
+#[test]
+fn a_task_that_an_old_head_speaks_against_is_begun_as_soon_as_a_newer_one_comes() {
+    let mut bench = Bench::signed_in();
+    let stale_ms = bench.site.time_ms;
+    // The manager was down; its first word is the task.
+    bench.site.time_ms += 10 * 60_000;
+    bench.said.clear();
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    assert_eq!((bench.results_of(id(1)), bench.agent().task_state(id(1))), (Vec::new(), None));
+    assert!(bench.has_said(&AgentMessage::Keepalive), "a head is asked for");
+    bench.head(stale_ms);
+    assert_eq!(
+        (bench.results_of(id(1)), bench.started.len()),
+        (Vec::new(), 0),
+        "the same head says nothing new"
+    );
+    bench.said.clear();
+    bench.pass(60_000);
+    assert!(bench.has_said(&AgentMessage::Keepalive), "and asked for again");
+    bench.head(bench.site.time_ms);
+    assert_eq!(bench.started, [id(1)]);
+}
+
+#[test]
+fn a_task_that_is_not_valid_by_a_newer_head_either_is_refused_for_good() {
+    let mut bench = Bench::signed_in();
+    let now_ms = bench.site.time_ms;
+    bench.site.time_ms += HOUR_MS;
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    bench.head(now_ms + 1_000);
+    assert_eq!(result(&bench, 1).refusal, Some(RefusalReason::NotYetValid));
+    assert_eq!(bench.agent().task_state(id(1)), Some(TaskState::Refused));
+}
+
+#[test]
+fn a_held_task_is_begun_when_its_time_comes_and_forgotten_with_its_session() {
+    let mut bench = Bench::signed_in();
+    let stale_ms = bench.site.time_ms;
+    bench.site.time_ms += 5 * 60_000;
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    bench.head(stale_ms);
+    bench.pass(5 * 60_000);
+    assert_eq!(bench.started, [id(1)], "no head came, and none is needed any more");
+
+    bench.site.time_ms += 5 * 60_000;
+    bench.push(&TaskSpec::new(2, Action::Ping));
+    bench.handle(Input::Disconnected { reason: "cut".to_owned() });
+    bench.sign_in();
+    assert!(bench.hello().known_tasks.iter().all(|known| known.task != id(2)), "it is pushed again");
+    bench.push(&TaskSpec::new(2, Action::Ping));
+    assert_eq!(bench.started, [id(1), id(2)]);
+}
+
+#[test]
+fn more_pushes_than_may_wait_are_dropped() {
+    let mut bench = Bench::signed_in();
+    bench.site.time_ms += 10 * 60_000;
+    for number in 0..40 {
+        bench.push(&TaskSpec::new(number, Action::Ping));
+    }
+    assert_eq!(bench.agent().counters().pushes_dropped, 8);
+    bench.head(bench.site.time_ms);
+    assert_eq!(bench.started.len(), 32);
+}
+
+#[test]
+fn before_the_first_head_of_a_boot_nothing_is_begun_and_nothing_expires() {
+    for skew_ms in [0, 400 * 24 * HOUR_MS] {
+        let mut bench = Bench::signed_in();
+        bench.push(&TaskSpec::new(1, Action::QuickScan));
+        bench.push(&TaskSpec::new(2, Action::FullScan));
+        bench.push(&TaskSpec::new(3, Action::CollectInventory));
+        bench.started.clear();
+        bench.now.unix_ms += skew_ms;
+        bench.boot_again();
+        bench.start().unwrap();
+        bench.drain();
+        bench.sign_in_without_head();
+        let late = TaskSpec::new(4, Action::Ping);
+        bench.push(&late);
+        bench.push(&TaskSpec { validity_ms: 60_000, ..TaskSpec::new(5, Action::Ping) });
+        assert_eq!((bench.started.len(), bench.all_results()), (0, 0), "skew of {skew_ms} ms");
+        assert_eq!(bench.hello().known_tasks.len(), 3);
+        bench.site.time_ms += 61_000;
+        bench.head(bench.site.time_ms);
+        assert_eq!(bench.started, [id(2), id(3), id(4)]);
+        assert_eq!(result(&bench, 1).state, TaskState::Interrupted);
+        assert_eq!(result(&bench, 5).refusal, Some(RefusalReason::Expired));
+    }
+}

@@ -216,6 +216,12 @@ impl Bench {
         self.handle(Input::Said(message));
     }
 
+    /// A head comes, in answer to a keepalive.
+    pub(super) fn head(&mut self, time_ms: u64) {
+        let head = self.site.head(time_ms);
+        self.server(ServerMessage::KeepaliveAnswer(head));
+    }
+
     pub(super) fn push(&mut self, task: &TaskSpec) {
         let push = self.site.push(task, self.now);
         self.server(ServerMessage::Task(Box::new(push)));
@@ -270,6 +276,13 @@ impl Bench {
         }
         self.handle(Input::Connected { road: RoadTaken::tcp() });
         let welcome = self.site.welcome();
+        self.server(ServerMessage::Welcome(Box::new(welcome)));
+    }
+
+    /// Comes to be welcomed by a server that has no head.
+    pub(super) fn sign_in_without_head(&mut self) {
+        self.handle(Input::Connected { road: RoadTaken::tcp() });
+        let welcome = Welcome { head: Vec::new(), ..self.site.welcome() };
         self.server(ServerMessage::Welcome(Box::new(welcome)));
     }
 
