@@ -62,7 +62,7 @@ pub struct AgentOptions {
     pub device: DeviceId,
     /// The present boot of the machine.
     pub boot: BootId,
-    /// Notification servers, `host:port`, in the order in which they are tried; one at least. A policy may name others.
+    /// Notification servers, `host:port`, in the order in which they are tried; one at least. A policy's go before them.
     pub servers: Vec<String>,
     /// The keys whose signature makes a task, a cancel, a head or a policy the site's.
     pub task_keys: TrustedKeys,
@@ -258,7 +258,10 @@ impl Agent {
         let exchange = Exchange::new(now.boot_ms, policy.settings(), policy.version(), &mut random);
         let mut agent = Self {
             time: AgentTime::new(options.boot, floor, anchor),
-            session: Session::new(options.servers.clone(), Random::new(random.up_to(u64::MAX))),
+            session: Session::new(
+                servers_of(policy.settings(), &options),
+                Random::new(random.up_to(u64::MAX)),
+            ),
             queue: journal.unfinished(),
             held: Held::default(),
             options,
@@ -275,7 +278,6 @@ impl Agent {
             counters: Counters::default(),
             outputs: VecDeque::new(),
         };
-        agent.take_servers();
         agent.handle_time(now)?;
         Ok(agent)
     }
@@ -563,10 +565,10 @@ impl Agent {
         }
     }
 
-    /// Servers are those of the policy, else those of the configuration.
     fn take_servers(&mut self) {
-        let servers = self.policy.settings().servers.as_ref().unwrap_or(&self.options.servers);
-        self.session.set_servers(servers.clone());
+        let policy = self.policy.settings();
+        let preferred = policy.servers.as_ref().map_or(self.options.servers.len(), Vec::len);
+        self.session.set_servers(servers_of(policy, &self.options), preferred);
     }
 
     /// Says something if there is a session to say it in; hints and requests are not kept for the next one.
@@ -576,6 +578,14 @@ impl Agent {
             self.outputs.push_back(Output::Say(message));
         }
     }
+}
+
+/// Those of the policy, then those of the configuration: by a policy that names a wrong one, a site must not lose its devices for
+/// good.
+fn servers_of(policy: &PolicySettings, options: &AgentOptions) -> Vec<String> {
+    let named = policy.servers.as_deref().unwrap_or_default();
+    let others = options.servers.iter().filter(|server| !named.contains(server));
+    named.iter().chain(others).cloned().collect()
 }
 
 /// Makes the state folder, durably: a journal in a folder that a power cut takes away would be no journal.

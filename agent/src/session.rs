@@ -129,9 +129,9 @@ impl Session {
         matches!(&self.state, State::Active(active) if active.abilities.has(ability))
     }
 
-    /// The addresses that policy or configuration name, in their order.
-    pub(crate) fn set_servers(&mut self, servers: Vec<String>) {
-        self.servers.set_configured(servers);
+    /// The addresses that policy and configuration name, in their order, and how many of them are to be preferred.
+    pub(crate) fn set_servers(&mut self, servers: Vec<String>, preferred: usize) {
+        self.servers.set_configured(servers, preferred);
     }
 
     /// A policy that asks for more frequent keepalives holds at once; a longer interval is agreed with the next hello.

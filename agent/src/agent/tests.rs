@@ -290,12 +290,21 @@ fn a_cancelled_download_policy_ends_at_once() {
 }
 
 #[test]
-fn servers_of_a_policy_replace_those_of_the_configuration() {
+fn servers_of_a_policy_go_before_those_of_the_configuration() {
     let mut bench = Bench::signed_in();
-    bench.apply_policy(&[(r#"{"servers": ["new:1"]}"#, 0, 7)]);
+    bench.apply_policy(&[(r#"{"servers": ["new:1", "b:1"]}"#, 0, 7)]);
     bench.handle(Input::Disconnected { reason: "cut".to_owned() });
-    bench.pass(60_000);
+    bench.pass(1_000);
     assert_eq!(bench.connecting_to.as_deref(), Some("new:1"));
+    bench.start().unwrap();
+    let mut tried = Vec::new();
+    for _ in 0..4 {
+        bench.drain();
+        tried.extend(bench.connecting_to.take());
+        bench.handle(Input::ConnectFailed { reason: "no road".to_owned() });
+        bench.pass(bench.deadline() - bench.now.boot_ms);
+    }
+    assert_eq!(tried, ["new:1", "b:1", "a:1", "new:1"]);
 }
 
 #[test]
