@@ -137,6 +137,7 @@ fn scan_with_clamav(
         paths: wanted,
         seconds: begun.elapsed().as_secs(),
         is_complete: ending == Ending::Succeeded,
+        has_summary: matches!(end, End::Exited(_)),
     });
     Outcome { ending, code, output }
 }
