@@ -41,6 +41,7 @@ pub(super) struct Report {
 struct Figures {
     scanned: Option<u64>,
     infected: Option<u64>,
+    errors: Option<u64>,
     signatures: Option<u64>,
 }
 
@@ -49,6 +50,8 @@ pub(super) struct Circumstances<'a> {
     pub(super) engine: &'a str,
     pub(super) version: Option<&'a str>,
     pub(super) paths: &'a [PathBuf],
+    /// Folders that could not be read.
+    pub(super) skipped: &'a [PathBuf],
     pub(super) seconds: u64,
     pub(super) is_complete: bool,
     /// Whether the engine came to its own end, and so to its summary.
@@ -68,6 +71,24 @@ impl Report {
         }
     }
 
+    /// Whether the engine has summed up.
+    pub(super) fn has_summary(&self) -> bool {
+        self.figures.as_ref().is_some_and(|figures| figures.infected.is_some())
+    }
+
+    /// Whether, by its summary, the engine had signatures and scanned.
+    pub(super) fn has_scanned(&self) -> bool {
+        let is_positive = |figure: Option<u64>| figure.is_some_and(|count| count > 0);
+        self.figures
+            .as_ref()
+            .is_some_and(|figures| is_positive(figures.scanned) && is_positive(figures.signatures))
+    }
+
+    /// What was found, by its summary where there is one.
+    pub(super) fn found(&self) -> u64 {
+        self.figures.as_ref().and_then(|figures| figures.infected).unwrap_or(self.found_total)
+    }
+
     /// The result's output.
     pub(super) fn into_json(mut self, circumstances: &Circumstances<'_>) -> Vec<u8> {
         let line = std::mem::take(&mut self.line);
@@ -81,14 +102,19 @@ impl Report {
                 None => (Some(version), None),
             },
         };
-        let paths = circumstances.paths.iter().take(PATHS_SHOWN_MAX);
+        let shown = |paths: &[PathBuf]| -> Vec<String> {
+            paths.iter().take(PATHS_SHOWN_MAX).map(|path| tail(&path.to_string_lossy(), 128)).collect()
+        };
         let figures = self.figures.filter(|_| circumstances.has_summary).unwrap_or_default();
         let mut json = json!({
             "engine": circumstances.engine,
             "engine_version": engine_version.map(|version| tail(version, 256)),
             "signatures_version": signatures_version.map(|version| tail(version, 256)),
             "signatures_loaded": figures.signatures,
-            "paths": paths.map(|path| tail(&path.to_string_lossy(), 128)).collect::<Vec<_>>(),
+            "paths": shown(circumstances.paths),
+            "skipped_total": circumstances.skipped.len(),
+            "skipped": shown(circumstances.skipped),
+            "errors": figures.errors,
             "scanned": figures.scanned,
             "found_total": figures.infected.unwrap_or(self.found_total),
             "found": self.found,
@@ -134,6 +160,7 @@ impl Figures {
         let place = match name {
             "Scanned files" => &mut self.scanned,
             "Infected files" => &mut self.infected,
+            "Total errors" => &mut self.errors,
             "Known viruses" => &mut self.signatures,
             _ => return,
         };
@@ -174,7 +201,15 @@ mod tests {
 
     fn circumstances(is_complete: bool) -> Circumstances<'static> {
         let version = Some("ClamAV 1.4.6/27800/Mon Nov 23 08:00:00 2026");
-        Circumstances { engine: "clamscan", version, paths: &[], seconds: 3, is_complete, has_summary: true }
+        Circumstances {
+            engine: "clamscan",
+            version,
+            paths: &[],
+            skipped: &[],
+            seconds: 3,
+            is_complete,
+            has_summary: true,
+        }
     }
 
     #[test]
