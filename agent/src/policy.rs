@@ -235,8 +235,14 @@ fn verify(
         }
         _ => {}
     }
-    let settings = match statement.settings.as_deref().map(PolicySettings::parse).transpose() {
-        Ok(settings) => settings,
+    let settings = match statement.settings.as_deref().map(PolicySettings::parse_known).transpose() {
+        Ok(Some((settings, unknown))) => {
+            if !unknown.is_empty() {
+                tracing::warn!(document = %name, ?unknown, "settings that this release does not know are passed over");
+            }
+            Some(settings)
+        }
+        Ok(None) => None,
         Err(source) => return Err(PolicyFault::Settings { name, source }),
     };
     let (version, priority, issued) = (statement.version, statement.priority, statement.issued);

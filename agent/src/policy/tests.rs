@@ -63,6 +63,18 @@ fn the_higher_priority_wins_for_each_setting_and_a_restart_changes_nothing() {
 }
 
 #[test]
+fn a_setting_of_a_later_release_does_not_put_a_policy_out_of_force() {
+    let disk = Arc::new(SimDisk::new());
+    let mut policy = open(&disk);
+    let json = r#"{"colour": "blue", "policy_minutes": 5, "allowed_actions": ["ping", "restart"]}"#;
+    policy.apply(&[document("new", 3, 0, json)], &judge()).unwrap();
+    for policy in [policy, open(&disk)] {
+        assert_eq!((policy.version(), policy.settings().policy_minutes), (3, Some(5)));
+        assert!(!policy.settings().allows(bgb_protocol::action::Action::FullScan));
+    }
+}
+
+#[test]
 fn a_document_never_goes_back_also_when_it_was_out_of_force() {
     let disk = Arc::new(SimDisk::new());
     let mut policy = open(&disk);
