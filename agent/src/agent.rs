@@ -601,10 +601,12 @@ fn make_folder(disk: &dyn Disk, options: &AgentOptions) -> io::Result<()> {
     Ok(())
 }
 
-/// A hello's texts have 256 bytes at most; a longer host name is a machine's own oddity, not a reason to stay away.
+/// A hello's texts have 256 bytes at most and no control characters; an odd host name is a machine's own oddity, not a reason to
+/// stay away.
 fn limit_texts(options: &mut AgentOptions) {
     let Platform { os, os_version, arch, hostname } = &mut options.platform;
     for text in [&mut options.agent_version, os, os_version, arch, hostname] {
+        *text = text.replace(char::is_control, "?");
         text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
     }
 }

@@ -513,3 +513,16 @@ fn before_the_first_head_of_a_boot_nothing_is_begun_and_nothing_expires() {
         assert_eq!(result(&bench, 5).refusal, Some(RefusalReason::Expired));
     }
 }
+
+#[test]
+fn a_machine_with_an_odd_name_says_a_hello_that_a_server_reads() {
+    let mut bench = Bench::without_agent();
+    bench.platform.hostname = format!("\u{1b}[2J{}\n", "ä".repeat(200));
+    bench.start().unwrap();
+    bench.drain();
+    bench.handle(Input::Connected { road: RoadTaken::tcp() });
+    let mut frame = Vec::new();
+    AgentMessage::Hello(Box::new(bench.hello().clone())).encode(&mut frame);
+    let (frame, _) = bgb_protocol::frame::Frame::decode(&frame).unwrap().unwrap();
+    AgentMessage::decode(frame).unwrap();
+}

@@ -128,6 +128,7 @@ pub(super) struct Bench {
     boot: BootId,
     device_key: Vec<u8>,
     seed: u64,
+    pub(super) platform: Platform,
     pub(super) said: Vec<AgentMessage>,
     pub(super) started: Vec<TaskId>,
     pub(super) killed: Vec<TaskId>,
@@ -156,6 +157,7 @@ impl Bench {
             boot: BootId([1; 16]),
             device_key: DeviceKey::generate().unwrap().1,
             seed: 1,
+            platform: Platform::default(),
             said: Vec::new(),
             started: Vec::new(),
             killed: Vec::new(),
@@ -185,7 +187,7 @@ impl Bench {
             task_keys: TrustedKeys::new([self.site.key.public()]),
             state: PathBuf::from("/agent/state"),
             agent_version: "0.1.0".to_owned(),
-            platform: Platform::default(),
+            platform: self.platform.clone(),
         };
         let key = DeviceKey::from_pkcs8(&self.device_key).unwrap();
         let disk = Arc::clone(&self.disk) as Arc<dyn Disk>;
