@@ -15,6 +15,7 @@
 //! Of connections there is one at a time. After [`Output::Disconnect`] that connection is over here: the caller hands in
 //! nothing more of it, also not that it ended.
 
+mod heads;
 mod held;
 mod results;
 mod tasks;
@@ -30,7 +31,6 @@ use std::time::Duration;
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::Disk;
 use bgb_protocol::action::Action;
-use bgb_protocol::head::SignedHead;
 use bgb_protocol::ids::{BootId, DeviceId, SiteCode, TaskId, UnixMillis};
 use bgb_protocol::message::{
     Abilities, AgentMessage, Hello, Platform, PolicyPart, RefusedReason, RoadTaken, ServerMessage,
@@ -47,6 +47,7 @@ use crate::policy::{Policy, PolicyJudge};
 use crate::random::Random;
 use crate::session::{Act, Session};
 use crate::time::{AgentTime, SKEW_SHOWN_MS, TimeChange};
+use heads::HeadWatch;
 use held::Held;
 use results::Outbox;
 use tasks::Running;
@@ -179,6 +180,8 @@ pub struct Counters {
     pub pushes_dropped: u64,
     /// Cancels and heads that were dropped: not signed, or no room.
     pub statements_dropped: u64,
+    /// Times that heads ceased to come.
+    pub heads_ceased: u64,
     /// Actions that were begun.
     pub begun: u64,
     /// Tasks that came to an end, refused ones included.
@@ -212,6 +215,7 @@ pub struct Agent {
     outbox: Outbox,
     /// Tasks that are to be begun, in the order in which they came.
     queue: Vec<TaskId>,
+    heads: HeadWatch,
     /// Pushes that the agent's time does not let it judge yet.
     held: Held,
     running: BTreeMap<TaskId, Running>,
@@ -263,6 +267,7 @@ impl Agent {
                 Random::new(random.up_to(u64::MAX)),
             ),
             queue: journal.unfinished(),
+            heads: HeadWatch::default(),
             held: Held::default(),
             options,
             key,
@@ -474,32 +479,6 @@ impl Agent {
         tracing::warn!(?reason, "{advice}");
         if self.session.handle_refused(now.boot_ms, reason) {
             self.disconnect("the server ended the session");
-        }
-    }
-
-    /// A head, or nothing where the server has none.
-    fn on_head(&mut self, now: Now, bytes: &[u8]) -> Result<(), AgentError> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let head = SignedHead::decode(bytes).map_err(|error| error.to_string()).and_then(|head| {
-            head.verify(self.options.site, &self.options.task_keys).map_err(|error| error.to_string())?;
-            Ok(head)
-        });
-        match head {
-            Ok(head) => {
-                let time = head.statement().time;
-                self.held.on_head(time);
-                let change = self.time.on_head(time, now);
-                self.keep_time(change)
-            }
-            Err(fault) => {
-                self.counters.statements_dropped += 1;
-                if self.counters.statements_dropped.is_power_of_two() {
-                    tracing::warn!(%fault, times = self.counters.statements_dropped, "a head is not the site's");
-                }
-                Ok(())
-            }
         }
     }
 

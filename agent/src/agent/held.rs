@@ -32,8 +32,6 @@ pub(super) struct HeldPush {
 #[derive(Debug, Default)]
 pub(super) struct Held {
     pushes: Vec<(TaskId, HeldPush)>,
-    /// The newest head that was heard since the agent was made.
-    newest: Option<UnixMillis>,
     /// Whether a head came since what waits was judged last.
     is_due: bool,
     /// When a head may be asked for again, and what waits is judged again at the latest.
@@ -52,8 +50,7 @@ impl HeldPush {
 
 impl Held {
     /// A verified head came.
-    pub(super) fn on_head(&mut self, head: UnixMillis) {
-        self.newest = self.newest.max(Some(head));
+    pub(super) fn on_head(&mut self) {
         self.is_due = true;
     }
 
@@ -62,8 +59,8 @@ impl Held {
         self.pushes.clear();
     }
 
-    /// Sets a push aside; `false` when there is no room.
-    pub(super) fn hold(&mut self, task: TaskId, push: HeldPush) -> bool {
+    /// Sets a push aside under the newest head; `false` when there is no room.
+    pub(super) fn hold(&mut self, task: TaskId, push: HeldPush, newest: Option<UnixMillis>) -> bool {
         if self.pushes.iter().any(|(held, _)| *held == task) {
             return true;
         }
@@ -73,7 +70,7 @@ impl Held {
         if push.under.is_none() {
             tracing::info!(%task, "task waits until a head tells whether it is valid");
         }
-        let under = push.under.or(self.newest);
+        let under = push.under.or(newest);
         self.pushes.push((task, HeldPush { under, ..push }));
         true
     }
@@ -83,7 +80,7 @@ impl Agent {
     /// Whether a refusal would stand whatever a newer head says.
     pub(super) fn is_certain(&self, push: &HeldPush, reason: RefusalReason) -> bool {
         match reason {
-            RefusalReason::NotYetValid => push.under.is_some_and(|under| self.held.newest > Some(under)),
+            RefusalReason::NotYetValid => push.under.is_some_and(|under| self.heads.newest > Some(under)),
             RefusalReason::Expired => self.time.is_anchored(),
             _ => true,
         }

@@ -76,7 +76,7 @@ impl Agent {
                 Ok(())
             }
             verify::Verdict::Refuse { task, reason, .. } if !self.is_certain(&push, reason) => {
-                if !self.on_known(task) && !self.held.hold(task, push) {
+                if !self.on_known(task) && !self.held.hold(task, push, self.heads.newest) {
                     self.on_dropped("too many pushes wait for the site's time");
                 }
                 Ok(())

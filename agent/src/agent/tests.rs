@@ -526,3 +526,24 @@ fn a_machine_with_an_odd_name_says_a_hello_that_a_server_reads() {
     let (frame, _) = bgb_protocol::frame::Frame::decode(&frame).unwrap().unwrap();
     AgentMessage::decode(frame).unwrap();
 }
+
+#[test]
+fn heads_that_cease_to_come_are_noticed_once() {
+    let mut bench = Bench::signed_in();
+    let fresh_ms = bench.site.time_ms;
+    // The bench's server answers keepalives with nothing new.
+    bench.pass(16 * 60_000);
+    assert_eq!(bench.agent().counters().heads_ceased, 0, "one old answer is an accident");
+    bench.pass(60 * 60_000);
+    assert_eq!(bench.agent().counters().heads_ceased, 1);
+    bench.head(fresh_ms + 76 * 60_000);
+    bench.pass(60 * 60_000);
+    assert_eq!(bench.agent().counters().heads_ceased, 2);
+    // Newer ones, each an hour old.
+    bench.head(fresh_ms + 136 * 60_000);
+    for minute in 0..10 {
+        bench.head(fresh_ms + 76 * 60_000 + minute);
+        bench.pass(60_000);
+    }
+    assert_eq!(bench.agent().counters().heads_ceased, 3);
+}

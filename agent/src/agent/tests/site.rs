@@ -2,7 +2,7 @@
 
 use bgb_daemon::disk::SimDisk;
 use bgb_protocol::action::Parameters;
-use bgb_protocol::head::HeadStatement;
+use bgb_protocol::head::{HeadStatement, SignedHead};
 use bgb_protocol::ids::{Generation, ServerId};
 use bgb_protocol::message::{PolicyDocument, TaskPush};
 use bgb_protocol::policy::{PolicyScope, PolicyStatement, SignedPolicy};
