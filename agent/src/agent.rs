@@ -49,7 +49,7 @@ use crate::session::{Act, Session};
 use crate::time::{AgentTime, SKEW_SHOWN_MS, TimeChange};
 use heads::HeadWatch;
 use held::Held;
-use results::Outbox;
+use results::{Outbox, Unwritten};
 use tasks::Running;
 
 pub use crate::session::SessionPhase;
@@ -176,7 +176,7 @@ pub struct Counters {
     pub sessions: u64,
     /// Pushes that came.
     pub pushes: u64,
-    /// Pushes that were dropped unanswered: not signed, a false proof, or no room in the journal.
+    /// Pushes that were dropped unanswered: not signed, a false proof, or no room in the journal or on its disk.
     pub pushes_dropped: u64,
     /// Cancels and heads that were dropped: not signed, or no room.
     pub statements_dropped: u64,
@@ -215,6 +215,8 @@ pub struct Agent {
     outbox: Outbox,
     /// Tasks that are to be begun, in the order in which they came.
     queue: Vec<TaskId>,
+    /// Ends for which the journal had no room.
+    unwritten: Unwritten,
     heads: HeadWatch,
     /// Pushes that the agent's time does not let it judge yet.
     held: Held,
@@ -267,6 +269,7 @@ impl Agent {
                 Random::new(random.up_to(u64::MAX)),
             ),
             queue: journal.unfinished(),
+            unwritten: Unwritten::default(),
             heads: HeadWatch::default(),
             held: Held::default(),
             options,
@@ -322,6 +325,7 @@ impl Agent {
         self.exchange.handle_time(now.boot_ms, self.policy.settings(), &mut self.random);
         self.give_up_overdue(now)?;
         self.journal.sweep(self.time.floor());
+        self.write_ends(now)?;
         self.judge_held(now)?;
         self.start_queued(now)?;
         self.ask_for_head(now);
@@ -353,6 +357,7 @@ impl Agent {
             self.recheck_ms,
             self.outbox.next_deadline(),
             self.head_due_ms(),
+            self.unwritten.next_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -405,7 +410,7 @@ impl Agent {
         if !self.session.handle_connected(now.boot_ms) {
             return Ok(());
         }
-        let session = self.journal.next_session()?;
+        let session = self.journal.next_session(now.unix_ms / 1_000)?;
         let hello = Hello {
             agent_version: self.options.agent_version.clone(),
             platform: self.options.platform.clone(),

@@ -13,6 +13,7 @@ pub mod agent;
 pub mod config;
 mod connection;
 pub mod daemon;
+mod durable;
 mod identity;
 mod journal;
 mod platform;

@@ -18,7 +18,7 @@ use bgb_protocol::task::{NOT_BEFORE_TOLERANCE_MS, SignedCancel, SignedTask};
 use super::held::HeldPush;
 use super::results::Verdict;
 use super::{Agent, AgentError, Ending, Outcome, Output, Start};
-use crate::journal::Progress;
+use crate::journal::{Progress, Written};
 use crate::policy::Applied;
 use crate::verify::{self, Judge, Memory};
 
@@ -31,6 +31,9 @@ const BEGINNINGS_MAX: u32 = 3;
 /// How long after its limit, or after it was killed, an action may take to say that it has ended: twice the 10 s in which the runner
 /// makes sure of it, and as much for a busy machine.
 const OVERDUE_MS: u64 = 40_000;
+
+/// Why a push is dropped that would be one too many.
+const FULL: &str = "the journal holds as many tasks as it may";
 
 /// An action that was begun in this life.
 #[derive(Clone, Debug)]
@@ -87,8 +90,8 @@ impl Agent {
                 }
                 match memory {
                     Memory::None => self.refuse_once(now, task, reason),
-                    Memory::Kept if !self.journal.has_room() => {
-                        self.on_dropped("the journal holds as many tasks as it may");
+                    Memory::Kept if !self.has_room() => {
+                        self.on_dropped(FULL);
                         Ok(())
                     }
                     Memory::Kept => self.conclude(now, task, expires, Verdict::refused(reason)),
@@ -215,7 +218,13 @@ impl Agent {
                     at += 1;
                     continue;
                 }
-                Readiness::Now(signed, action, started) => self.begin(now, &signed, action, started)?,
+                Readiness::Now(signed, action, started) => {
+                    if self.begin(now, &signed, action, started)? == Written::NoRoom {
+                        self.unwritten.on_no_room(now);
+                        at += 1;
+                        continue;
+                    }
+                }
                 Readiness::Never(expires, verdict) => self.conclude(now, task, expires, verdict)?,
                 Readiness::Gone => {}
             }
@@ -229,8 +238,8 @@ impl Agent {
         if self.on_known(task) {
             return Ok(());
         }
-        if !self.journal.has_room() {
-            self.on_dropped("the journal holds as many tasks as it may");
+        if !self.has_room() {
+            self.on_dropped(FULL);
             return Ok(());
         }
         if self.journal.is_cancelled(task) {
@@ -240,7 +249,11 @@ impl Agent {
             return self.conclude(now, task, expires, Verdict::refused(RefusalReason::TooManyTasks));
         }
         tracing::info!(%task, %action, "task received");
-        self.journal.accept(signed)?;
+        if self.journal.accept(signed)? == Written::NoRoom {
+            self.unwritten.on_no_room(now);
+            self.on_dropped("the journal's disk has no room");
+            return Ok(());
+        }
         self.say(AgentMessage::Received(task));
         self.queue.push(task);
         Ok(())
@@ -334,6 +347,11 @@ impl Agent {
         }
     }
 
+    /// Whether the journal may take one more task, and there is room in memory for its end should the disk have none.
+    fn has_room(&self) -> bool {
+        self.journal.has_room() && self.unwritten.len() < OPEN_TASKS_MAX
+    }
+
     fn has_slot(&self, action: Action) -> bool {
         action == Action::Ping
             || !self
@@ -348,9 +366,11 @@ impl Agent {
         signed: &SignedTask,
         action: Action,
         started: UnixMillis,
-    ) -> Result<(), AgentError> {
+    ) -> Result<Written, AgentError> {
         let (task, expires) = (signed.statement().task, signed.statement().expires);
-        self.journal.begin(task, started)?;
+        if self.unwritten.is_waiting() || self.journal.begin(task, started)? == Written::NoRoom {
+            return Ok(Written::NoRoom);
+        }
         self.counters.begun += 1;
         tracing::info!(%task, %action, "task begun");
         let limit = action.limit();
@@ -365,7 +385,7 @@ impl Agent {
             let settings = Arc::clone(self.policy.settings());
             self.outputs.push_back(Output::Start(Start { task, action, limit, settings }));
         }
-        Ok(())
+        Ok(Written::Yes)
     }
 
     fn running_of(&self, action: Action) -> Option<TaskId> {

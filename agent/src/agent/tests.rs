@@ -547,3 +547,37 @@ fn heads_that_cease_to_come_are_noticed_once() {
     }
     assert_eq!(bench.agent().counters().heads_ceased, 3);
 }
+
+#[test]
+fn a_full_disk_holds_up_new_tasks_and_neither_results_nor_sessions() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::Ping));
+    bench.finish(id(1), Ending::Succeeded, b"");
+    bench.push(&TaskSpec::new(2, Action::QuickScan));
+    bench.push(&TaskSpec::new(3, Action::FullScan));
+    bench.disk.set_full(true);
+    bench.push(&TaskSpec::new(4, Action::Ping));
+    assert_eq!(bench.agent().counters().pushes_dropped, 1);
+    bench.finish(id(2), Ending::Succeeded, b"clean");
+    bench.said.clear();
+    for _ in 0..20 {
+        bench.reconnect();
+    }
+    assert_eq!(result_of_last(&bench, 1).state, TaskState::Succeeded);
+    assert_eq!((bench.results_of(id(2)), bench.started.contains(&id(3))), (Vec::new(), false));
+    bench.server(ServerMessage::ResultKept(id(1)));
+    bench.disk.set_full(false);
+    bench.pass(10_000);
+    assert_eq!(result(&bench, 2).state, TaskState::Succeeded);
+    assert!(bench.started.contains(&id(3)));
+    let session = bench.hello().session;
+    bench.restart();
+    assert!(bench.hello().session > session);
+    bench.push(&TaskSpec::new(4, Action::Ping));
+    assert!(bench.started.contains(&id(4)));
+}
+
+/// What was said last of a task's end.
+fn result_of_last(bench: &Bench, task: u8) -> ResultStatement {
+    bench.results_of(id(task)).pop().unwrap()
+}
