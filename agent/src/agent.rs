@@ -176,7 +176,7 @@ pub struct Counters {
     pub sessions: u64,
     /// Pushes that came.
     pub pushes: u64,
-    /// Pushes that were dropped unanswered: not signed, a false proof, or no room in the journal or on its disk.
+    /// Pushes that were dropped unanswered: not signed, a false proof, or no room for one more.
     pub pushes_dropped: u64,
     /// Cancels and heads that were dropped: not signed, or no room.
     pub statements_dropped: u64,
@@ -218,7 +218,7 @@ pub struct Agent {
     /// Ends for which the journal had no room.
     unwritten: Unwritten,
     heads: HeadWatch,
-    /// Pushes that the agent's time does not let it judge yet.
+    /// Pushes that wait for the site's time, or for room on the disk.
     held: Held,
     running: BTreeMap<TaskId, Running>,
     /// When a queued task expires or becomes valid, in milliseconds since boot.

@@ -44,7 +44,7 @@ impl Agent {
             Ok(head) => {
                 let time = head.statement().time;
                 self.heads.newest = self.heads.newest.max(Some(time));
-                self.held.on_head();
+                self.held.judge_again();
                 let change = self.time.on_head(time, now);
                 self.keep_time(change)
             }

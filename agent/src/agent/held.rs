@@ -1,4 +1,5 @@
-//! Pushes that wait for the site's time: what the agent's own says against them may be an old head's fault.
+//! Pushes that wait: for the site's time, or for room on the disk. A server pushes a task once in a session, so that one which is
+//! dropped is lost until the next.
 //!
 //! A head can be old when it comes: the manager was down, or the server hands out old ones. Own time is then behind, and a task
 //! that was started just now seems not to be valid yet. That must not become the signed, final word on it. So such a push is set aside,
@@ -15,8 +16,8 @@ use bgb_protocol::state::RefusalReason;
 
 use super::{Agent, AgentError, SessionPhase};
 
-/// Most pushes that wait: what a site starts within minutes; 2 MiB of the longest.
-const HELD_MAX: usize = 32;
+/// Most pushes that wait: as many as may wait and run once they are accepted. All of them are signed by the site.
+const HELD_MAX: usize = super::tasks::OPEN_TASKS_MAX;
 
 /// How often a head is asked for while one is needed: as often as the manager writes one (protocol.md, Time).
 const ASK_EVERY_MS: u64 = 60_000;
@@ -32,7 +33,7 @@ pub(super) struct HeldPush {
 #[derive(Debug, Default)]
 pub(super) struct Held {
     pushes: Vec<(TaskId, HeldPush)>,
-    /// Whether a head came since what waits was judged last.
+    /// Whether a head came since what waits was judged last, or it is time to try the disk again.
     is_due: bool,
     /// When a head may be asked for again, and what waits is judged again at the latest.
     ask_ms: u64,
@@ -49,8 +50,8 @@ impl HeldPush {
 }
 
 impl Held {
-    /// A verified head came.
-    pub(super) fn on_head(&mut self) {
+    /// What waits is to be judged again: a verified head came, or the disk may have room.
+    pub(super) fn judge_again(&mut self) {
         self.is_due = true;
     }
 
@@ -66,9 +67,6 @@ impl Held {
         }
         if self.pushes.len() >= HELD_MAX {
             return false;
-        }
-        if push.under.is_none() {
-            tracing::info!(%task, "task waits until a head tells whether it is valid");
         }
         let under = push.under.or(newest);
         self.pushes.push((task, HeldPush { under, ..push }));

@@ -133,6 +133,7 @@ impl Agent {
             return Ok(());
         }
         self.unwritten.again_ms = None;
+        self.held.judge_again();
         for end in std::mem::take(&mut self.unwritten.ends) {
             self.write_end(now, end)?;
         }

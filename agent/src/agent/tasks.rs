@@ -23,7 +23,7 @@ use crate::policy::Applied;
 use crate::verify::{self, Judge, Memory};
 
 /// Most tasks that wait and run on a device at a time: an administrator's day, and less than 2 MiB of the largest.
-const OPEN_TASKS_MAX: usize = 128;
+pub(super) const OPEN_TASKS_MAX: usize = 128;
 
 /// A repeatable action is begun so many times at most: one that takes the agent down with it must come to an end.
 const BEGINNINGS_MAX: u32 = 3;
@@ -79,8 +79,8 @@ impl Agent {
                 Ok(())
             }
             verify::Verdict::Refuse { task, reason, .. } if !self.is_certain(&push, reason) => {
-                if !self.on_known(task) && !self.held.hold(task, push, self.heads.newest) {
-                    self.on_dropped("too many pushes wait for the site's time");
+                if !self.on_known(task) {
+                    self.hold(task, push);
                 }
                 Ok(())
             }
@@ -97,7 +97,7 @@ impl Agent {
                     Memory::Kept => self.conclude(now, task, expires, Verdict::refused(reason)),
                 }
             }
-            verify::Verdict::Accept(signed, action) => self.on_accepted(now, signed, action),
+            verify::Verdict::Accept(signed, action) => self.on_accepted(now, push, signed, action),
         }
     }
 
@@ -233,7 +233,13 @@ impl Agent {
         Ok(())
     }
 
-    fn on_accepted(&mut self, now: Now, signed: SignedTask, action: Action) -> Result<(), AgentError> {
+    fn on_accepted(
+        &mut self,
+        now: Now,
+        push: HeldPush,
+        signed: SignedTask,
+        action: Action,
+    ) -> Result<(), AgentError> {
         let (task, expires) = (signed.statement().task, signed.statement().expires);
         if self.on_known(task) {
             return Ok(());
@@ -248,12 +254,12 @@ impl Agent {
         if self.queue.len() + self.running.len() >= OPEN_TASKS_MAX {
             return self.conclude(now, task, expires, Verdict::refused(RefusalReason::TooManyTasks));
         }
-        tracing::info!(%task, %action, "task received");
         if self.journal.accept(signed)? == Written::NoRoom {
             self.unwritten.on_no_room(now);
-            self.on_dropped("the journal's disk has no room");
+            self.hold(task, push);
             return Ok(());
         }
+        tracing::info!(%task, %action, "task received");
         self.say(AgentMessage::Received(task));
         self.queue.push(task);
         Ok(())
@@ -271,6 +277,12 @@ impl Agent {
             }
         }
         true
+    }
+
+    fn hold(&mut self, task: TaskId, push: HeldPush) {
+        if !self.held.hold(task, push, self.heads.newest) {
+            self.on_dropped("as many pushes wait as may");
+        }
     }
 
     fn on_dropped(&mut self, reason: &str) {
