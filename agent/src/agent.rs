@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bgb_daemon::clock::Now;
-use bgb_daemon::disk::Disk;
+use bgb_daemon::disk::{Disk, create_dir_durably};
 use bgb_protocol::action::Action;
 use bgb_protocol::ids::{BootId, DeviceId, SiteCode, TaskId, UnixMillis};
 use bgb_protocol::message::{
@@ -41,9 +41,10 @@ use bgb_protocol::signature::{DeviceKey, SignatureError, TrustedKeys};
 use bgb_protocol::state::TaskState;
 use thiserror::Error;
 
+use crate::durable::WriteFault;
 use crate::journal::{Journal, JournalError};
 use crate::policy::exchange::Exchange;
-use crate::policy::{Policy, PolicyJudge};
+use crate::policy::{Policy, PolicyFault, PolicyJudge};
 use crate::random::Random;
 use crate::session::{Act, Session};
 use crate::time::{AgentTime, SKEW_SHOWN_MS, TimeChange};
@@ -246,7 +247,8 @@ impl Agent {
         seed: u64,
     ) -> Result<Self, AgentError> {
         limit_texts(&mut options);
-        make_folder(&*disk, &options).map_err(AgentError::State)?;
+        // A journal in a folder that a power cut takes away would be no journal.
+        create_dir_durably(&*disk, &options.state).map_err(AgentError::State)?;
         // A fresh journal counts sessions from the present second: should the old one be lost, the new one's numbers are still
         // the higher ones, and the site takes this device for what it is.
         let journal = Journal::open(
@@ -490,9 +492,11 @@ impl Agent {
     fn on_policy(&mut self, now: Now, part: PolicyPart) -> Result<(), AgentError> {
         let applied = match self.exchange.take(part) {
             Ok(None) => return Ok(()),
-            Ok(Some(documents)) => {
-                self.policy.apply(&documents, &self.judge).map_err(|fault| fault.to_string())
-            }
+            Ok(Some(documents)) => match self.policy.apply(&documents, &self.judge) {
+                // Whether the old or the new one is in force after the next start, only that knows.
+                Err(PolicyFault::Disk(WriteFault::Unknown(error))) => return Err(AgentError::State(error)),
+                applied => applied.map_err(|fault| fault.to_string()),
+            },
             Err(fault) => Err(fault.to_owned()),
         };
         match &applied {
@@ -570,19 +574,6 @@ fn servers_of(policy: &PolicySettings, options: &AgentOptions) -> Vec<String> {
     let named = policy.servers.as_deref().unwrap_or_default();
     let others = options.servers.iter().filter(|server| !named.contains(server));
     named.iter().chain(others).cloned().collect()
-}
-
-/// Makes the state folder, durably: a journal in a folder that a power cut takes away would be no journal.
-fn make_folder(disk: &dyn Disk, options: &AgentOptions) -> io::Result<()> {
-    disk.create_dir_all(&options.state)?;
-    for above in options.state.ancestors().skip(1) {
-        match disk.sync_dir(above) {
-            // A folder that we may not even read was not made by us.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
-            synced => synced?,
-        }
-    }
-    Ok(())
 }
 
 /// A hello's texts have 256 bytes at most and no control characters; an odd host name is a machine's own oddity, not a reason to

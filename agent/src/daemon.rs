@@ -4,13 +4,15 @@
 //! come, and carries out what comes out, in its order. It decides nothing. Laws: an error of the agent ends the process, whose
 //! next start recovers from the journal; two agents never share a state folder; when it ends, no action of it runs on.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bgb_daemon::clock::{self, Now};
-use bgb_daemon::disk::RealDisk;
+use bgb_daemon::disk::{RealDisk, create_dir_durably};
 use bgb_daemon::lock::ProcessLock;
 use bgb_daemon::signals::Signal;
 use bgb_protocol::ids::{BootId, TaskId};
@@ -33,6 +35,9 @@ pub const LOG_FILE: &str = "CcmNotificationAgent.log";
 
 /// Longest sleep: poll(2) does not count suspend, so that a deadline in the past is noticed this long after waking up.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// The state folder is its owner's alone.
+const STATE_MODE: u32 = 0o700;
 
 /// Events of a connection that may wait; past it the connection stops reading.
 const EVENTS_MAX: usize = 256;
@@ -230,8 +235,11 @@ fn wait_for_goodbye(thread: &JoinHandle<()>, heard: &Receiver<(u64, Event)>) {
 /// Takes the state folder for this process, until the lock is dropped.
 fn lock(config: &AgentConfig) -> anyhow::Result<ProcessLock> {
     let folder = &config.state;
-    std::fs::create_dir_all(folder)
+    create_dir_durably(&RealDisk, folder)
         .with_context(|| format!("{}: the state folder cannot be made", folder.display()))?;
+    // What a device was asked to do, and has found, is nobody else's business.
+    std::fs::set_permissions(folder, Permissions::from_mode(STATE_MODE))
+        .with_context(|| format!("{}: the state folder is not this user's", folder.display()))?;
     Ok(ProcessLock::take(&folder.join("lock"), "agent")?)
 }
 

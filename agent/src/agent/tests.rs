@@ -583,3 +583,23 @@ fn a_full_disk_holds_up_new_tasks_and_neither_results_nor_sessions() {
 fn result_of_last(bench: &Bench, task: u8) -> ResultStatement {
     bench.results_of(id(task)).pop().unwrap()
 }
+
+#[test]
+fn a_policy_of_which_nobody_knows_whether_it_is_on_the_disk_ends_the_agent() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::DownloadPolicy));
+    // Removing what is left over, making, writing and syncing the file, renaming it; then the folder's sync fails.
+    let part = bench.policy_part(r#"{"policy_minutes": 5}"#, 0, 7);
+    bench.disk.fail_after_ops(5);
+    let ended = bench.try_handle(Input::Said(ServerMessage::Policy(Box::new(part))));
+    assert!(matches!(ended, Err(AgentError::State(_))), "{ended:?}");
+}
+
+#[test]
+fn a_start_syncs_no_folder_that_was_there() {
+    let mut bench = Bench::new();
+    let before = bench.disk.ops();
+    bench.start().unwrap();
+    // The journal is written anew: what is left over is removed, a file made, written, synced and renamed, its folder synced.
+    assert_eq!(bench.disk.ops() - before, 6);
+}

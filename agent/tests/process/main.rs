@@ -183,14 +183,15 @@ fn a_start_that_cannot_work_ends_with_a_sentence() {
     assert_eq!(device.check(), Ok(()));
     let mut first = device.start();
     first.is_ready();
+    assert_eq!(device.mode("state"), 0o700);
     let fault = device.start().fails();
     assert!(fault.contains("another agent (process "), "{fault}");
     first.terminate();
     assert!(first.wait().success());
 
-    device.set_key_mode(0o644);
+    device.set_mode("device.key", 0o644);
     assert!(device.check().unwrap_err().contains("chmod 600"));
-    device.set_key_mode(0o600);
+    device.set_mode("device.key", 0o600);
     let device = Device::new(&site, &server, "colour = \"blue\"");
     assert!(device.check().unwrap_err().contains("unknown field `colour`"));
     let device = Device::new(&site, &server, "");

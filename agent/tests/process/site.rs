@@ -263,7 +263,8 @@ impl Device {
         write("device.key", &key.serialize_pem());
         write("authority.pem", &site.authority.pem());
         let device = Self { folder };
-        device.set_key_mode(0o600);
+        device.set_mode("agent.toml", 0o644);
+        device.set_mode("device.key", 0o600);
         device
     }
 
@@ -271,9 +272,13 @@ impl Device {
         self.folder.path()
     }
 
-    pub fn set_key_mode(&self, mode: u32) {
-        let path = self.folder().join("device.key");
+    pub fn set_mode(&self, name: &str, mode: u32) {
+        let path = self.folder().join(name);
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    pub fn mode(&self, name: &str) -> u32 {
+        std::fs::metadata(self.folder().join(name)).unwrap().permissions().mode() & 0o7777
     }
 
     pub fn set_scan_command(&self, script: &str) {

@@ -318,13 +318,23 @@ impl Bench {
         self.answer_policy(documents);
     }
 
-    /// Answers the last request for policy.
-    pub(super) fn answer_policy(&mut self, documents: &[(&str, i32, u64)]) {
+    /// The one part of an answer to the last request for policy.
+    pub(super) fn policy_part(&self, settings: &str, priority: i32, version: u64) -> PolicyPart {
+        let document = Some(self.site.policy(settings, priority, version));
+        PolicyPart { request: self.policy_request(), index: 0, count: 1, document }
+    }
+
+    fn policy_request(&self) -> u32 {
         let asked = self.said.iter().rev().find_map(|message| match message {
             AgentMessage::PolicyRequest(request) => Some(*request),
             _ => None,
         });
-        let (request, count) = (asked.unwrap(), documents.len() as u16);
+        asked.unwrap()
+    }
+
+    /// Answers the last request for policy.
+    pub(super) fn answer_policy(&mut self, documents: &[(&str, i32, u64)]) {
+        let (request, count) = (self.policy_request(), documents.len() as u16);
         if documents.is_empty() {
             self.server(ServerMessage::Policy(Box::new(PolicyPart {
                 request,
