@@ -16,6 +16,7 @@ pub mod daemon;
 mod durable;
 mod identity;
 mod journal;
+pub mod launch;
 mod platform;
 mod policy;
 mod random;
