@@ -15,6 +15,8 @@
 //! Of connections there is one at a time. After [`Output::Disconnect`] that connection is over here: the caller hands in
 //! nothing more of it, also not that it ended.
 
+mod heads;
+mod held;
 mod results;
 mod tasks;
 #[cfg(test)]
@@ -27,9 +29,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bgb_daemon::clock::Now;
-use bgb_daemon::disk::Disk;
+use bgb_daemon::disk::{Disk, create_dir_durably};
 use bgb_protocol::action::Action;
-use bgb_protocol::head::SignedHead;
 use bgb_protocol::ids::{BootId, DeviceId, SiteCode, TaskId, UnixMillis};
 use bgb_protocol::message::{
     Abilities, AgentMessage, Hello, Platform, PolicyPart, RefusedReason, RoadTaken, ServerMessage,
@@ -40,13 +41,16 @@ use bgb_protocol::signature::{DeviceKey, SignatureError, TrustedKeys};
 use bgb_protocol::state::TaskState;
 use thiserror::Error;
 
+use crate::durable::WriteFault;
 use crate::journal::{Journal, JournalError};
 use crate::policy::exchange::Exchange;
-use crate::policy::{Policy, PolicyJudge};
+use crate::policy::{Policy, PolicyFault, PolicyJudge};
 use crate::random::Random;
 use crate::session::{Act, Session};
 use crate::time::{AgentTime, SKEW_SHOWN_MS, TimeChange};
-use results::Outbox;
+use heads::HeadWatch;
+use held::Held;
+use results::{Outbox, Unwritten};
 use tasks::Running;
 
 pub use crate::session::SessionPhase;
@@ -60,7 +64,7 @@ pub struct AgentOptions {
     pub device: DeviceId,
     /// The present boot of the machine.
     pub boot: BootId,
-    /// Notification servers, `host:port`, in the order in which they are tried; one at least. A policy may name others.
+    /// Notification servers, `host:port`, in the order in which they are tried; one at least. A policy's go before them.
     pub servers: Vec<String>,
     /// The keys whose signature makes a task, a cancel, a head or a policy the site's.
     pub task_keys: TrustedKeys,
@@ -173,10 +177,12 @@ pub struct Counters {
     pub sessions: u64,
     /// Pushes that came.
     pub pushes: u64,
-    /// Pushes that were dropped unanswered: not signed, a false proof, or no room in the journal.
+    /// Pushes that were dropped unanswered: not signed, a false proof, or no room for one more.
     pub pushes_dropped: u64,
     /// Cancels and heads that were dropped: not signed, or no room.
     pub statements_dropped: u64,
+    /// Times that heads ceased to come.
+    pub heads_ceased: u64,
     /// Actions that were begun.
     pub begun: u64,
     /// Tasks that came to an end, refused ones included.
@@ -210,6 +216,11 @@ pub struct Agent {
     outbox: Outbox,
     /// Tasks that are to be begun, in the order in which they came.
     queue: Vec<TaskId>,
+    /// Ends for which the journal had no room.
+    unwritten: Unwritten,
+    heads: HeadWatch,
+    /// Pushes that wait for the site's time, or for room on the disk.
+    held: Held,
     running: BTreeMap<TaskId, Running>,
     /// When a queued task expires or becomes valid, in milliseconds since boot.
     recheck_ms: Option<u64>,
@@ -236,7 +247,8 @@ impl Agent {
         seed: u64,
     ) -> Result<Self, AgentError> {
         limit_texts(&mut options);
-        make_folder(&*disk, &options).map_err(AgentError::State)?;
+        // A journal in a folder that a power cut takes away would be no journal.
+        create_dir_durably(&*disk, &options.state).map_err(AgentError::State)?;
         // A fresh journal counts sessions from the present second: should the old one be lost, the new one's numbers are still
         // the higher ones, and the site takes this device for what it is.
         let journal = Journal::open(
@@ -254,8 +266,14 @@ impl Agent {
         let exchange = Exchange::new(now.boot_ms, policy.settings(), policy.version(), &mut random);
         let mut agent = Self {
             time: AgentTime::new(options.boot, floor, anchor),
-            session: Session::new(options.servers.clone(), Random::new(random.up_to(u64::MAX))),
+            session: Session::new(
+                servers_of(policy.settings(), &options),
+                Random::new(random.up_to(u64::MAX)),
+            ),
             queue: journal.unfinished(),
+            unwritten: Unwritten::default(),
+            heads: HeadWatch::default(),
+            held: Held::default(),
             options,
             key,
             judge,
@@ -270,7 +288,6 @@ impl Agent {
             counters: Counters::default(),
             outputs: VecDeque::new(),
         };
-        agent.take_servers();
         agent.handle_time(now)?;
         Ok(agent)
     }
@@ -310,7 +327,10 @@ impl Agent {
         self.exchange.handle_time(now.boot_ms, self.policy.settings(), &mut self.random);
         self.give_up_overdue(now)?;
         self.journal.sweep(self.time.floor());
+        self.write_ends(now)?;
+        self.judge_held(now)?;
         self.start_queued(now)?;
+        self.ask_for_head(now);
         while let Some(act) = self.session.poll(now.boot_ms) {
             self.on_act(now, act);
         }
@@ -333,11 +353,18 @@ impl Agent {
     pub fn next_deadline(&self) -> Option<u64> {
         let session_ms = self.session.next_deadline()?;
         let give_up_ms = self.running.values().map(|running| running.give_up_ms).min();
-        [Some(self.exchange.next_deadline()), give_up_ms, self.recheck_ms, self.outbox.next_deadline()]
-            .into_iter()
-            .flatten()
-            .fold(session_ms, u64::min)
-            .into()
+        [
+            Some(self.exchange.next_deadline()),
+            give_up_ms,
+            self.recheck_ms,
+            self.outbox.next_deadline(),
+            self.head_due_ms(),
+            self.unwritten.next_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(session_ms, u64::min)
+        .into()
     }
 
     /// The agent's own time.
@@ -385,7 +412,7 @@ impl Agent {
         if !self.session.handle_connected(now.boot_ms) {
             return Ok(());
         }
-        let session = self.journal.next_session()?;
+        let session = self.journal.next_session(now.unix_ms / 1_000)?;
         let hello = Hello {
             agent_version: self.options.agent_version.clone(),
             platform: self.options.platform.clone(),
@@ -396,7 +423,7 @@ impl Agent {
             keepalive_secs: self.policy.settings().keepalive_seconds,
             clock_skew_ms: self.time.skew_ms(now),
             policy_version: self.policy.version(),
-            known_tasks: self.journal.known(self.time.at(now)),
+            known_tasks: self.journal.known(self.time.at_least(now)),
         };
         self.outputs.push_back(Output::Say(AgentMessage::Hello(Box::new(hello))));
         Ok(())
@@ -419,7 +446,7 @@ impl Agent {
                 self.session.handle_keepalive_answer();
                 self.on_head(now, &head)?;
             }
-            (SessionPhase::Active, ServerMessage::Task(push)) => self.on_push(now, &push)?,
+            (SessionPhase::Active, ServerMessage::Task(push)) => self.on_push(now, *push)?,
             (SessionPhase::Active, ServerMessage::Cancel(signed)) => self.on_cancel(now, &signed)?,
             (SessionPhase::Active, ServerMessage::ResultKept(task)) => self.on_result_kept(now, task)?,
             (SessionPhase::Active, ServerMessage::Policy(part)) => self.on_policy(now, *part)?,
@@ -462,36 +489,14 @@ impl Agent {
         }
     }
 
-    /// A head, or nothing where the server has none.
-    fn on_head(&mut self, now: Now, bytes: &[u8]) -> Result<(), AgentError> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let head = SignedHead::decode(bytes).map_err(|error| error.to_string()).and_then(|head| {
-            head.verify(self.options.site, &self.options.task_keys).map_err(|error| error.to_string())?;
-            Ok(head)
-        });
-        match head {
-            Ok(head) => {
-                let change = self.time.on_head(head.statement().time, now);
-                self.keep_time(change)
-            }
-            Err(fault) => {
-                self.counters.statements_dropped += 1;
-                if self.counters.statements_dropped.is_power_of_two() {
-                    tracing::warn!(%fault, times = self.counters.statements_dropped, "a head is not the site's");
-                }
-                Ok(())
-            }
-        }
-    }
-
     fn on_policy(&mut self, now: Now, part: PolicyPart) -> Result<(), AgentError> {
         let applied = match self.exchange.take(part) {
             Ok(None) => return Ok(()),
-            Ok(Some(documents)) => {
-                self.policy.apply(&documents, &self.judge).map_err(|fault| fault.to_string())
-            }
+            Ok(Some(documents)) => match self.policy.apply(&documents, &self.judge) {
+                // Whether the old or the new one is in force after the next start, only that knows.
+                Err(PolicyFault::Disk(WriteFault::Unknown(error))) => return Err(AgentError::State(error)),
+                applied => applied.map_err(|fault| fault.to_string()),
+            },
             Err(fault) => Err(fault.to_owned()),
         };
         match &applied {
@@ -501,7 +506,7 @@ impl Agent {
                     changed = applied.is_changed,
                     "policy applied"
                 );
-                let change = self.time.on_signed_time(applied.issued);
+                let change = self.time.on_signed_time(applied.issued, now);
                 self.keep_time(change)?;
                 self.take_servers();
                 let policy_secs = self.policy.settings().keepalive_seconds;
@@ -538,6 +543,7 @@ impl Agent {
     fn forget_connection(&mut self) {
         self.outbox.handle_lost();
         self.exchange.handle_lost();
+        self.held.handle_lost();
     }
 
     fn keep_time(&mut self, change: TimeChange) -> Result<(), AgentError> {
@@ -547,10 +553,10 @@ impl Agent {
         }
     }
 
-    /// Servers are those of the policy, else those of the configuration.
     fn take_servers(&mut self) {
-        let servers = self.policy.settings().servers.as_ref().unwrap_or(&self.options.servers);
-        self.session.set_servers(servers.clone());
+        let policy = self.policy.settings();
+        let preferred = policy.servers.as_ref().map_or(self.options.servers.len(), Vec::len);
+        self.session.set_servers(servers_of(policy, &self.options), preferred);
     }
 
     /// Says something if there is a session to say it in; hints and requests are not kept for the next one.
@@ -562,23 +568,20 @@ impl Agent {
     }
 }
 
-/// Makes the state folder, durably: a journal in a folder that a power cut takes away would be no journal.
-fn make_folder(disk: &dyn Disk, options: &AgentOptions) -> io::Result<()> {
-    disk.create_dir_all(&options.state)?;
-    for above in options.state.ancestors().skip(1) {
-        match disk.sync_dir(above) {
-            // A folder that we may not even read was not made by us.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
-            synced => synced?,
-        }
-    }
-    Ok(())
+/// Those of the policy, then those of the configuration: by a policy that names a wrong one, a site must not lose its devices for
+/// good.
+fn servers_of(policy: &PolicySettings, options: &AgentOptions) -> Vec<String> {
+    let named = policy.servers.as_deref().unwrap_or_default();
+    let others = options.servers.iter().filter(|server| !named.contains(server));
+    named.iter().chain(others).cloned().collect()
 }
 
-/// A hello's texts have 256 bytes at most; a longer host name is a machine's own oddity, not a reason to stay away.
+/// A hello's texts have 256 bytes at most and no control characters; an odd host name is a machine's own oddity, not a reason to
+/// stay away.
 fn limit_texts(options: &mut AgentOptions) {
     let Platform { os, os_version, arch, hostname } = &mut options.platform;
     for text in [&mut options.agent_version, os, os_version, arch, hostname] {
+        *text = text.replace(char::is_control, "?");
         text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
     }
 }

@@ -4,6 +4,7 @@
 //! the affair of who loads the identity. Law: what is wrong is said with the key that it is wrong in, before anything
 //! else has begun.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -16,6 +17,9 @@ use crate::session::is_address;
 
 /// Most servers that the file may name: more than a site has.
 const SERVERS_MAX: usize = 64;
+
+/// The permission bits by which others than its owner write a file.
+const OTHERS_WRITE: u32 = 0o022;
 
 /// The whole of `agent.toml`.
 #[derive(Clone, Debug, Deserialize)]
@@ -91,6 +95,7 @@ impl AgentConfig {
     /// # Errors
     /// What is wrong with it, for the person who wrote it.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
+        refuse_if_others_write(path)?;
         let mut config: Self = bgb_daemon::config::load(path)?;
         config.check().with_context(|| format!("{}: correct this file", path.display()))?;
         let folder = std::path::absolute(path)
@@ -149,6 +154,22 @@ impl AgentConfig {
     }
 }
 
+/// The file says whose tasks are carried out and which program scans: whoever may write it, is the agent.
+fn refuse_if_others_write(path: &Path) -> anyhow::Result<()> {
+    // One that cannot be looked at is told of by who reads it.
+    let Ok(metadata) = std::fs::metadata(path) else { return Ok(()) };
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & OTHERS_WRITE != 0 {
+        bail!(
+            "{}: others can write this file (mode {mode:04o}), which says what is carried out here; look through it and run \
+             `chmod go-w {}`",
+            path.display(),
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 fn key_of_hex(text: &str) -> Option<[u8; 32]> {
     let mut key = [0; 32];
     if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
@@ -186,6 +207,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.toml");
         std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         (folder.path().to_owned(), AgentConfig::load(&path))
     }
 
@@ -207,6 +229,26 @@ mod tests {
         assert_eq!(config.log.directory, Some(folder.join("")));
         assert_eq!(config.scan.engine, Engine::Auto);
         assert!(!config.task_keys().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_is_refused_with_the_command_that_mends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        std::fs::write(&path, sound("[\"a:1\"]", "")).unwrap();
+        for (mode, is_taken) in [(0o600, true), (0o644, true), (0o664, false), (0o646, false)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            match AgentConfig::load(&path) {
+                Ok(_) => assert!(is_taken, "{mode:o}"),
+                Err(fault) => {
+                    let fault = fault.to_string();
+                    assert!(
+                        !is_taken && fault.contains(&format!("chmod go-w {}", path.display())),
+                        "{fault}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{TcpStream, ToSocketAddrs as _};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -154,14 +154,21 @@ fn connect(destination: &Destination, tls: &Tls) -> Result<Line, String> {
 fn connect_tcp(server: &str) -> Result<TcpStream, String> {
     let addresses =
         server.to_socket_addrs().map_err(|error| format!("the name cannot be resolved: {error}"))?;
-    let deadline = Instant::now() + CONNECT;
+    connect_to(&addresses.collect::<Vec<_>>(), CONNECT)
+}
+
+/// Tries each address in its turn, within `limit` for all of them. Each has an equal part of what is left, so that one from
+/// which nothing comes back (a road that IPv6 does not lead along) does not take the time of those behind it.
+fn connect_to(addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream, String> {
+    let deadline = Instant::now() + limit;
     let mut fault = "the name has no address".to_owned();
-    for address in addresses {
+    for (at, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let share = left / (addresses.len() - at) as u32;
+        if share.is_zero() {
             break;
         }
-        match TcpStream::connect_timeout(&address, left) {
+        match TcpStream::connect_timeout(address, share) {
             Ok(socket) => {
                 prepare(&socket).map_err(|error| error.to_string())?;
                 return Ok(socket);
@@ -378,5 +385,41 @@ impl Line {
             self.heard.clear();
             self.receive()?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    /// A listener whose backlog is full, so that nothing comes back to whoever connects: as silent as a road to nowhere. It is
+    /// so while the sockets live.
+    fn silent() -> (SocketAddr, Vec<socket2::Socket>) {
+        let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let listener = socket();
+        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut held = vec![listener];
+        for _ in 0..4 {
+            let filler = socket();
+            filler.set_nonblocking(true).unwrap();
+            // In progress, or waiting for ever: either fills the backlog.
+            let _ = filler.connect(&address);
+            held.push(filler);
+        }
+        (address.as_socket().unwrap(), held)
+    }
+
+    #[test]
+    fn an_address_from_which_nothing_comes_back_leaves_time_for_the_next() {
+        let (nowhere, _held) = silent();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let socket = connect_to(&[nowhere, nowhere, there], Duration::from_millis(900)).unwrap();
+        assert_eq!(socket.peer_addr().unwrap(), there);
+        assert!(connect_to(&[nowhere], Duration::from_millis(100)).unwrap_err().contains("timed out"));
     }
 }

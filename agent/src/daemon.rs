@@ -4,12 +4,15 @@
 //! come, and carries out what comes out, in its order. It decides nothing. Laws: an error of the agent ends the process, whose
 //! next start recovers from the journal; two agents never share a state folder; when it ends, no action of it runs on.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bgb_daemon::clock::{self, Now};
-use bgb_daemon::disk::RealDisk;
+use bgb_daemon::disk::{RealDisk, create_dir_durably};
 use bgb_daemon::lock::ProcessLock;
 use bgb_daemon::signals::Signal;
 use bgb_protocol::ids::{BootId, TaskId};
@@ -33,8 +36,17 @@ pub const LOG_FILE: &str = "CcmNotificationAgent.log";
 /// Longest sleep: poll(2) does not count suspend, so that a deadline in the past is noticed this long after waking up.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
+/// The state folder is its owner's alone.
+const STATE_MODE: u32 = 0o700;
+
 /// Events of a connection that may wait; past it the connection stops reading.
 const EVENTS_MAX: usize = 256;
+
+/// How long the last words may take when the agent ends: the 2 s that a connection has for them, and one more.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
+
+/// How often is looked whether they are said.
+const GOODBYE_LOOK: Duration = Duration::from_millis(5);
 
 /// Everything that a start needs, read and checked.
 pub struct Prepared {
@@ -119,7 +131,7 @@ impl Driver {
                     Ok(Signal::Reload) => {
                         tracing::info!("SIGHUP: nothing is read anew while the agent runs; restart it instead");
                     }
-                    Ok(Signal::Terminate) | Err(_) => return self.stop(ended),
+                    Ok(Signal::Terminate) | Err(_) => return self.stop(heard, ended),
                 },
                 default(sleep) => self.agent.handle_time(Now::read())?,
             }
@@ -178,7 +190,11 @@ impl Driver {
     }
 
     /// Goodbye; what runs is ended, and what has ended is written down.
-    fn stop(&mut self, ended: &Receiver<(TaskId, Outcome)>) -> anyhow::Result<()> {
+    fn stop(
+        &mut self,
+        heard: &Receiver<(u64, Event)>,
+        ended: &Receiver<(TaskId, Outcome)>,
+    ) -> anyhow::Result<()> {
         bgb_daemon::ready::stopping();
         tracing::info!("the agent ends");
         self.agent.handle(Now::read(), Input::Stop)?;
@@ -199,20 +215,31 @@ impl Driver {
         while let Ok((task, outcome)) = ended.try_recv() {
             self.agent.handle(Now::read(), Input::Finished { task, outcome })?;
         }
-        if let Some(thread) = closing
-            && thread.join().is_err()
-        {
-            tracing::error!("the connection's thread met a fault");
+        if let Some(thread) = closing {
+            wait_for_goodbye(&thread, heard);
         }
         Ok(())
+    }
+}
+
+/// Waits until a connection that was ended has sent its goodbye, but not longer than that may take. What it still hears is thrown
+/// away: a server that does not stop talking would else have its thread wait for somebody to listen, and the agent for the thread.
+fn wait_for_goodbye(thread: &JoinHandle<()>, heard: &Receiver<(u64, Event)>) {
+    let deadline = Instant::now() + GOODBYE_LIMIT;
+    while !thread.is_finished() && Instant::now() < deadline {
+        while heard.try_recv().is_ok() && Instant::now() < deadline {}
+        std::thread::sleep(GOODBYE_LOOK);
     }
 }
 
 /// Takes the state folder for this process, until the lock is dropped.
 fn lock(config: &AgentConfig) -> anyhow::Result<ProcessLock> {
     let folder = &config.state;
-    std::fs::create_dir_all(folder)
+    create_dir_durably(&RealDisk, folder)
         .with_context(|| format!("{}: the state folder cannot be made", folder.display()))?;
+    // What a device was asked to do, and has found, is nobody else's business.
+    std::fs::set_permissions(folder, Permissions::from_mode(STATE_MODE))
+        .with_context(|| format!("{}: the state folder is not this user's", folder.display()))?;
     Ok(ProcessLock::take(&folder.join("lock"), "agent")?)
 }
 

@@ -10,7 +10,8 @@
 //! no server and no action; results are signed by its caller. Laws: `Ok` from [`Journal::begin`], [`Journal::finish`],
 //! [`Journal::entomb`] and [`Journal::next_session`] means durable; a task is forgotten 24 h after its expiry by SIGNED time
 //! (a wall clock set wrong must not make the agent forget what it has done), and never while its result is not acknowledged.
-//! An error is final: the journal must be dropped and opened anew, as after a crash.
+//! An error is final: the journal must be dropped and opened anew, as after a crash. That a disk has no room is none: what could
+//! not be written was not taken ([`Written::NoRoom`]), or is kept in memory where losing it with a crash does no harm.
 
 mod log;
 #[cfg(test)]
@@ -22,7 +23,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bgb_daemon::disk::Disk;
-use bgb_protocol::codec;
+use bgb_protocol::codec::{self, CodecError};
 use bgb_protocol::ids::{DeviceId, SessionNumber, SiteCode, TaskId, UnixMillis};
 use bgb_protocol::message::{KNOWN_TASKS_MAX, KnownTask};
 use bgb_protocol::result::SignedResult;
@@ -31,6 +32,7 @@ use bgb_protocol::task::SignedTask;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::durable::WriteFault;
 use crate::time::Anchor;
 use log::{Content, LogFile, Owner};
 
@@ -60,6 +62,22 @@ pub enum JournalError {
         "the journal cannot be kept: {0}; nothing was begun that it does not hold: mend the disk and start the agent again"
     )]
     Disk(#[from] io::Error),
+    /// A record is whole, and this release does not know what it says.
+    #[error(
+        "the journal holds a record that this release cannot read ({0}): it was written by a later release; start that one. What \
+         is left out might be carried out twice, so the journal is left as it is"
+    )]
+    Unreadable(String),
+}
+
+/// Whether there was room on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Written {
+    /// There was.
+    Yes,
+    /// There was not: nothing has changed.
+    NoRoom,
 }
 
 /// What a line of the file says. Variants are only ever added at the end.
@@ -124,6 +142,8 @@ pub(crate) struct Journal {
     orders: u64,
     result_bytes: usize,
     rewrite_at_bytes: u64,
+    /// Writes for which there was no room.
+    refused: u64,
 }
 
 impl Journal {
@@ -150,24 +170,34 @@ impl Journal {
             orders: 0,
             result_bytes: 0,
             rewrite_at_bytes: REWRITE_BYTES_MIN,
+            refused: 0,
         };
-        journal.replay(&content);
+        journal.replay(&content)?;
         journal.sessions_used = journal.sessions_used.max(journal.sessions_reserved);
         journal.sessions_reserved = journal.sessions_used;
         if content.damaged_bytes > 0 {
             journal.distrust_waiting();
         }
-        // Always: what was read may be in memory only, if a sync failed before; and what is forgotten leaves the file.
-        journal.rewrite()?;
+        // Always: what was read may be in memory only, if a sync failed before; and what is forgotten leaves the file. Where there
+        // is no room for it, the device is worth more on the air: it is done as soon as there is.
+        if journal.rewrite()? == Written::NoRoom {
+            journal.rewrite_at_bytes = journal.log.bytes();
+        }
         Ok(journal)
     }
 
-    /// The next session's number, higher than any before it, also after a crash.
-    pub(crate) fn next_session(&mut self) -> Result<SessionNumber, JournalError> {
+    /// The next session's number, higher than any before it, also after a crash. Where the disk has no room for it, it is not
+    /// below `first_session` either, as for a journal that begins: so will the next start's be.
+    pub(crate) fn next_session(&mut self, first_session: u64) -> Result<SessionNumber, JournalError> {
         if self.sessions_used >= self.sessions_reserved {
-            self.sessions_reserved = self.sessions_used.saturating_add(SESSIONS_RESERVED);
-            self.append(&Record::Sessions(self.sessions_reserved))?;
-            self.log.sync()?;
+            let reserved = self.sessions_used.saturating_add(SESSIONS_RESERVED);
+            match self.append(&Record::Sessions(reserved))? {
+                Written::Yes => {
+                    self.log.sync()?;
+                    self.sessions_reserved = reserved;
+                }
+                Written::NoRoom => self.sessions_used = self.sessions_used.max(first_session),
+            }
         }
         self.sessions_used += 1;
         Ok(SessionNumber(self.sessions_used))
@@ -186,8 +216,10 @@ impl Journal {
     ) -> Result<(), JournalError> {
         self.floor = floor;
         self.anchor = anchor;
-        self.append(&Record::Time { floor, anchor })?;
-        self.log.sync()?;
+        // A time that is lost is told again by the next head.
+        if self.append(&Record::Time { floor, anchor })? == Written::Yes {
+            self.log.sync()?;
+        }
         Ok(())
     }
 
@@ -222,15 +254,19 @@ impl Journal {
     }
 
     /// Takes a task on. Not synced: what a crash loses of it, a server pushes again.
-    pub(crate) fn accept(&mut self, task: SignedTask) -> Result<(), JournalError> {
-        self.append(&Record::Accepted(task.bytes().to_vec()))?;
+    pub(crate) fn accept(&mut self, task: SignedTask) -> Result<Written, JournalError> {
+        if self.append(&Record::Accepted(task.bytes().to_vec()))? == Written::NoRoom {
+            return Ok(Written::NoRoom);
+        }
         self.on_accepted(task);
         self.rewrite_when_due()
     }
 
     /// Writes down, durably, that a task is about to be begun.
-    pub(crate) fn begin(&mut self, task: TaskId, at: UnixMillis) -> Result<(), JournalError> {
-        self.append(&Record::Begun { task, at })?;
+    pub(crate) fn begin(&mut self, task: TaskId, at: UnixMillis) -> Result<Written, JournalError> {
+        if self.append(&Record::Begun { task, at })? == Written::NoRoom {
+            return Ok(Written::NoRoom);
+        }
         self.log.sync()?;
         self.on_begun(task, at);
         self.rewrite_when_due()
@@ -242,14 +278,15 @@ impl Journal {
         task: TaskId,
         expires: UnixMillis,
         state: TaskState,
-        result: SignedResult,
-    ) -> Result<(), JournalError> {
+        result: &SignedResult,
+    ) -> Result<Written, JournalError> {
         if matches!(self.tasks.get(&task), Some(Entry { progress: Progress::Finished { .. }, .. })) {
-            return Ok(());
+            return Ok(Written::Yes);
         }
-        let result = Box::new(result);
-        let record = Record::Finished { task, expires, state, result };
-        self.append(&record)?;
+        let record = Record::Finished { task, expires, state, result: Box::new(result.clone()) };
+        if self.append(&record)? == Written::NoRoom {
+            return Ok(Written::NoRoom);
+        }
         self.log.sync()?;
         if let Record::Finished { result, .. } = record {
             self.on_finished(task, expires, state, *result);
@@ -265,13 +302,17 @@ impl Journal {
         if !self.tasks.get(&task).is_some_and(is_open) {
             return Ok(());
         }
-        self.append(&Record::Kept(task))?;
+        let written = self.append(&Record::Kept(task))?;
         self.on_kept(task);
         self.drop_old_results()?;
-        self.rewrite_when_due()
+        if written == Written::Yes {
+            let _ = self.rewrite_when_due()?;
+        }
+        Ok(())
     }
 
-    /// Remembers, durably, that a task is cancelled. `false` when there are too many tombstones for one more.
+    /// Remembers, durably where there is room, that a task is cancelled: a server says it again of a task that has not ended.
+    /// `false` when there are too many tombstones for one more.
     pub(crate) fn entomb(&mut self, task: TaskId, expires: UnixMillis) -> Result<bool, JournalError> {
         if self.tombstones.contains_key(&task) {
             return Ok(true);
@@ -279,10 +320,12 @@ impl Journal {
         if self.tombstones.len() >= TOMBSTONES_MAX {
             return Ok(false);
         }
-        self.append(&Record::Tombstone { task, expires })?;
-        self.log.sync()?;
+        let written = self.append(&Record::Tombstone { task, expires })?;
         self.tombstones.insert(task, expires);
-        self.rewrite_when_due()?;
+        if written == Written::Yes {
+            self.log.sync()?;
+            let _ = self.rewrite_when_due()?;
+        }
         Ok(true)
     }
 
@@ -321,11 +364,30 @@ impl Journal {
         found.into_iter().map(|(_, task)| task).collect()
     }
 
-    fn append(&mut self, record: &Record) -> Result<(), JournalError> {
-        Ok(self.log.append(&codec::encode_versioned(record))?)
+    fn append(&mut self, record: &Record) -> Result<Written, JournalError> {
+        let appended = self.log.append(&codec::encode_versioned(record));
+        self.written(appended)
     }
 
-    fn replay(&mut self, content: &Content) {
+    /// What a write has come to.
+    fn written(&mut self, written: Result<(), WriteFault>) -> Result<Written, JournalError> {
+        match written {
+            Ok(()) => Ok(Written::Yes),
+            Err(WriteFault::Unknown(error)) => Err(error.into()),
+            Err(WriteFault::Unchanged(error)) => {
+                self.refused += 1;
+                // A disk stays full for a while.
+                if self.refused.is_power_of_two() {
+                    tracing::error!(%error, times = self.refused, "the journal cannot be written to; make room on this disk");
+                }
+                // What is in memory only goes to the disk as soon as something does.
+                self.rewrite_at_bytes = self.log.bytes();
+                Ok(Written::NoRoom)
+            }
+        }
+    }
+
+    fn replay(&mut self, content: &Content) -> Result<(), JournalError> {
         if content.torn_bytes > 0 {
             tracing::info!(
                 bytes = content.torn_bytes,
@@ -339,11 +401,11 @@ impl Journal {
             );
         }
         for body in &content.bodies {
-            match codec::decode_versioned("journal record", body) {
-                Ok(record) => self.on_record(record),
-                Err(error) => tracing::error!(%error, "a record of the journal is left out"),
-            }
+            codec::decode_versioned("journal record", body)
+                .and_then(|record| self.on_record(record))
+                .map_err(|error| JournalError::Unreadable(error.to_string()))?;
         }
+        Ok(())
     }
 
     /// With records lost, a task that seems to wait may have been begun: better interrupted than carried out twice.
@@ -356,17 +418,14 @@ impl Journal {
         }
     }
 
-    fn on_record(&mut self, record: Record) {
+    fn on_record(&mut self, record: Record) -> Result<(), CodecError> {
         match record {
             Record::Sessions(reserved) => self.sessions_reserved = self.sessions_reserved.max(reserved),
             Record::Time { floor, anchor } => {
                 self.floor = self.floor.max(floor);
                 self.anchor = anchor;
             }
-            Record::Accepted(signed) => match SignedTask::decode(&signed) {
-                Ok(task) => self.on_accepted(task),
-                Err(error) => tracing::error!(%error, "a task of the journal is left out"),
-            },
+            Record::Accepted(signed) => self.on_accepted(SignedTask::decode(&signed)?),
             Record::Begun { task, at } => self.on_begun(task, at),
             Record::Finished { task, expires, state, result } => {
                 self.on_finished(task, expires, state, *result);
@@ -380,6 +439,7 @@ impl Journal {
                 self.insert(task, expires, progress);
             }
         }
+        Ok(())
     }
 
     fn on_accepted(&mut self, task: SignedTask) {
@@ -442,17 +502,21 @@ impl Journal {
             let (expires, state) = (entry.expires, entry.state());
             entry.progress = Progress::Finished { state, result: None, delivery: Delivery::Acknowledged };
             self.result_bytes -= freed_bytes;
-            self.append(&Record::Done { task, expires, state })?;
+            let _ = self.append(&Record::Done { task, expires, state })?;
         }
         Ok(())
     }
 
-    fn rewrite_when_due(&mut self) -> Result<(), JournalError> {
-        if self.log.bytes() < self.rewrite_at_bytes { Ok(()) } else { self.rewrite() }
+    /// Always [`Written::Yes`]: a file that is longer than it need be loses nothing.
+    fn rewrite_when_due(&mut self) -> Result<Written, JournalError> {
+        if self.log.bytes() >= self.rewrite_at_bytes {
+            let _ = self.rewrite()?;
+        }
+        Ok(Written::Yes)
     }
 
-    /// Writes the file anew with what is still remembered.
-    fn rewrite(&mut self) -> Result<(), JournalError> {
+    /// Writes the file anew with what is still remembered, if there is room.
+    fn rewrite(&mut self) -> Result<Written, JournalError> {
         let mut records = vec![
             Record::Sessions(self.sessions_reserved),
             Record::Time { floor: self.floor, anchor: self.anchor },
@@ -482,9 +546,14 @@ impl Journal {
             }
         }
         let bodies: Vec<_> = records.iter().map(codec::encode_versioned).collect();
-        self.log.rewrite(&bodies)?;
-        self.rewrite_at_bytes = REWRITE_BYTES_MIN.max(self.log.bytes().saturating_mul(2));
-        Ok(())
+        let rewritten = self.log.rewrite(&bodies);
+        let written = self.written(rewritten)?;
+        self.rewrite_at_bytes = match written {
+            Written::Yes => REWRITE_BYTES_MIN.max(self.log.bytes().saturating_mul(2)),
+            // Not with every record.
+            Written::NoRoom => self.log.bytes() + REWRITE_BYTES_MIN / 16,
+        };
+        Ok(written)
     }
 }
 

@@ -23,6 +23,9 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = bgb_agent::launch::launched() {
+        return code;
+    }
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -16,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bgb_daemon::disk::{Disk, replace_durably};
+use bgb_daemon::disk::Disk;
 use bgb_protocol::codec::{self, CodecError};
 use bgb_protocol::ids::{DeviceId, SiteCode, UnixMillis};
 use bgb_protocol::message::PolicyDocument;
@@ -29,6 +29,8 @@ use bgb_protocol::task::StatementError;
 use crc32c::crc32c;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::durable::{self, WriteFault};
 
 /// Most names whose versions are remembered; a site has a few dozen documents.
 const NAMES_MAX: usize = 1_024;
@@ -56,7 +58,7 @@ pub(crate) enum PolicyFault {
     #[error("{0} names of documents were seen, which is as many as are remembered")]
     Names(usize),
     #[error("the policy file cannot be written: {0}")]
-    Disk(#[from] io::Error),
+    Disk(#[from] WriteFault),
 }
 
 /// Who judges documents.
@@ -149,7 +151,7 @@ impl Policy {
     /// Takes `documents` as all that there are for this device.
     ///
     /// # Errors
-    /// The first fault; nothing has changed then.
+    /// The first fault; nothing has changed then, unless it is [`WriteFault::Unknown`]: then the policy must be opened anew.
     pub(crate) fn apply(
         &mut self,
         documents: &[PolicyDocument],
@@ -170,7 +172,7 @@ impl Policy {
             issued: verified.iter().map(|one| one.issued).max().unwrap_or_default(),
         };
         if applied.is_changed {
-            replace_durably(&*self.disk, &self.path, &encode(&kept))?;
+            durable::replace(&*self.disk, &self.path, &encode(&kept))?;
             self.set(kept, verified);
         }
         Ok(applied)
@@ -235,8 +237,14 @@ fn verify(
         }
         _ => {}
     }
-    let settings = match statement.settings.as_deref().map(PolicySettings::parse).transpose() {
-        Ok(settings) => settings,
+    let settings = match statement.settings.as_deref().map(PolicySettings::parse_known).transpose() {
+        Ok(Some((settings, unknown))) => {
+            if !unknown.is_empty() {
+                tracing::warn!(document = %name, ?unknown, "settings that this release does not know are passed over");
+            }
+            Some(settings)
+        }
+        Ok(None) => None,
         Err(source) => return Err(PolicyFault::Settings { name, source }),
     };
     let (version, priority, issued) = (statement.version, statement.priority, statement.issued);

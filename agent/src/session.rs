@@ -129,9 +129,9 @@ impl Session {
         matches!(&self.state, State::Active(active) if active.abilities.has(ability))
     }
 
-    /// The addresses that policy or configuration name, in their order.
-    pub(crate) fn set_servers(&mut self, servers: Vec<String>) {
-        self.servers.set_configured(servers);
+    /// The addresses that policy and configuration name, in their order, and how many of them are to be preferred.
+    pub(crate) fn set_servers(&mut self, servers: Vec<String>, preferred: usize) {
+        self.servers.set_configured(servers, preferred);
     }
 
     /// A policy that asks for more frequent keepalives holds at once; a longer interval is agreed with the next hello.
@@ -200,8 +200,8 @@ impl Session {
         match &self.state {
             State::Resting { .. } | State::Stopped => {}
             State::Connecting { .. } | State::Greeting { .. } => self.on_failed(now_ms),
-            State::Active(active) => {
-                if now_ms.saturating_sub(active.since_ms) >= SESSION_IS_GOOD_MS {
+            State::Active(_) => {
+                if self.is_good(now_ms) {
                     self.tries = 0;
                     // Told of a newer session long ago: that is over.
                     self.superseded = 0;
@@ -235,6 +235,13 @@ impl Session {
             slot_secs: welcome.reconnect_slot_secs,
         });
         true
+    }
+
+    /// The server's head is wanted now: a keepalive is answered with it.
+    pub(crate) fn want_head(&mut self, now_ms: u64) {
+        if let State::Active(active) = &mut self.state {
+            active.speak_ms = active.speak_ms.min(now_ms);
+        }
     }
 
     /// The server answered a keepalive.
@@ -281,6 +288,13 @@ impl Session {
         if !matches!(self.state, State::Greeting { .. } | State::Active(_)) {
             return false;
         }
+        if self.is_good(now_ms) {
+            self.tries = 0;
+            // Two machines that bear one identity end each other's good sessions: that is not over.
+            if reason != RefusedReason::Superseded {
+                self.superseded = 0;
+            }
+        }
         match reason {
             RefusedReason::Blocked | RefusedReason::Certificate => self.rest_long(now_ms, BACK_OFF_CAP_MS),
             RefusedReason::Superseded => {
@@ -300,6 +314,11 @@ impl Session {
         let had = !matches!(self.state, State::Resting { .. } | State::Stopped);
         self.state = State::Stopped;
         had
+    }
+
+    /// Whether there is a session that has lasted.
+    fn is_good(&self, now_ms: u64) -> bool {
+        matches!(&self.state, State::Active(active) if now_ms.saturating_sub(active.since_ms) >= SESSION_IS_GOOD_MS)
     }
 
     /// This server did not work out: the next one, after a while.

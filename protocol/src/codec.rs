@@ -42,6 +42,9 @@ pub enum CodecError {
         /// The limit.
         limit: usize,
     },
+    /// Well-formed, but a text with control characters where they have no business.
+    #[error("{0} holds control characters")]
+    Control(&'static str),
     /// Well-formed, but under what the protocol asks for at least.
     #[error("{what}: {found} is under the least of {least}")]
     Least {

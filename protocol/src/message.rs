@@ -17,8 +17,11 @@ use crate::state::TaskState;
 /// Most known tasks that a hello names.
 pub const KNOWN_TASKS_MAX: usize = 256;
 
-/// Most bytes of each text in a hello (version, platform, host name).
+/// Most bytes of each text in a hello (version, platform, host name), which holds no control character.
 pub const TEXT_BYTES_MAX: usize = 256;
+
+/// Highest session number and policy version of a hello: the site's database counts to 2^63 - 1.
+const NUMBER_MAX: usize = i64::MAX as usize;
 
 /// How often an agent speaks when it has nothing to say: 15 minutes, in seconds.
 pub const KEEPALIVE_SECS_DEFAULT: u32 = 15 * 60;
@@ -391,12 +394,18 @@ impl Hello {
         };
         limited("a hello's known tasks", self.known_tasks.len(), KNOWN_TASKS_MAX)?;
         let Platform { os, os_version, arch, hostname } = &self.platform;
-        for text in [&self.agent_version, os, os_version, arch, hostname] {
+        let issuer = match &self.road.reason {
+            Some(RoadReason::Intercepted(issuer)) => Some(issuer),
+            _ => None,
+        };
+        for text in [&self.agent_version, os, os_version, arch, hostname].into_iter().chain(issuer) {
             limited("a text of a hello, in bytes", text.len(), TEXT_BYTES_MAX)?;
+            if text.contains(char::is_control) {
+                return Err(CodecError::Control("a text of a hello"));
+            }
         }
-        if let Some(RoadReason::Intercepted(issuer)) = &self.road.reason {
-            limited("the issuer in a hello, in bytes", issuer.len(), TEXT_BYTES_MAX)?;
-        }
+        limited("a hello's session number", self.session.0 as usize, NUMBER_MAX)?;
+        limited("a hello's policy version", self.policy_version as usize, NUMBER_MAX)?;
         if let Some(found) = self.keepalive_secs.filter(|&asked| asked < KEEPALIVE_SECS_MIN) {
             let (what, least) =
                 ("the keepalive that a hello asks for, in seconds", KEEPALIVE_SECS_MIN as usize);

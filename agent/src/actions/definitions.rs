@@ -3,7 +3,16 @@
 //! It owns nothing; where from and where to is said by freshclam's own configuration, which `agent.toml` may name. Its exit codes
 //! (freshclam(1)): 0 when the signatures are up to date or were brought there, anything else a failure, of which its
 //! output tells.
+//!
+//! Where ClamAV's own freshclam runs as a daemon, it holds the lock of its log file all day, and a second one that is to log there
+//! ends at once. So ours is given a log of its own. By the time that it opens it, it is no longer root but the owner of the
+//! signatures, whoever that is by its configuration, and does not get into the agent's folders: the log lies in a folder of
+//! its own among the temporary ones, which nobody can list, and is removed with it. What it says there it says here as well.
 
+use std::fs::{DirBuilder, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::output::Output;
@@ -14,8 +23,14 @@ use crate::config::ScanConfig;
 
 /// Brings the signatures up to date.
 pub(super) fn update(config: &ScanConfig, limit: Duration, stop: &Stop) -> Outcome {
+    let log = match Log::create() {
+        Ok(log) => log,
+        Err(error) => {
+            return failed(&format!("freshclam's log cannot be made among the temporary files: {error}"));
+        }
+    };
     let mut command = program("freshclam");
-    command.arg("--stdout");
+    command.arg("--stdout").arg(format!("--log={}", log.file.display()));
     if let Some(path) = &config.freshclam_config {
         command.arg(format!("--config-file={}", path.display()));
     }
@@ -27,6 +42,38 @@ pub(super) fn update(config: &ScanConfig, limit: Duration, stop: &Stop) -> Outco
         Ok(end) => outcome_of(end, said, limit),
         Err(error) => failed(&format!("{error}; install ClamAV's freshclam (Debian: clamav-freshclam)")),
     }
+}
+
+/// A log that any user may write who knows its name, and its folder; gone when dropped.
+struct Log {
+    folder: PathBuf,
+    file: PathBuf,
+}
+
+impl Log {
+    fn create() -> io::Result<Self> {
+        let folder = std::env::temp_dir().join(format!("bgb-freshclam-{}", random_name()?));
+        // Made here and now, or not at all: nobody can have put a link in the way.
+        DirBuilder::new().mode(0o711).create(&folder)?;
+        let log = Self { file: folder.join(random_name()?), folder };
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&log.file)?;
+        file.set_permissions(Permissions::from_mode(0o666))?;
+        Ok(log)
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        // What stays is an empty folder among temporary ones.
+        let _ = std::fs::remove_file(&self.file);
+        let _ = std::fs::remove_dir(&self.folder);
+    }
+}
+
+fn random_name() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
@@ -79,8 +126,10 @@ mod tests {
         let text = format!(
             "DatabaseDirectory {database}\nDatabaseOwner root\nPrivateMirror http://127.0.0.1:{port}\n\
              ExcludeDatabase main\nExcludeDatabase daily\nExcludeDatabase bytecode\n\
-             DatabaseCustomURL http://127.0.0.1:{port}/{file}\nConnectTimeout 5\nMaxAttempts 1\n",
-            database = database.display()
+             DatabaseCustomURL http://127.0.0.1:{port}/{file}\nConnectTimeout 5\nMaxAttempts 1\n\
+             UpdateLogFile {log}\n",
+            database = database.display(),
+            log = folder.join("freshclam.log").display()
         );
         std::fs::write(&path, text).unwrap();
         ScanConfig { freshclam_config: Some(path), database: Some(database), ..ScanConfig::default() }
@@ -93,6 +142,9 @@ mod tests {
         );
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), port, file);
+        // As ClamAV's own freshclam does while it runs as a daemon.
+        let log = std::fs::File::create(folder.path().join("freshclam.log")).unwrap();
+        rustix::fs::fcntl_lock(&log, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let outcome = update(&config, LIMIT, &Stop::new().unwrap());
         let taken = std::fs::read_to_string(folder.path().join("database").join(file)).ok();
         (outcome, taken)

@@ -7,11 +7,12 @@
 mod addresses;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bgb_protocol::action::OUTPUT_BYTES_MAX;
 use serde_json::{Value, json};
 
+use super::limit_note;
 use super::process::{End, Stop, program, run};
 use crate::agent::{Ending, Outcome};
 use crate::platform;
@@ -34,17 +35,37 @@ const LOCAL_TYPES: [&str; 14] = [
 /// Those on other machines' disks.
 const REMOTE_TYPES: [&str; 7] = ["nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "fuse.sshfs"];
 
+/// A package manager: what it is called, and how it lists what is installed: a status, a tabulator, name and version.
+struct Manager {
+    name: &'static str,
+    path: &'static str,
+    arguments: &'static [&'static str],
+}
+
+const MANAGERS: [Manager; 2] = [
+    Manager {
+        name: "dpkg",
+        path: "dpkg-query",
+        arguments: &["-W", "-f", "${db:Status-Abbrev}\t${Package} ${Version}\n"],
+    },
+    Manager { name: "rpm", path: "rpm", arguments: &["-qa", "--qf", "ii \t%{NAME} %{VERSION}-%{RELEASE}\n"] },
+];
+
 /// Collects.
 pub(super) fn collect(limit: Duration, stop: &Stop) -> Outcome {
-    let packages = match packages(limit, stop) {
-        Ok(packages) => packages,
+    collect_with(&MANAGERS, limit, stop)
+}
+
+fn collect_with(managers: &[Manager], limit: Duration, stop: &Stop) -> Outcome {
+    let (packages, ending) = match packages(managers, limit, stop) {
+        Ok(packages) => (packages, Ending::Succeeded),
         Err(End::Stopped) => return Outcome { ending: Ending::Cancelled, code: -1, output: Vec::new() },
-        // The list is then shorter than it should be, and the inventory says that there is none.
-        Err(_) => None,
+        // What needs no package manager is told all the same.
+        Err(_) => (None, Ending::Failed),
     };
     let machine = platform::platform();
     let uname = rustix::system::uname();
-    let inventory = json!({
+    let mut inventory = json!({
         "platform": {
             "os": machine.os,
             "os_version": machine.os_version,
@@ -57,8 +78,11 @@ pub(super) fn collect(limit: Duration, stop: &Stop) -> Outcome {
         "disks": disks(&read("/proc/mounts")),
         "addresses": addresses::addresses().into_iter().take(LIST_MAX).collect::<Vec<_>>(),
     });
+    if ending == Ending::Failed {
+        inventory["fault"] = json!(limit_note(limit).trim());
+    }
     let output = fitted(inventory, packages);
-    Outcome { ending: Ending::Succeeded, code: 0, output }
+    Outcome { ending, code: if ending == Ending::Succeeded { 0 } else { -1 }, output }
 }
 
 /// The text of a file of the kernel's; empty where there is none.
@@ -145,16 +169,18 @@ fn unescaped(field: &str) -> String {
 }
 
 /// What the package manager has installed: its name, and a line `name version` for each; `None` where there is none that is known.
-fn packages(limit: Duration, stop: &Stop) -> Result<Option<(&'static str, Vec<String>)>, End> {
-    let managers: [(&str, &str, &[&str]); 2] = [
-        ("dpkg", "dpkg-query", &["-W", "-f", "${db:Status-Abbrev}\t${Package} ${Version}\n"]),
-        ("rpm", "rpm", &["-qa", "--qf", "ii \t%{NAME} %{VERSION}-%{RELEASE}\n"]),
-    ];
-    for (name, path, arguments) in managers {
+/// The limit is that of all of them together.
+fn packages(
+    managers: &[Manager],
+    limit: Duration,
+    stop: &Stop,
+) -> Result<Option<(&'static str, Vec<String>)>, End> {
+    let begun = Instant::now();
+    for &Manager { name, path, arguments } in managers {
         let mut command = program(path);
         command.args(arguments);
         let mut said = Vec::new();
-        let end = run(command, limit, stop, &mut |bytes| {
+        let end = run(command, limit.saturating_sub(begun.elapsed()), stop, &mut |bytes| {
             let room = PACKAGES_BYTES_MAX - said.len();
             said.extend_from_slice(&bytes[..room.min(bytes.len())]);
         });
@@ -229,6 +255,20 @@ mod tests {
             );
             assert!(packages["total"].as_u64() >= packages["listed"].as_u64());
         }
+    }
+
+    #[test]
+    fn over_the_limit_it_fails_with_what_needs_no_package_manager() {
+        let slow = |script| Manager { name: "slow", path: "sh", arguments: script };
+        let managers = [slow(&["-c", "sleep 0.3; exit 1"]), slow(&["-c", "sleep 0.4; echo 'ii\ta 1'"])];
+        let limit = Duration::from_millis(500);
+        let begun = Instant::now();
+        let outcome = collect_with(&managers, limit, &Stop::new().unwrap());
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        assert_eq!((outcome.ending, outcome.code), (Ending::Failed, -1), "the limit is that of both");
+        let json: Value = serde_json::from_slice(&outcome.output).unwrap();
+        assert!(json["memory"]["total_bytes"].as_u64().is_some());
+        assert!(json["fault"].as_str().unwrap().contains("limit"), "{json}");
     }
 
     #[test]

@@ -10,17 +10,23 @@
 //! It owns the child, the pipe of its output and nothing else; one thread does all, by poll(2) on the pipe, the process and
 //! the stop. It must not know what the program is for. Laws: when [`run`] returns, no process of the group is left to run
 //! (but one that the kernel will not let go of, which is said); what it said until then has been handed on; a program that
-//! closes its output or leaves children behind holds nobody up. Programs that leave their process group are out of reach.
+//! closes its output or leaves children behind holds nobody up; when the agent is killed, the group ends as well ([`launch`]).
+//! Programs that leave their process group are out of reach.
 
+use std::ffi::OsStr;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use crate::launch;
 
 /// Between SIGTERM and SIGKILL: time to remove temporary files, no time to go on.
 const GRACE: Duration = Duration::from_secs(2);
@@ -75,9 +81,29 @@ impl Stop {
 
 /// A program with the environment and the folder that all programs of the agent get.
 pub(crate) fn program(path: &str) -> Command {
-    let mut command = Command::new(path);
+    prepared(Command::new(path))
+}
+
+fn prepared(mut command: Command) -> Command {
     command.env_clear().env("PATH", SEARCH_PATH).env("LANG", "C.UTF-8").current_dir("/");
     command
+}
+
+/// `command`, made by [`program`], so that it ends with the agent.
+fn tied(command: Command) -> io::Result<Command> {
+    let Some(mut launcher) = launch::launcher() else { return Ok(command) };
+    // The launcher is always there; that the program is not has to be said here.
+    if !is_there(command.get_program()) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    launcher.arg(command.get_program()).args(command.get_args());
+    Ok(prepared(launcher))
+}
+
+fn is_there(name: &OsStr) -> bool {
+    let is_path = name.as_bytes().contains(&b'/');
+    is_path && Path::new(name).exists()
+        || !is_path && SEARCH_PATH.split(':').any(|folder| Path::new(folder).join(name).exists())
 }
 
 /// Runs `command` until it ends, `limit` is over or `stop` is told, and hands what it says (both streams, in their order) to `said`.
@@ -85,7 +111,7 @@ pub(crate) fn program(path: &str) -> Command {
 /// # Errors
 /// When it cannot be started or watched.
 pub(crate) fn run(
-    mut command: Command,
+    command: Command,
     limit: Duration,
     stop: &Stop,
     said: &mut dyn FnMut(&[u8]),
@@ -93,11 +119,12 @@ pub(crate) fn run(
     let deadline = Instant::now() + limit;
     let (reader, writer) = io::pipe()?;
     rustix::fs::fcntl_setfl(&reader, rustix::fs::OFlags::NONBLOCK)?;
-    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
     let name = command.get_program().to_string_lossy().into_owned();
-    let child = command
-        .spawn()
-        .map_err(|error| io::Error::new(error.kind(), format!("{name} cannot be started: {error}")))?;
+    let failed =
+        |error: io::Error| io::Error::new(error.kind(), format!("{name} cannot be started: {error}"));
+    let mut command = tied(command).map_err(failed)?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
+    let child = command.spawn().map_err(failed)?;
     // The command holds the pipe's other end.
     drop(command);
     let mut group = Group { pid: Pid::from_child(&child), child, is_reaped: false };

@@ -2,11 +2,13 @@
 //!
 //! The engine is ClamAV: `clamdscan` if its daemon answers, else `clamscan`; or a command of the site's own. Both of ClamAV's exit
 //! codes that mean a finished scan are success here (clamscan(1)): 0, nothing found, and 1, something found, which is what the
-//! scan was for; the code goes with the result, so that a collection of infected devices can be told from it. 2 and above is
-//! a scan that failed, and so is one that met its limit; what it had found until then is told all the same.
+//! scan was for; the code goes with the result, so that a collection of infected devices can be told from it. 2 is also said when
+//! a file went away while it was scanned, or could not be read: where the engine came to its summary all the same, that is a
+//! scan that succeeded, with the errors counted and told. Else 2 and above is a scan that failed, and so is one that met
+//! its limit; what it had found until then is told all the same.
 //!
-//! It owns the choice of engine, paths and exclusions. It knows no server and no journal. Law: no path that policy excludes
-//! is handed to an engine, whatever options the engine has: exclusions are cut out of the list of paths ([`paths`]).
+//! It owns the choice of engine, paths and exclusions. It knows no server and no journal. Law: no engine enters what policy
+//! excludes, whatever options it has ([`paths`]).
 
 mod paths;
 mod report;
@@ -58,22 +60,49 @@ pub(super) fn scan(
     };
     let excluded = settings.scan_exclusions.iter().flatten().map(PathBuf::from);
     let excluded: Vec<PathBuf> = excluded.chain(NEVER.map(PathBuf::from)).collect();
-    let paths = match paths::without(&wanted, &excluded) {
-        Ok(paths) if paths.is_empty() => {
-            return failed("there is nothing to scan: none of the paths exists outside the exclusions");
-        }
-        Ok(paths) => paths,
-        Err(fault) => return failed(&fault),
+    let roots = paths::roots(&wanted, &excluded);
+    if roots.is_empty() {
+        return failed(NOTHING);
+    }
+    let cut = || match paths::without(&roots, &excluded) {
+        Ok(covered) if covered.paths.is_empty() => Err(NOTHING.to_owned()),
+        covered => covered,
     };
     if let Some(command) = &config.command {
-        return scan_with_command(command, action, &paths, limit, stop);
+        return match cut() {
+            Ok(covered) => scan_with_command(command, action, &covered.paths, limit, stop),
+            Err(fault) => failed(&fault),
+        };
     }
-    let engine = match config.engine {
-        Engine::Auto if clamd_answers(config, stop) => Engine::Clamdscan,
-        Engine::Auto => Engine::Clamscan,
-        named => named,
+    let daemon = match config.engine {
+        Engine::Clamscan => None,
+        Engine::Clamdscan => Some(cut()),
+        // What cannot be cut small enough for the one is left out by the other.
+        Engine::Auto => cut().ok().filter(|_| clamd_answers(config, stop)).map(Ok),
     };
-    scan_with_clamav(engine, config, &wanted, &paths, limit.saturating_sub(begun.elapsed()), stop)
+    let (front_end, skipped) = match daemon {
+        None => (clamscan_without(config, &roots, &excluded), Vec::new()),
+        Some(Ok(covered)) => (clamdscan_of(config, &covered.paths), covered.skipped),
+        Some(Err(fault)) => return failed(&fault),
+    };
+    let places = Places { wanted: &wanted, skipped: &skipped };
+    scan_with_clamav(front_end, config, &places, limit.saturating_sub(begun.elapsed()), stop)
+}
+
+/// What is said where exclusions leave nothing, or nothing is there.
+const NOTHING: &str = "there is nothing to scan: none of the paths exists outside the exclusions";
+
+/// One of ClamAV's two front ends, ready to be run.
+struct FrontEnd {
+    engine: Engine,
+    name: &'static str,
+    command: Command,
+}
+
+/// The paths that the report names.
+struct Places<'a> {
+    wanted: &'a [PathBuf],
+    skipped: &'a [PathBuf],
 }
 
 /// A command of the site's own: the name of the action and the paths are its last arguments; exit code 0 is nothing found, 1
@@ -99,20 +128,15 @@ fn scan_with_command(
 }
 
 fn scan_with_clamav(
-    engine: Engine,
+    front_end: FrontEnd,
     config: &ScanConfig,
-    wanted: &[PathBuf],
-    paths: &[PathBuf],
+    places: &Places<'_>,
     limit: Duration,
     stop: &Stop,
 ) -> Outcome {
     let begun = Instant::now();
-    let (name, mut command) = match engine {
-        Engine::Clamdscan => ("clamdscan", clamdscan(config)),
-        Engine::Clamscan | Engine::Auto => ("clamscan", clamscan(config)),
-    };
+    let FrontEnd { engine, name, command } = front_end;
     let version = said_briefly(version(engine, config), stop);
-    command.args(["--infected", "--stdout"]).args(paths);
     let mut report = Report::default();
     let end = match run(command, limit, stop, &mut |bytes| report.push(bytes)) {
         Ok(end) => end,
@@ -122,8 +146,14 @@ fn scan_with_clamav(
             ));
         }
     };
+    let came_through = |report: &Report| match engine {
+        // It does not say how much it scanned; when its daemon is gone, that was not all.
+        Engine::Clamdscan => report.has_summary() && clamd_answers(config, stop),
+        Engine::Clamscan | Engine::Auto => report.has_scanned(),
+    };
     let (ending, code) = match end {
         End::Exited(code @ (0 | 1)) => (Ending::Succeeded, code),
+        End::Exited(2) if came_through(&report) => (Ending::Succeeded, i32::from(report.found() > 0)),
         End::Exited(code) => (Ending::Failed, code),
         End::Signalled(_) | End::LimitReached => (Ending::Failed, -1),
         End::Stopped => (Ending::Cancelled, -1),
@@ -134,9 +164,11 @@ fn scan_with_clamav(
     let output = report.into_json(&report::Circumstances {
         engine: name,
         version: version.as_deref(),
-        paths: wanted,
+        paths: places.wanted,
+        skipped: places.skipped,
         seconds: begun.elapsed().as_secs(),
-        is_complete: ending == Ending::Succeeded,
+        is_complete: matches!(end, End::Exited(0 | 1)),
+        has_summary: matches!(end, End::Exited(_)),
     });
     Outcome { ending, code, output }
 }
@@ -150,12 +182,23 @@ fn clamscan(config: &ScanConfig) -> Command {
     command
 }
 
-fn clamdscan(config: &ScanConfig) -> Command {
+fn clamscan_without(config: &ScanConfig, roots: &[PathBuf], excluded: &[PathBuf]) -> FrontEnd {
+    let mut command = clamscan(config);
+    command.args(["--infected", "--stdout"]);
+    for path in excluded {
+        let expression = paths::expression(path);
+        command.arg(format!("--exclude-dir={expression}")).arg(format!("--exclude={expression}"));
+    }
+    command.args(roots);
+    FrontEnd { engine: Engine::Clamscan, name: "clamscan", command }
+}
+
+fn clamdscan_of(config: &ScanConfig, paths: &[PathBuf]) -> FrontEnd {
     let mut command = program("clamdscan");
     command.args(clamd_config(config));
     // The daemon is not root: it is handed open files, as many at a time as it has threads.
-    command.args(["--fdpass", "--multiscan"]);
-    command
+    command.args(["--fdpass", "--multiscan", "--infected", "--stdout"]).args(paths);
+    FrontEnd { engine: Engine::Clamdscan, name: "clamdscan", command }
 }
 
 fn clamd_config(config: &ScanConfig) -> Option<String> {

@@ -1,7 +1,8 @@
 //! Results on their way to a server: signed, recorded, sent, and sent again until one has them for good.
 //!
 //! It owns which results are under way in the present session; that they exist is the journal's knowledge. Law: a
-//! remembered result is durable in the journal before it is sent, and leaves the outbox only by the server's word.
+//! remembered result is durable in the journal before it is sent, and leaves the outbox only by the server's word. While the disk has
+//! no room for it, it waits in memory; should the agent end meanwhile, its task counts as interrupted.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +13,7 @@ use bgb_protocol::result::{ResultStatement, SignedResult, cut_output};
 use bgb_protocol::state::{RefusalReason, TaskState};
 
 use super::{Agent, AgentError, SessionPhase};
-use crate::journal::{Delivery, Progress};
+use crate::journal::{Delivery, Progress, Written};
 
 /// Results under way at a time: half a MiB of the longest ones, so that an agent back from a long absence does not choke its own
 /// connection.
@@ -27,6 +28,45 @@ const SEND_AGAIN_MS: u64 = 2 * 60 * 1000;
 pub(super) struct Outbox {
     under_way: BTreeSet<TaskId>,
     send_again_ms: Option<u64>,
+}
+
+/// How often the journal is tried again when its disk had no room.
+const WRITE_AGAIN_MS: u64 = 10_000;
+
+/// Ends for which the journal had no room. No more than tasks wait and run at a time.
+#[derive(Debug, Default)]
+pub(super) struct Unwritten {
+    ends: Vec<End>,
+    again_ms: Option<u64>,
+}
+
+#[derive(Debug)]
+struct End {
+    task: TaskId,
+    expires: UnixMillis,
+    state: TaskState,
+    result: SignedResult,
+}
+
+impl Unwritten {
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        self.again_ms
+    }
+
+    /// Whether the disk had no room just now, so that nothing is to be begun.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.again_ms.is_some()
+    }
+
+    /// How many ends wait.
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The disk has no room.
+    pub(super) fn on_no_room(&mut self, now: Now) {
+        self.again_ms.get_or_insert(now.boot_ms + WRITE_AGAIN_MS);
+    }
 }
 
 /// How a task ended, as it is to be signed.
@@ -84,9 +124,33 @@ impl Agent {
     ) -> Result<(), AgentError> {
         let state = verdict.state;
         let result = self.sign(now, task, verdict)?;
-        self.journal.finish(task, expires, state, result)?;
-        self.counters.ended += 1;
-        tracing::info!(%task, %state, "task ended");
+        self.write_end(now, End { task, expires, state, result })
+    }
+
+    /// Tries anew what the journal had no room for.
+    pub(super) fn write_ends(&mut self, now: Now) -> Result<(), AgentError> {
+        if self.unwritten.again_ms.is_none_or(|again_ms| now.boot_ms < again_ms) {
+            return Ok(());
+        }
+        self.unwritten.again_ms = None;
+        self.held.judge_again();
+        for end in std::mem::take(&mut self.unwritten.ends) {
+            self.write_end(now, end)?;
+        }
+        Ok(())
+    }
+
+    fn write_end(&mut self, now: Now, end: End) -> Result<(), AgentError> {
+        match self.journal.finish(end.task, end.expires, end.state, &end.result)? {
+            Written::Yes => {
+                self.counters.ended += 1;
+                tracing::info!(task = %end.task, state = %end.state, "task ended");
+            }
+            Written::NoRoom => {
+                self.unwritten.on_no_room(now);
+                self.unwritten.ends.push(end);
+            }
+        }
         Ok(())
     }
 

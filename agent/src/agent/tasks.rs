@@ -1,7 +1,8 @@
 //! Tasks inside the agent: let in, queued, begun, cancelled, ended.
 //!
 //! It owns the rules of the queue: a ping never waits, one malware scan at a time, one of each other action at a time,
-//! the oldest first. Laws: a task is judged when it comes and again before it is begun; it is begun only after the
+//! the oldest first. Laws: a task is judged when it comes and again before it is begun; none that waits is begun or ended before
+//! a head has told the time in this boot; it is begun only after the
 //! journal has synced that it will be; one that was begun in an earlier life is begun again only if its action is declared
 //! repeatable and it is still valid, else it is interrupted.
 
@@ -14,14 +15,15 @@ use bgb_protocol::message::{AgentMessage, TaskPush};
 use bgb_protocol::state::{RefusalReason, TaskState};
 use bgb_protocol::task::{NOT_BEFORE_TOLERANCE_MS, SignedCancel, SignedTask};
 
+use super::held::HeldPush;
 use super::results::Verdict;
 use super::{Agent, AgentError, Ending, Outcome, Output, Start};
-use crate::journal::Progress;
+use crate::journal::{Progress, Written};
 use crate::policy::Applied;
 use crate::verify::{self, Judge, Memory};
 
 /// Most tasks that wait and run on a device at a time: an administrator's day, and less than 2 MiB of the largest.
-const OPEN_TASKS_MAX: usize = 128;
+pub(super) const OPEN_TASKS_MAX: usize = 128;
 
 /// A repeatable action is begun so many times at most: one that takes the agent down with it must come to an end.
 const BEGINNINGS_MAX: u32 = 3;
@@ -29,6 +31,9 @@ const BEGINNINGS_MAX: u32 = 3;
 /// How long after its limit, or after it was killed, an action may take to say that it has ended: twice the 10 s in which the runner
 /// makes sure of it, and as much for a busy machine.
 const OVERDUE_MS: u64 = 40_000;
+
+/// Why a push is dropped that would be one too many.
+const FULL: &str = "the journal holds as many tasks as it may";
 
 /// An action that was begun in this life.
 #[derive(Clone, Debug)]
@@ -60,12 +65,23 @@ enum Readiness {
 
 impl Agent {
     /// A task came.
-    pub(super) fn on_push(&mut self, now: Now, push: &TaskPush) -> Result<(), AgentError> {
+    pub(super) fn on_push(&mut self, now: Now, push: TaskPush) -> Result<(), AgentError> {
         self.counters.pushes += 1;
+        self.decide(now, HeldPush::new(push))
+    }
+
+    /// Judges a push that came now, or that was held.
+    pub(super) fn decide(&mut self, now: Now, push: HeldPush) -> Result<(), AgentError> {
         let own_now = self.time.at(now);
-        match self.judge_at(own_now).judge(push) {
+        match self.judge_at(own_now).judge(push.push()) {
             verify::Verdict::Drop(reason) => {
                 self.on_dropped(&reason);
+                Ok(())
+            }
+            verify::Verdict::Refuse { task, reason, .. } if !self.is_certain(&push, reason) => {
+                if !self.on_known(task) {
+                    self.hold(task, push);
+                }
                 Ok(())
             }
             verify::Verdict::Refuse { task, expires, reason, memory } => {
@@ -74,14 +90,14 @@ impl Agent {
                 }
                 match memory {
                     Memory::None => self.refuse_once(now, task, reason),
-                    Memory::Kept if !self.journal.has_room() => {
-                        self.on_dropped("the journal holds as many tasks as it may");
+                    Memory::Kept if !self.has_room() => {
+                        self.on_dropped(FULL);
                         Ok(())
                     }
                     Memory::Kept => self.conclude(now, task, expires, Verdict::refused(reason)),
                 }
             }
-            verify::Verdict::Accept(signed, action) => self.on_accepted(now, signed, action),
+            verify::Verdict::Accept(signed, action) => self.on_accepted(now, push, signed, action),
         }
     }
 
@@ -100,9 +116,9 @@ impl Agent {
             }
         };
         let statement = cancel.statement();
-        let change = self.time.on_signed_time(statement.cancelled);
+        let change = self.time.on_signed_time(statement.cancelled, now);
         self.keep_time(change)?;
-        if self.time.at(now) >= statement.expires && self.journal.task(statement.task).is_none() {
+        if self.time.at_least(now) >= statement.expires && self.journal.task(statement.task).is_none() {
             return Ok(());
         }
         if !self.journal.entomb(statement.task, statement.expires)? {
@@ -185,6 +201,10 @@ impl Agent {
     /// Begins every queued task whose turn has come, and ends those that will never be begun.
     pub(super) fn start_queued(&mut self, now: Now) -> Result<(), AgentError> {
         self.recheck_ms = None;
+        if !self.time.is_anchored() {
+            // Whether a task is valid is the site's time to say, not this machine's clock.
+            return Ok(());
+        }
         let own_now = self.time.at(now);
         let mut at = 0;
         while let Some(&task) = self.queue.get(at) {
@@ -198,7 +218,13 @@ impl Agent {
                     at += 1;
                     continue;
                 }
-                Readiness::Now(signed, action, started) => self.begin(now, &signed, action, started)?,
+                Readiness::Now(signed, action, started) => {
+                    if self.begin(now, &signed, action, started)? == Written::NoRoom {
+                        self.unwritten.on_no_room(now);
+                        at += 1;
+                        continue;
+                    }
+                }
                 Readiness::Never(expires, verdict) => self.conclude(now, task, expires, verdict)?,
                 Readiness::Gone => {}
             }
@@ -207,13 +233,19 @@ impl Agent {
         Ok(())
     }
 
-    fn on_accepted(&mut self, now: Now, signed: SignedTask, action: Action) -> Result<(), AgentError> {
+    fn on_accepted(
+        &mut self,
+        now: Now,
+        push: HeldPush,
+        signed: SignedTask,
+        action: Action,
+    ) -> Result<(), AgentError> {
         let (task, expires) = (signed.statement().task, signed.statement().expires);
         if self.on_known(task) {
             return Ok(());
         }
-        if !self.journal.has_room() {
-            self.on_dropped("the journal holds as many tasks as it may");
+        if !self.has_room() {
+            self.on_dropped(FULL);
             return Ok(());
         }
         if self.journal.is_cancelled(task) {
@@ -222,15 +254,19 @@ impl Agent {
         if self.queue.len() + self.running.len() >= OPEN_TASKS_MAX {
             return self.conclude(now, task, expires, Verdict::refused(RefusalReason::TooManyTasks));
         }
+        if self.journal.accept(signed)? == Written::NoRoom {
+            self.unwritten.on_no_room(now);
+            self.hold(task, push);
+            return Ok(());
+        }
         tracing::info!(%task, %action, "task received");
-        self.journal.accept(signed)?;
         self.say(AgentMessage::Received(task));
         self.queue.push(task);
         Ok(())
     }
 
     /// Says again how far a known task has come; `false` when it is not known.
-    fn on_known(&mut self, task: TaskId) -> bool {
+    pub(super) fn on_known(&mut self, task: TaskId) -> bool {
         let Some(entry) = self.journal.task(task) else { return false };
         match &entry.progress {
             Progress::Waiting(_) => self.say(AgentMessage::Received(task)),
@@ -241,6 +277,12 @@ impl Agent {
             }
         }
         true
+    }
+
+    fn hold(&mut self, task: TaskId, push: HeldPush) {
+        if !self.held.hold(task, push, self.heads.newest) {
+            self.on_dropped("as many pushes wait as may");
+        }
     }
 
     fn on_dropped(&mut self, reason: &str) {
@@ -300,7 +342,10 @@ impl Agent {
             }
             (Ok(action), _) => action,
             // It was valid when it came: time went back at a restart, and will come there again.
-            (Err(RefusalReason::NotYetValid), None) => {
+            (Err(RefusalReason::NotYetValid), begun)
+                if begun.is_none()
+                    || signed.statement().known_action().is_some_and(Action::is_repeatable) =>
+            {
                 let not_before = signed.statement().not_before.0.saturating_sub(NOT_BEFORE_TOLERANCE_MS);
                 return Readiness::Later(Some(UnixMillis(not_before)));
             }
@@ -312,6 +357,11 @@ impl Agent {
         } else {
             Readiness::Later(Some(expires))
         }
+    }
+
+    /// Whether the journal may take one more task, and there is room in memory for its end should the disk have none.
+    fn has_room(&self) -> bool {
+        self.journal.has_room() && self.unwritten.len() < OPEN_TASKS_MAX
     }
 
     fn has_slot(&self, action: Action) -> bool {
@@ -328,9 +378,11 @@ impl Agent {
         signed: &SignedTask,
         action: Action,
         started: UnixMillis,
-    ) -> Result<(), AgentError> {
+    ) -> Result<Written, AgentError> {
         let (task, expires) = (signed.statement().task, signed.statement().expires);
-        self.journal.begin(task, started)?;
+        if self.unwritten.is_waiting() || self.journal.begin(task, started)? == Written::NoRoom {
+            return Ok(Written::NoRoom);
+        }
         self.counters.begun += 1;
         tracing::info!(%task, %action, "task begun");
         let limit = action.limit();
@@ -345,7 +397,7 @@ impl Agent {
             let settings = Arc::clone(self.policy.settings());
             self.outputs.push_back(Output::Start(Start { task, action, limit, settings }));
         }
-        Ok(())
+        Ok(Written::Yes)
     }
 
     fn running_of(&self, action: Action) -> Option<TaskId> {

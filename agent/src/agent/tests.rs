@@ -3,6 +3,8 @@
 mod crashes;
 mod site;
 
+use std::collections::BTreeSet;
+
 use bgb_protocol::message::{Drain, RefusedReason};
 use bgb_protocol::result::ResultStatement;
 use bgb_protocol::state::RefusalReason;
@@ -197,7 +199,8 @@ fn a_repeatable_action_that_takes_the_agent_down_comes_to_an_end() {
         bench.restart();
     }
     assert_eq!(bench.started.len(), 3);
-    assert!(bench.results_of(id(1)).iter().all(|result| result.state == TaskState::Interrupted));
+    let states: BTreeSet<_> = bench.results_of(id(1)).iter().map(|result| result.state).collect();
+    assert_eq!(states, [TaskState::Interrupted].into(), "said, and nothing else");
 }
 
 #[test]
@@ -290,12 +293,21 @@ fn a_cancelled_download_policy_ends_at_once() {
 }
 
 #[test]
-fn servers_of_a_policy_replace_those_of_the_configuration() {
+fn servers_of_a_policy_go_before_those_of_the_configuration() {
     let mut bench = Bench::signed_in();
-    bench.apply_policy(&[(r#"{"servers": ["new:1"]}"#, 0, 7)]);
+    bench.apply_policy(&[(r#"{"servers": ["new:1", "b:1"]}"#, 0, 7)]);
     bench.handle(Input::Disconnected { reason: "cut".to_owned() });
-    bench.pass(60_000);
+    bench.pass(1_000);
     assert_eq!(bench.connecting_to.as_deref(), Some("new:1"));
+    bench.start().unwrap();
+    let mut tried = Vec::new();
+    for _ in 0..4 {
+        bench.drain();
+        tried.extend(bench.connecting_to.take());
+        bench.handle(Input::ConnectFailed { reason: "no road".to_owned() });
+        bench.pass(bench.deadline() - bench.now.boot_ms);
+    }
+    assert_eq!(tried, ["new:1", "b:1", "a:1", "new:1"]);
 }
 
 #[test]
@@ -412,4 +424,182 @@ fn after_expiry_and_a_day_a_task_is_forgotten_and_still_not_begun_again() {
     bench.said.clear();
     bench.server(ServerMessage::Task(Box::new(push)));
     assert_eq!((result(&bench, 1).refusal, bench.started.len()), (Some(RefusalReason::Expired), 1));
+}
+
+#[test]
+fn a_task_that_an_old_head_speaks_against_is_begun_as_soon_as_a_newer_one_comes() {
+    let mut bench = Bench::signed_in();
+    let stale_ms = bench.site.time_ms;
+    // The manager was down; its first word is the task.
+    bench.site.time_ms += 10 * 60_000;
+    bench.said.clear();
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    assert_eq!((bench.results_of(id(1)), bench.agent().task_state(id(1))), (Vec::new(), None));
+    assert!(bench.has_said(&AgentMessage::Keepalive), "a head is asked for");
+    bench.head(stale_ms);
+    assert_eq!(
+        (bench.results_of(id(1)), bench.started.len()),
+        (Vec::new(), 0),
+        "the same head says nothing new"
+    );
+    bench.said.clear();
+    bench.pass(60_000);
+    assert!(bench.has_said(&AgentMessage::Keepalive), "and asked for again");
+    bench.head(bench.site.time_ms);
+    assert_eq!(bench.started, [id(1)]);
+}
+
+#[test]
+fn a_task_that_is_not_valid_by_a_newer_head_either_is_refused_for_good() {
+    let mut bench = Bench::signed_in();
+    let now_ms = bench.site.time_ms;
+    bench.site.time_ms += HOUR_MS;
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    bench.head(now_ms + 1_000);
+    assert_eq!(result(&bench, 1).refusal, Some(RefusalReason::NotYetValid));
+    assert_eq!(bench.agent().task_state(id(1)), Some(TaskState::Refused));
+}
+
+#[test]
+fn a_held_task_is_begun_when_its_time_comes_and_forgotten_with_its_session() {
+    let mut bench = Bench::signed_in();
+    let stale_ms = bench.site.time_ms;
+    bench.site.time_ms += 5 * 60_000;
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    bench.head(stale_ms);
+    bench.pass(5 * 60_000);
+    assert_eq!(bench.started, [id(1)], "no head came, and none is needed any more");
+
+    bench.site.time_ms += 5 * 60_000;
+    bench.push(&TaskSpec::new(2, Action::Ping));
+    bench.handle(Input::Disconnected { reason: "cut".to_owned() });
+    bench.sign_in();
+    assert!(bench.hello().known_tasks.iter().all(|known| known.task != id(2)), "it is pushed again");
+    bench.push(&TaskSpec::new(2, Action::Ping));
+    assert_eq!(bench.started, [id(1), id(2)]);
+}
+
+#[test]
+fn more_pushes_than_may_wait_are_dropped() {
+    let mut bench = Bench::signed_in();
+    bench.site.time_ms += 10 * 60_000;
+    for number in 0..140 {
+        bench.push(&TaskSpec::new(number, Action::Ping));
+    }
+    assert_eq!(bench.agent().counters().pushes_dropped, 12);
+    bench.head(bench.site.time_ms);
+    assert_eq!(bench.started.len(), 128);
+}
+
+#[test]
+fn before_the_first_head_of_a_boot_nothing_is_begun_and_nothing_expires() {
+    for skew_ms in [0, 400 * 24 * HOUR_MS] {
+        let mut bench = Bench::signed_in();
+        bench.push(&TaskSpec::new(1, Action::QuickScan));
+        bench.push(&TaskSpec::new(2, Action::FullScan));
+        bench.push(&TaskSpec::new(3, Action::CollectInventory));
+        bench.started.clear();
+        bench.now.unix_ms += skew_ms;
+        bench.boot_again();
+        bench.start().unwrap();
+        bench.drain();
+        bench.sign_in_without_head();
+        let late = TaskSpec::new(4, Action::Ping);
+        bench.push(&late);
+        bench.push(&TaskSpec { validity_ms: 60_000, ..TaskSpec::new(5, Action::Ping) });
+        assert_eq!((bench.started.len(), bench.all_results()), (0, 0), "skew of {skew_ms} ms");
+        assert_eq!(bench.hello().known_tasks.len(), 3);
+        bench.site.time_ms += 61_000;
+        bench.head(bench.site.time_ms);
+        assert_eq!(bench.started, [id(2), id(3), id(4)]);
+        assert_eq!(result(&bench, 1).state, TaskState::Interrupted);
+        assert_eq!(result(&bench, 5).refusal, Some(RefusalReason::Expired));
+    }
+}
+
+#[test]
+fn a_machine_with_an_odd_name_says_a_hello_that_a_server_reads() {
+    let mut bench = Bench::without_agent();
+    bench.platform.hostname = format!("\u{1b}[2J{}\n", "ä".repeat(200));
+    bench.start().unwrap();
+    bench.drain();
+    bench.handle(Input::Connected { road: RoadTaken::tcp() });
+    let mut frame = Vec::new();
+    AgentMessage::Hello(Box::new(bench.hello().clone())).encode(&mut frame);
+    let (frame, _) = bgb_protocol::frame::Frame::decode(&frame).unwrap().unwrap();
+    AgentMessage::decode(frame).unwrap();
+}
+
+#[test]
+fn heads_that_cease_to_come_are_noticed_once() {
+    let mut bench = Bench::signed_in();
+    let fresh_ms = bench.site.time_ms;
+    // The bench's server answers keepalives with nothing new.
+    bench.pass(16 * 60_000);
+    assert_eq!(bench.agent().counters().heads_ceased, 0, "one old answer is an accident");
+    bench.pass(60 * 60_000);
+    assert_eq!(bench.agent().counters().heads_ceased, 1);
+    bench.head(fresh_ms + 76 * 60_000);
+    bench.pass(60 * 60_000);
+    assert_eq!(bench.agent().counters().heads_ceased, 2);
+    // Newer ones, each an hour old.
+    bench.head(fresh_ms + 136 * 60_000);
+    for minute in 0..10 {
+        bench.head(fresh_ms + 76 * 60_000 + minute);
+        bench.pass(60_000);
+    }
+    assert_eq!(bench.agent().counters().heads_ceased, 3);
+}
+
+#[test]
+fn a_full_disk_holds_up_new_tasks_and_neither_results_nor_sessions() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::Ping));
+    bench.finish(id(1), Ending::Succeeded, b"");
+    bench.push(&TaskSpec::new(2, Action::QuickScan));
+    bench.push(&TaskSpec::new(3, Action::FullScan));
+    bench.disk.set_full(true);
+    bench.finish(id(2), Ending::Succeeded, b"clean");
+    bench.said.clear();
+    for _ in 0..20 {
+        bench.reconnect();
+    }
+    bench.push(&TaskSpec::new(4, Action::Ping));
+    assert_eq!(bench.agent().task_state(id(4)), None);
+    assert_eq!(result_of_last(&bench, 1).state, TaskState::Succeeded);
+    assert_eq!((bench.results_of(id(2)), bench.started.contains(&id(3))), (Vec::new(), false));
+    bench.server(ServerMessage::ResultKept(id(1)));
+    bench.disk.set_full(false);
+    bench.pass(10_000);
+    assert_eq!(result(&bench, 2).state, TaskState::Succeeded);
+    assert!(bench.started.contains(&id(3)));
+    assert!(bench.started.contains(&id(4)), "it is not pushed again in this session");
+    let session = bench.hello().session;
+    bench.restart();
+    assert!(bench.hello().session > session);
+}
+
+/// What was said last of a task's end.
+fn result_of_last(bench: &Bench, task: u8) -> ResultStatement {
+    bench.results_of(id(task)).pop().unwrap()
+}
+
+#[test]
+fn a_policy_of_which_nobody_knows_whether_it_is_on_the_disk_ends_the_agent() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::DownloadPolicy));
+    // Removing what is left over, making, writing and syncing the file, renaming it; then the folder's sync fails.
+    let part = bench.policy_part(r#"{"policy_minutes": 5}"#, 0, 7);
+    bench.disk.fail_after_ops(5);
+    let ended = bench.try_handle(Input::Said(ServerMessage::Policy(Box::new(part))));
+    assert!(matches!(ended, Err(AgentError::State(_))), "{ended:?}");
+}
+
+#[test]
+fn a_start_syncs_no_folder_that_was_there() {
+    let mut bench = Bench::new();
+    let before = bench.disk.ops();
+    bench.start().unwrap();
+    // The journal is written anew: what is left over is removed, a file made, written, synced and renamed, its folder synced.
+    assert_eq!(bench.disk.ops() - before, 6);
 }

@@ -7,7 +7,8 @@
 //!
 //! Numbers are big-endian. It knows no task: bodies are bytes. Laws: what [`LogFile::sync`] returned `Ok` for is read back by the
 //! next [`LogFile::open`]; a torn tail is cut off; damage in the middle costs the damaged records only, and is told to
-//! the caller; after an error, the handle is to be dropped and the file opened anew.
+//! the caller; a write for which there was no room leaves the file as it was; after any other error, the handle is to be
+//! dropped and the file opened anew.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ use std::sync::Arc;
 use bgb_daemon::disk::{AppendFile, Disk, replace_durably};
 use bgb_protocol::ids::{DeviceId, SiteCode};
 use crc32c::{crc32c, crc32c_append};
+
+use crate::durable::{self, WriteFault};
 
 /// Begins the file; the last byte is the layout's version.
 const MAGIC: [u8; 5] = *b"BGBJ\x01";
@@ -60,8 +63,7 @@ pub(super) struct Content {
 }
 
 impl LogFile {
-    /// Opens the journal of `owner` at `path`, or makes an empty one. A file that did not end with a good record is left
-    /// as it is: the caller writes it anew with [`Self::rewrite`].
+    /// Opens the journal of `owner` at `path`, or makes an empty one; what is torn off at its end is cut away.
     ///
     /// # Errors
     /// When the disk refuses, or the file is another device's, of a newer layout, or no journal.
@@ -84,19 +86,29 @@ impl LogFile {
             }
             Err(error) => return Err(error),
         };
-        let file = disk.open_append(path)?;
-        let bytes = file.len()?;
+        let mut file = disk.open_append(path)?;
+        let bytes = file.len()? - content.torn_bytes as u64;
+        if content.torn_bytes > 0 {
+            // Or what is appended next would be taken for damage in the middle.
+            file.truncate(bytes)?;
+        }
         Ok((Self { disk, path: path.to_owned(), owner, file, bytes }, content))
     }
 
     /// Appends a record; it is durable after the next [`Self::sync`].
     ///
     /// # Errors
-    /// When the disk refuses; the file may end with a part of the record.
-    pub(super) fn append(&mut self, body: &[u8]) -> io::Result<()> {
+    /// When the disk refuses.
+    pub(super) fn append(&mut self, body: &[u8]) -> Result<(), WriteFault> {
         let mut record = Vec::with_capacity(RECORD_HEADER_BYTES + body.len());
         push_record(body, &mut record);
-        self.file.append(&record)?;
+        if let Err(error) = self.file.append(&record) {
+            // Part of it may be there: cut it off, so that what comes after can be found.
+            return Err(match self.file.truncate(self.bytes) {
+                Ok(()) => WriteFault::Unchanged(error),
+                Err(_) => WriteFault::Unknown(error),
+            });
+        }
         self.bytes += record.len() as u64;
         Ok(())
     }
@@ -117,14 +129,14 @@ impl LogFile {
     /// Replaces all records by `bodies`, durably and as a whole.
     ///
     /// # Errors
-    /// When the disk refuses; the file then has the old records or the new ones.
-    pub(super) fn rewrite(&mut self, bodies: &[Vec<u8>]) -> io::Result<()> {
+    /// When the disk refuses; the file then has the old records or the new ones, as the fault says.
+    pub(super) fn rewrite(&mut self, bodies: &[Vec<u8>]) -> Result<(), WriteFault> {
         let mut bytes = header(self.owner);
         for body in bodies {
             push_record(body, &mut bytes);
         }
-        replace_durably(&*self.disk, &self.path, &bytes)?;
-        self.file = self.disk.open_append(&self.path)?;
+        durable::replace(&*self.disk, &self.path, &bytes)?;
+        self.file = self.disk.open_append(&self.path).map_err(WriteFault::Unknown)?;
         self.bytes = bytes.len() as u64;
         Ok(())
     }

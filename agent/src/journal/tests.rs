@@ -51,8 +51,15 @@ fn result(number: u32, output: &[u8]) -> SignedResult {
     SignedResult::sign(statement, output.to_vec(), &DeviceKey::generate().unwrap().0).unwrap()
 }
 
+fn expect_room(written: Written) {
+    assert_eq!(written, Written::Yes);
+}
+
 fn finish(journal: &mut Journal, number: u32, output: &[u8]) {
-    journal.finish(id(number), EXPIRES, TaskState::Succeeded, result(number, output)).unwrap();
+    journal
+        .finish(id(number), EXPIRES, TaskState::Succeeded, &result(number, output))
+        .map(expect_room)
+        .unwrap();
 }
 
 #[test]
@@ -60,10 +67,10 @@ fn what_was_written_is_there_after_a_restart() {
     let disk = Arc::new(SimDisk::new());
     let mut journal = open(&disk);
     for number in 1..=4 {
-        journal.accept(task(number)).unwrap();
+        journal.accept(task(number)).map(expect_room).unwrap();
     }
-    journal.begin(id(2), UnixMillis(7)).unwrap();
-    journal.begin(id(3), UnixMillis(8)).unwrap();
+    journal.begin(id(2), UnixMillis(7)).map(expect_room).unwrap();
+    journal.begin(id(3), UnixMillis(8)).map(expect_room).unwrap();
     finish(&mut journal, 3, b"out");
     finish(&mut journal, 4, b"out");
     journal.acknowledge(id(4)).unwrap();
@@ -94,7 +101,7 @@ fn session_numbers_only_ever_rise_and_most_of_them_cost_no_sync() {
         let mut journal = open(&disk);
         let before = disk.ops();
         for _ in 0..SESSIONS_RESERVED {
-            let SessionNumber(number) = journal.next_session().unwrap();
+            let SessionNumber(number) = journal.next_session(0).unwrap();
             assert!(number > last && number > 100);
             last = number;
         }
@@ -126,7 +133,7 @@ fn a_tombstone_a_time_and_an_end_are_durable_as_soon_as_they_are_written() {
 fn a_first_end_stands() {
     let mut journal = open(&Arc::new(SimDisk::new()));
     finish(&mut journal, 1, b"first");
-    journal.finish(id(1), EXPIRES, TaskState::Failed, result(1, b"second")).unwrap();
+    journal.finish(id(1), EXPIRES, TaskState::Failed, &result(1, b"second")).map(expect_room).unwrap();
     assert_eq!(journal.task(id(1)).unwrap().state(), TaskState::Succeeded);
 }
 
@@ -179,7 +186,7 @@ fn a_damaged_journal_takes_what_waits_for_begun() {
     let disk = Arc::new(SimDisk::new());
     let mut journal = open(&disk);
     for number in 1..=3 {
-        journal.accept(task(number)).unwrap();
+        journal.accept(task(number)).map(expect_room).unwrap();
     }
     let path = Path::new("/state/journal");
     let mut bytes = disk.read(path).unwrap();
@@ -197,7 +204,7 @@ fn a_damaged_journal_takes_what_waits_for_begun() {
 fn after_a_failed_sync_the_journal_refuses_to_go_on_and_a_new_one_rests_on_what_is_durable() {
     let disk = Arc::new(SimDisk::new());
     let mut journal = open(&disk);
-    journal.accept(task(1)).unwrap();
+    journal.accept(task(1)).map(expect_room).unwrap();
     disk.fail_next_sync();
     assert!(journal.begin(id(1), UnixMillis(1)).is_err());
     assert!(journal.begin(id(1), UnixMillis(1)).is_err());
@@ -205,4 +212,67 @@ fn after_a_failed_sync_the_journal_refuses_to_go_on_and_a_new_one_rests_on_what_
     let seen = open(&disk).unfinished();
     disk.crash(1);
     assert_eq!(open(&disk).unfinished(), seen);
+}
+
+#[test]
+fn a_disk_without_room_takes_nothing_and_loses_nothing() {
+    let disk = Arc::new(SimDisk::new());
+    let mut journal = open(&disk);
+    journal.accept(task(1)).map(expect_room).unwrap();
+    finish(&mut journal, 2, b"out");
+    disk.set_full(true);
+    assert_eq!(journal.accept(task(3)).unwrap(), Written::NoRoom);
+    assert_eq!(journal.begin(id(1), UnixMillis(1)).unwrap(), Written::NoRoom);
+    let end = result(1, b"");
+    assert_eq!(journal.finish(id(1), EXPIRES, TaskState::Failed, &end).unwrap(), Written::NoRoom);
+    journal.keep_time(UnixMillis(77), None).unwrap();
+    journal.acknowledge(id(2)).unwrap();
+    assert!(journal.entomb(id(9), EXPIRES).unwrap() && journal.is_cancelled(id(9)));
+    let mut last = journal.next_session(5_000).unwrap().0;
+    assert!(last > 5_000, "as high as the next start's at least");
+    for _ in 0..40 {
+        let SessionNumber(number) = journal.next_session(5_000).unwrap();
+        assert!(number > last);
+        last = number;
+    }
+
+    let mut journal = open(&disk);
+    assert_eq!((journal.unfinished(), journal.unacknowledged()), (vec![id(1)], vec![id(2)]));
+    journal.entomb(id(9), EXPIRES).unwrap();
+    disk.set_full(false);
+    journal.begin(id(1), UnixMillis(1)).map(expect_room).unwrap();
+    disk.crash(3);
+    let journal = open(&disk);
+    assert!(matches!(journal.task(id(1)).unwrap().progress, Progress::Begun { .. }));
+    assert!(journal.is_cancelled(id(9)), "written with what came after it");
+}
+
+#[test]
+fn a_torn_tail_on_a_full_disk_is_no_damage_to_what_follows() {
+    let disk = Arc::new(SimDisk::new());
+    drop(open(&disk));
+    let path = Path::new("/state/journal");
+    let mut bytes = disk.read(path).unwrap();
+    bytes.extend_from_slice(&[0, 0, 0, 9, 1, 2]);
+    bgb_daemon::disk::replace_durably(&*disk, path, &bytes).unwrap();
+    disk.set_full(true);
+    let mut journal = open(&disk);
+    disk.set_full(false);
+    journal.accept(task(1)).map(expect_room).unwrap();
+    assert!(matches!(open(&disk).task(id(1)).unwrap().progress, Progress::Waiting(_)));
+}
+
+#[test]
+fn a_record_that_this_release_cannot_read_is_not_thrown_away() {
+    let disk = Arc::new(SimDisk::new());
+    let mut journal = open(&disk);
+    journal.accept(task(1)).map(expect_room).unwrap();
+    // A kind of record that comes with a later release.
+    journal.log.append(&[codec::VERSION, 99]).unwrap();
+    journal.accept(task(2)).map(expect_room).unwrap();
+    let before = disk.read(Path::new("/state/journal")).unwrap();
+    let (disk_again, site) = (Arc::clone(&disk) as Arc<dyn Disk>, "LAB".parse().unwrap());
+    let error = Journal::open(disk_again, Path::new("/state"), site, DeviceId(5), 100).err().unwrap();
+    assert!(error.to_string().contains("written by a later release"), "{error}");
+    assert_eq!(disk.read(Path::new("/state/journal")).unwrap(), before);
 }

@@ -63,6 +63,18 @@ fn the_higher_priority_wins_for_each_setting_and_a_restart_changes_nothing() {
 }
 
 #[test]
+fn a_setting_of_a_later_release_does_not_put_a_policy_out_of_force() {
+    let disk = Arc::new(SimDisk::new());
+    let mut policy = open(&disk);
+    let json = r#"{"colour": "blue", "policy_minutes": 5, "allowed_actions": ["ping", "restart"]}"#;
+    policy.apply(&[document("new", 3, 0, json)], &judge()).unwrap();
+    for policy in [policy, open(&disk)] {
+        assert_eq!((policy.version(), policy.settings().policy_minutes), (3, Some(5)));
+        assert!(!policy.settings().allows(bgb_protocol::action::Action::FullScan));
+    }
+}
+
+#[test]
 fn a_document_never_goes_back_also_when_it_was_out_of_force() {
     let disk = Arc::new(SimDisk::new());
     let mut policy = open(&disk);
@@ -122,11 +134,11 @@ fn a_damaged_file_is_no_policy_and_a_failing_disk_leaves_the_old_one() {
     policy.apply(&[document("a", 1, 0, r#"{"policy_minutes": 5}"#)], &judge()).unwrap();
     disk.set_full(true);
     let fault = policy.apply(&[document("a", 2, 0, r#"{"policy_minutes": 9}"#)], &judge()).unwrap_err();
-    assert!(matches!(fault, PolicyFault::Disk(_)));
+    assert!(matches!(fault, PolicyFault::Disk(WriteFault::Unchanged(_))));
     assert_eq!(policy.settings().policy_minutes, Some(5));
     disk.set_full(false);
     assert_eq!(open(&disk).settings().policy_minutes, Some(5));
-    replace_durably(&*disk, Path::new("/state/policy"), b"rubbish").unwrap();
+    bgb_daemon::disk::replace_durably(&*disk, Path::new("/state/policy"), b"rubbish").unwrap();
     assert_eq!(open(&disk).settings().policy_minutes, None);
 }
 
@@ -144,6 +156,7 @@ fn a_crash_while_a_policy_is_applied_leaves_the_old_or_the_new_one() {
             let minutes = open(&disk).settings().policy_minutes;
             match done {
                 Ok(_) => assert_eq!(minutes, Some(9)),
+                Err(PolicyFault::Disk(WriteFault::Unchanged(_))) => assert_eq!(minutes, Some(5)),
                 Err(_) => assert!(matches!(minutes, Some(5 | 9)), "{minutes:?}"),
             }
         }

@@ -1,6 +1,6 @@
 //! The servers that an agent may go to, and whose turn it is.
 //!
-//! Those that configuration or policy name come first, in their order; then those that servers named. A server's word is
+//! Those that policy and configuration name come first, in their order; then those that servers named. A server's word is
 //! not signed, so what it names is bounded, is tried last, and is not kept on disk; whoever answers there has to show
 //! the site's certificate for that very name like any other.
 
@@ -37,15 +37,16 @@ impl Servers {
         self.at = (self.at + 1) % self.count();
     }
 
-    /// Takes another list; the present server keeps its turn where it is in the new one as well.
-    pub(super) fn set_configured(&mut self, configured: Vec<String>) {
+    /// Takes another list; the present server keeps its turn where it is among the first `preferred` of the new one, which are
+    /// those that a policy names.
+    pub(super) fn set_configured(&mut self, configured: Vec<String>, preferred: usize) {
         if configured.is_empty() || configured == self.configured {
             return;
         }
         let current = self.current().to_owned();
         self.configured = configured;
         self.learned.retain(|address| !self.configured.contains(address));
-        self.at = self.position(&current).unwrap_or(0);
+        self.at = self.position(&current).filter(|at| *at < preferred).unwrap_or(0);
     }
 
     /// Remembers what a server named.
@@ -106,10 +107,10 @@ mod tests {
     fn a_new_list_keeps_the_present_server_where_it_can() {
         let mut servers = Servers::new(list(&["a:1", "b:1"]));
         servers.advance();
-        servers.set_configured(list(&["x:1", "b:1"]));
+        servers.set_configured(list(&["x:1", "b:1"]), 2);
         assert_eq!(servers.current(), "b:1");
-        servers.set_configured(list(&["y:1"]));
-        assert_eq!(servers.current(), "y:1");
+        servers.set_configured(list(&["y:1", "x:1", "b:1"]), 1);
+        assert_eq!(servers.current(), "y:1", "a policy moves its devices");
     }
 
     #[test]

@@ -158,6 +158,41 @@ fn a_blocked_device_rests_long_and_a_superseded_one_ever_longer() {
 }
 
 #[test]
+fn after_a_good_session_the_back_off_begins_anew_however_that_ended() {
+    for reason in [RefusedReason::Unavailable, RefusedReason::Full, RefusedReason::Protocol] {
+        let mut session = session();
+        let mut now_ms = 0;
+        for _ in 0..12 {
+            session.poll(now_ms);
+            session.handle_lost(now_ms);
+            now_ms = session.next_deadline().unwrap();
+        }
+        session.poll(now_ms);
+        assert!(session.handle_connected(now_ms));
+        assert!(session.handle_welcome(now_ms, &welcome(900), None));
+        let end_ms = now_ms + SESSION_IS_GOOD_MS;
+        assert!(session.handle_refused(end_ms, reason));
+        assert!(rest_ms(&session, end_ms) <= BACK_OFF_BASE_MS, "{reason:?}");
+    }
+}
+
+#[test]
+fn good_sessions_do_not_hide_that_another_machine_bears_the_same_identity() {
+    let mut session = active(0);
+    let mut now_ms = SESSION_IS_GOOD_MS;
+    for round in 0..6 {
+        assert!(session.handle_refused(now_ms, RefusedReason::Superseded));
+        let most_ms = (BACK_OFF_CAP_MS << round).min(SUPERSEDED_CAP_MS);
+        assert!((most_ms / 2..=most_ms).contains(&rest_ms(&session, now_ms)));
+        now_ms = session.next_deadline().unwrap();
+        session.poll(now_ms);
+        session.handle_connected(now_ms);
+        session.handle_welcome(now_ms, &welcome(900), None);
+        now_ms += SESSION_IS_GOOD_MS;
+    }
+}
+
+#[test]
 fn a_server_without_a_queue_sends_the_agent_to_the_next() {
     let mut session = active(0);
     assert!(session.handle_refused(0, RefusedReason::Unavailable));

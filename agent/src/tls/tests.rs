@@ -45,7 +45,7 @@ impl Authority {
 fn meet(
     trusted: &Authority,
     issued: (CertificateDer<'static>, Vec<u8>),
-    alpn: &[u8],
+    alpn: &[&[u8]],
     now: UnixMillis,
     floor: UnixMillis,
 ) -> Result<ServerId, String> {
@@ -56,7 +56,7 @@ fn meet(
         .with_no_client_auth()
         .with_single_cert(vec![issued.0], PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(issued.1)))
         .unwrap();
-    server.alpn_protocols = vec![alpn.to_vec()];
+    server.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     let mut server = ServerConnection::new(Arc::new(server)).unwrap();
 
     let guid = "0193f1c2-7d3a-7c55-8a0e-2b9c5d1e6f70";
@@ -102,15 +102,15 @@ fn server(authority: &Authority) -> (CertificateDer<'static>, Vec<u8>) {
 #[test]
 fn a_server_of_the_site_is_taken_for_one() {
     let authority = Authority::new();
-    assert_eq!(meet(&authority, server(&authority), ALPN, IN_2026, UnixMillis(0)), Ok(ServerId(3)));
+    assert_eq!(meet(&authority, server(&authority), &[ALPN], IN_2026, UnixMillis(0)), Ok(ServerId(3)));
 }
 
 #[test]
 fn dates_alone_are_judged_again_at_the_floor() {
     let authority = Authority::new();
-    assert_eq!(meet(&authority, server(&authority), ALPN, IN_2031, IN_2026), Ok(ServerId(3)));
-    assert_eq!(meet(&authority, server(&authority), ALPN, UnixMillis(0), IN_2026), Ok(ServerId(3)));
-    let fault = meet(&authority, server(&authority), ALPN, IN_2031, IN_2031).unwrap_err();
+    assert_eq!(meet(&authority, server(&authority), &[ALPN], IN_2031, IN_2026), Ok(ServerId(3)));
+    assert_eq!(meet(&authority, server(&authority), &[ALPN], UnixMillis(0), IN_2026), Ok(ServerId(3)));
+    let fault = meet(&authority, server(&authority), &[ALPN], IN_2031, IN_2031).unwrap_err();
     assert!(fault.contains("expired"), "{fault}");
 }
 
@@ -130,7 +130,7 @@ fn whoever_else_answers_is_refused_with_the_reason() {
             "extended key usage",
         ),
     ] {
-        let fault = meet(&authority, issued, ALPN, IN_2026, IN_2026).unwrap_err();
+        let fault = meet(&authority, issued, &[ALPN], IN_2026, IN_2026).unwrap_err();
         assert!(fault.to_lowercase().contains(&word.to_lowercase()), "{word:?}: {fault}");
     }
 }
@@ -138,5 +138,9 @@ fn whoever_else_answers_is_refused_with_the_reason() {
 #[test]
 fn a_peer_that_does_not_speak_bgb_is_refused() {
     let authority = Authority::new();
-    assert!(meet(&authority, server(&authority), b"h2", IN_2026, IN_2026).is_err());
+    // TLS itself ends a handshake without a common protocol; a server that names none at all comes through it.
+    let fault = meet(&authority, server(&authority), &[b"h2"], IN_2026, IN_2026).unwrap_err();
+    assert!(fault.contains("support any known protocol"), "{fault}");
+    let fault = meet(&authority, server(&authority), &[], IN_2026, IN_2026).unwrap_err();
+    assert!(fault.contains("not bgb/1"), "{fault}");
 }

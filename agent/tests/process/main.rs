@@ -51,7 +51,7 @@ fn an_agent_killed_in_the_middle_of_a_scan_says_interrupted_and_does_not_scan_ag
     let server = Server::start(&site, &Certificate::server());
     let device = Device::new(&site, &server, "");
     let count = device.folder().join("scans");
-    device.set_scan_command(&format!("echo scan >> {}; exec sleep 600", count.display()));
+    device.set_scan_command(&format!("echo scan >> {}; sleep 600; true", count.display()));
     let mut agent = device.start();
     let (mut peer, first) = signed_in(&server, &site);
     peer.say(&site.push(1, Action::QuickScan));
@@ -63,8 +63,7 @@ fn an_agent_killed_in_the_middle_of_a_scan_says_interrupted_and_does_not_scan_ag
     let scanner = agent.child_of("sleep");
     agent.kill();
     assert!(agent.wait().code().is_none());
-    // The agent could not: it was killed itself. A service manager ends the whole unit.
-    site::kill(scanner);
+    assert!(site::is_dead_soon(scanner), "the scanner outlives its agent");
 
     let agent = device.start();
     let (mut peer, second) = signed_in(&server, &site);
@@ -87,7 +86,7 @@ fn a_stopping_agent_leaves_no_scan_behind() {
     let scanner = agent.child_of("sleep");
     agent.terminate();
     assert!(agent.wait().success());
-    assert!(!site::is_alive(scanner));
+    assert!(site::is_dead_soon(scanner));
 }
 
 #[test]
@@ -102,7 +101,35 @@ fn a_cancelled_scan_ends_with_its_processes() {
     let scanner = agent.child_of("sleep");
     peer.say(&site.cancel(1));
     assert_eq!(peer.result_of(1).state, TaskState::Cancelled);
-    assert!(!site::is_alive(scanner));
+    assert!(site::is_dead_soon(scanner));
+}
+
+#[test]
+fn a_program_ends_as_it_does_without_a_launcher() {
+    let site = Site::new();
+    let server = Server::start(&site, &Certificate::server());
+    for (script, code, output) in [
+        ("echo found; exit 1", 1, "found"),
+        ("exit 7", 7, ""),
+        ("kill -9 $$", -1, "ended by signal 9"),
+        ("env | cut -d= -f1 | sort | xargs", 0, "LANG PATH PWD"),
+    ] {
+        let device = Device::new(&site, &server, "");
+        device.set_scan_command(script);
+        let _agent = device.start();
+        let (mut peer, _) = signed_in(&server, &site);
+        peer.say(&site.push(1, Action::QuickScan));
+        let (result, said) = peer.result_and_output_of(1);
+        assert_eq!(result.code, code, "{said}");
+        assert!(said.contains(output), "{said}");
+    }
+    let device = Device::new(&site, &server, "");
+    device.set_scan_program("no-such-scanner");
+    let _agent = device.start();
+    let (mut peer, _) = signed_in(&server, &site);
+    peer.say(&site.push(1, Action::QuickScan));
+    let (_, said) = peer.result_and_output_of(1);
+    assert!(said.contains("no-such-scanner cannot be started"), "{said}");
 }
 
 #[test]
@@ -118,6 +145,20 @@ fn a_server_that_goes_away_is_found_again_and_the_result_arrives() {
     let (mut peer, _) = signed_in(&server, &site);
     assert!(peer.is_resumed(), "the second session costs no second certificate exchange");
     assert_eq!(peer.result_of(1).state, TaskState::Succeeded);
+}
+
+#[test]
+fn a_server_that_does_not_stop_talking_does_not_keep_an_agent_from_ending() {
+    let site = Site::new();
+    let server = Server::start(&site, &Certificate::server());
+    let device = Device::new(&site, &server, "");
+    let mut agent = device.start();
+    let (mut peer, _) = signed_in(&server, &site);
+    let talker = std::thread::spawn(move || peer.talk());
+    device.log_says("signed in");
+    agent.terminate();
+    assert!(agent.wait().success());
+    talker.join().unwrap();
 }
 
 #[test]
@@ -169,14 +210,15 @@ fn a_start_that_cannot_work_ends_with_a_sentence() {
     assert_eq!(device.check(), Ok(()));
     let mut first = device.start();
     first.is_ready();
+    assert_eq!(device.mode("state"), 0o700);
     let fault = device.start().fails();
-    assert!(fault.contains("another agent runs with this state folder"), "{fault}");
+    assert!(fault.contains("another agent (process "), "{fault}");
     first.terminate();
     assert!(first.wait().success());
 
-    device.set_key_mode(0o644);
+    device.set_mode("device.key", 0o644);
     assert!(device.check().unwrap_err().contains("chmod 600"));
-    device.set_key_mode(0o600);
+    device.set_mode("device.key", 0o600);
     let device = Device::new(&site, &server, "colour = \"blue\"");
     assert!(device.check().unwrap_err().contains("unknown field `colour`"));
     let device = Device::new(&site, &server, "");

@@ -189,6 +189,15 @@ impl Peer {
         self.stream.flush().unwrap();
     }
 
+    /// Says what means nothing, as fast as the line takes it, until the agent hangs up.
+    pub fn talk(&mut self) {
+        let mut frames = Vec::new();
+        for _ in 0..1_000 {
+            ServerMessage::ResultKept(TaskId::from_bytes([9; 16])).encode(&mut frames);
+        }
+        while self.stream.write_all(&frames).is_ok() {}
+    }
+
     pub fn hear(&mut self) -> AgentMessage {
         loop {
             if let Some((frame, used)) = Frame::decode(&self.heard).unwrap() {
@@ -205,11 +214,15 @@ impl Peer {
 
     /// The next result, which must be of this task.
     pub fn result_of(&mut self, number: u8) -> ResultStatement {
+        self.result_and_output_of(number).0
+    }
+
+    pub fn result_and_output_of(&mut self, number: u8) -> (ResultStatement, String) {
         loop {
             if let AgentMessage::Result(result) = self.hear() {
                 let statement = result.read().unwrap();
                 assert_eq!(statement.task, TaskId::from_bytes([number; 16]));
-                return statement;
+                return (statement, String::from_utf8(result.output.clone()).unwrap());
             }
         }
     }
@@ -254,7 +267,8 @@ impl Device {
         write("device.key", &key.serialize_pem());
         write("authority.pem", &site.authority.pem());
         let device = Self { folder };
-        device.set_key_mode(0o600);
+        device.set_mode("agent.toml", 0o644);
+        device.set_mode("device.key", 0o600);
         device
     }
 
@@ -262,16 +276,28 @@ impl Device {
         self.folder.path()
     }
 
-    pub fn set_key_mode(&self, mode: u32) {
-        let path = self.folder().join("device.key");
+    pub fn set_mode(&self, name: &str, mode: u32) {
+        let path = self.folder().join(name);
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 
+    pub fn mode(&self, name: &str) -> u32 {
+        std::fs::metadata(self.folder().join(name)).unwrap().permissions().mode() & 0o7777
+    }
+
     pub fn set_scan_command(&self, script: &str) {
+        // The paths that follow are the shell's own arguments.
+        self.set_scan(&format!("\"sh\", \"-c\", \"{script}\""));
+    }
+
+    pub fn set_scan_program(&self, name: &str) {
+        self.set_scan(&format!("\"{name}\""));
+    }
+
+    fn set_scan(&self, command: &str) {
         let path = self.folder().join("agent.toml");
         let config = std::fs::read_to_string(&path).unwrap();
-        // The paths that follow are the shell's own arguments.
-        std::fs::write(path, format!("{config}[scan]\ncommand = [\"sh\", \"-c\", \"{script}\"]\n")).unwrap();
+        std::fs::write(path, format!("{config}[scan]\ncommand = [{command}]\n")).unwrap();
     }
 
     fn command(&self) -> Command {
@@ -390,12 +416,21 @@ fn descendants(pid: u32) -> Vec<u32> {
 }
 
 /// Whether a process is there and no zombie.
-pub fn is_alive(pid: u32) -> bool {
+fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z')))
 }
 
-pub fn kill(pid: u32) {
+/// Whether a process ends, where a killed one is still on its way.
+pub fn is_dead_soon(pid: u32) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while is_alive(pid) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    !is_alive(pid)
+}
+
+fn kill(pid: u32) {
     signal(pid, rustix::process::Signal::KILL);
 }
 

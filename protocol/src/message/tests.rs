@@ -18,8 +18,8 @@ fn text() -> impl Strategy<Value = String> {
 
 prop_compose! {
     fn hello()(
-        agent_version in text(), os in text(), hostname in text(), boot in any::<[u8; 16]>(), session in any::<u64>(),
-        keepalive_secs in prop::option::of(20u32..5000), clock_skew_ms in any::<i64>(), policy_version in any::<u64>(),
+        agent_version in text(), os in text(), hostname in text(), boot in any::<[u8; 16]>(), session in ..=i64::MAX as u64,
+        keepalive_secs in prop::option::of(20u32..5000), clock_skew_ms in any::<i64>(), policy_version in ..=i64::MAX as u64,
         known in prop::collection::vec(task(), 0..20), intercepted in prop::option::of(text()), abilities in any::<u64>(),
     ) -> Hello {
         Hello {
@@ -168,7 +168,9 @@ fn a_hello_over_a_limit_is_refused() {
     for hello in [
         hello.clone(),
         Hello { known_tasks: Vec::new(), agent_version: "x".repeat(257), ..hello.clone() },
-        Hello { known_tasks: Vec::new(), keepalive_secs: Some(19), ..hello },
+        Hello { known_tasks: Vec::new(), keepalive_secs: Some(19), ..hello.clone() },
+        Hello { known_tasks: Vec::new(), session: SessionNumber(1 << 63), ..hello.clone() },
+        Hello { known_tasks: Vec::new(), policy_version: 1 << 63, ..hello },
     ] {
         let mut out = Vec::new();
         AgentMessage::Hello(Box::new(hello)).encode(&mut out);
@@ -178,5 +180,38 @@ fn a_hello_over_a_limit_is_refused() {
             matches!(&refused, MessageError::Body(CodecError::Limit { .. } | CodecError::Least { .. })),
             "{refused}"
         );
+    }
+}
+
+#[test]
+fn a_hello_whose_texts_would_drive_a_terminal_is_refused() {
+    let plain = Platform { os: "linux".into(), ..Platform::default() };
+    for (agent_version, hostname, issuer) in [
+        ("1\n", "host", "CA"),
+        ("1", "\u{1b}[2Jhost", "CA"),
+        ("1", "host", "CA\u{9b}31m"),
+        ("1", "host", "CA"),
+    ] {
+        let reason = Some(RoadReason::Intercepted(issuer.to_owned()));
+        let hello = Hello {
+            agent_version: agent_version.to_owned(),
+            platform: Platform { hostname: hostname.to_owned(), ..plain.clone() },
+            boot: BootId([0; 16]),
+            session: SessionNumber(1),
+            abilities: Abilities::ALL,
+            road: RoadTaken { reason, ..RoadTaken::tcp() },
+            keepalive_secs: None,
+            clock_skew_ms: 0,
+            policy_version: 0,
+            known_tasks: Vec::new(),
+        };
+        let mut out = Vec::new();
+        AgentMessage::Hello(Box::new(hello)).encode(&mut out);
+        let (frame, _) = Frame::decode(&out).unwrap().unwrap();
+        let is_plain = (agent_version, hostname, issuer) == ("1", "host", "CA");
+        match AgentMessage::decode(frame) {
+            Ok(_) => assert!(is_plain),
+            Err(error) => assert!(!is_plain && error.to_string().contains("control characters"), "{error}"),
+        }
     }
 }

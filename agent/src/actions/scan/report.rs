@@ -1,7 +1,9 @@
 //! What ClamAV says while it scans, read line by line, and the JSON that a result carries.
 //!
-//! It owns the findings, bounded, and the last words beside them. File names come from whoever could write the scanned folders: they
-//! are quoted as JSON text, cut, and believed for no more than that. Law: the JSON is whole, and fits a result's output.
+//! It owns the findings, bounded, and the last words beside them. File names come from whoever could write the scanned folders, and
+//! ClamAV prints them as they are, line breaks included: they are quoted as JSON text, cleaned of control characters, cut,
+//! and believed for no more than that. A name can pretend to be another finding; figures are taken from the summary that
+//! the engine ends with, so that a name cannot pretend to be those. Law: the JSON is whole, and fits a result's output.
 
 use std::path::PathBuf;
 
@@ -29,9 +31,18 @@ pub(super) struct Report {
     found: Vec<Value>,
     found_bytes: usize,
     found_total: u64,
-    scanned: Option<u64>,
-    signatures: Option<u64>,
+    /// Of the last summary.
+    figures: Option<Figures>,
     said: Output,
+}
+
+/// What a summary says; clamdscan's says less than clamscan's.
+#[derive(Default)]
+struct Figures {
+    scanned: Option<u64>,
+    infected: Option<u64>,
+    errors: Option<u64>,
+    signatures: Option<u64>,
 }
 
 /// What the engine does not say.
@@ -39,8 +50,12 @@ pub(super) struct Circumstances<'a> {
     pub(super) engine: &'a str,
     pub(super) version: Option<&'a str>,
     pub(super) paths: &'a [PathBuf],
+    /// Folders that could not be read.
+    pub(super) skipped: &'a [PathBuf],
     pub(super) seconds: u64,
     pub(super) is_complete: bool,
+    /// Whether the engine came to its own end, and so to its summary.
+    pub(super) has_summary: bool,
 }
 
 impl Report {
@@ -56,6 +71,24 @@ impl Report {
         }
     }
 
+    /// Whether the engine has summed up.
+    pub(super) fn has_summary(&self) -> bool {
+        self.figures.as_ref().is_some_and(|figures| figures.infected.is_some())
+    }
+
+    /// Whether, by its summary, the engine had signatures and scanned.
+    pub(super) fn has_scanned(&self) -> bool {
+        let is_positive = |figure: Option<u64>| figure.is_some_and(|count| count > 0);
+        self.figures
+            .as_ref()
+            .is_some_and(|figures| is_positive(figures.scanned) && is_positive(figures.signatures))
+    }
+
+    /// What was found, by its summary where there is one.
+    pub(super) fn found(&self) -> u64 {
+        self.figures.as_ref().and_then(|figures| figures.infected).unwrap_or(self.found_total)
+    }
+
     /// The result's output.
     pub(super) fn into_json(mut self, circumstances: &Circumstances<'_>) -> Vec<u8> {
         let line = std::mem::take(&mut self.line);
@@ -69,27 +102,29 @@ impl Report {
                 None => (Some(version), None),
             },
         };
-        let paths = circumstances.paths.iter().take(PATHS_SHOWN_MAX);
+        let shown = |paths: &[PathBuf]| -> Vec<String> {
+            paths.iter().take(PATHS_SHOWN_MAX).map(|path| tail(&path.to_string_lossy(), 128)).collect()
+        };
+        let figures = self.figures.filter(|_| circumstances.has_summary).unwrap_or_default();
         let mut json = json!({
             "engine": circumstances.engine,
-            "engine_version": engine_version,
-            "signatures_version": signatures_version,
-            "signatures_loaded": self.signatures,
-            "paths": paths.map(|path| shortened(&path.to_string_lossy(), 128)).collect::<Vec<_>>(),
-            "scanned": self.scanned,
-            "found_total": self.found_total,
+            "engine_version": engine_version.map(|version| tail(version, 256)),
+            "signatures_version": signatures_version.map(|version| tail(version, 256)),
+            "signatures_loaded": figures.signatures,
+            "paths": shown(circumstances.paths),
+            "skipped_total": circumstances.skipped.len(),
+            "skipped": shown(circumstances.skipped),
+            "errors": figures.errors,
+            "scanned": figures.scanned,
+            "found_total": figures.infected.unwrap_or(self.found_total),
             "found": self.found,
             "seconds": circumstances.seconds,
         });
         if !circumstances.is_complete {
             let said = self.said.into_text();
-            let said = String::from_utf8_lossy(&said);
-            let last = said.floor_char_boundary(said.len().saturating_sub(MESSAGE_BYTES_MAX));
-            json["messages"] = Value::from(said[last..].trim());
+            json["messages"] = Value::from(tail(String::from_utf8_lossy(&said).trim(), MESSAGE_BYTES_MAX));
         }
-        let json = json.to_string().into_bytes();
-        assert!(json.len() <= OUTPUT_BYTES_MAX, "each part of a report is bounded");
-        json
+        json.to_string().into_bytes()
     }
 
     fn on_line(&mut self, line: &[u8]) {
@@ -101,17 +136,16 @@ impl Report {
         }
         self.said.push(line);
         self.said.push(b"\n");
-        let number = |text: &str| text.trim().parse().ok();
-        if let Some(count) = text.strip_prefix("Scanned files:") {
-            self.scanned = number(count);
-        } else if let Some(count) = text.strip_prefix("Known viruses:") {
-            self.signatures = number(count);
+        if text.contains("SCAN SUMMARY") {
+            self.figures = Some(Figures::default());
+        } else if let (Some(figures), Some((name, value))) = (&mut self.figures, text.split_once(':')) {
+            figures.take(name, value.trim());
         }
     }
 
     fn on_found(&mut self, file: &str, signature: &str) {
         self.found_total += 1;
-        let finding = json!({"file": shortened(file, 1_024), "signature": shortened(signature, 256)});
+        let finding = json!({"file": tail(file, 1_024), "signature": tail(signature, 256)});
         let bytes = finding.to_string().len() + 1;
         if self.found_bytes + bytes <= FOUND_BYTES_MAX {
             self.found_bytes += bytes;
@@ -120,12 +154,45 @@ impl Report {
     }
 }
 
-/// The text, or its end where it is longer than `most` bytes.
-fn shortened(text: &str, most: usize) -> String {
-    if text.len() <= most {
-        return text.to_owned();
+impl Figures {
+    /// The first word of each figure counts.
+    fn take(&mut self, name: &str, value: &str) {
+        let place = match name {
+            "Scanned files" => &mut self.scanned,
+            "Infected files" => &mut self.infected,
+            "Total errors" => &mut self.errors,
+            "Known viruses" => &mut self.signatures,
+            _ => return,
+        };
+        *place = place.or_else(|| value.parse().ok());
     }
-    format!("…{}", &text[text.ceil_char_boundary(text.len() - most)..])
+}
+
+/// The text with its control characters replaced, or its end where that has more than `most` bytes as JSON.
+fn tail(text: &str, most: usize) -> String {
+    let mut bytes = 0;
+    let mut from = text.len();
+    for (at, letter) in text.char_indices().rev() {
+        bytes += match cleaned(letter) {
+            '"' | '\\' => 2,
+            letter => letter.len_utf8(),
+        };
+        if bytes > most {
+            break;
+        }
+        from = at;
+    }
+    let cut = if from > 0 { "…" } else { "" };
+    cut.chars().chain(text[from..].chars().map(cleaned)).collect()
+}
+
+/// JSON has six bytes for a control character, a terminal its own ideas of it, and no reader a need of it.
+fn cleaned(letter: char) -> char {
+    match letter {
+        '\n' => ' ',
+        letter if letter.is_control() => char::REPLACEMENT_CHARACTER,
+        letter => letter,
+    }
 }
 
 #[cfg(test)]
@@ -134,7 +201,15 @@ mod tests {
 
     fn circumstances(is_complete: bool) -> Circumstances<'static> {
         let version = Some("ClamAV 1.4.6/27800/Mon Nov 23 08:00:00 2026");
-        Circumstances { engine: "clamscan", version, paths: &[], seconds: 3, is_complete }
+        Circumstances {
+            engine: "clamscan",
+            version,
+            paths: &[],
+            skipped: &[],
+            seconds: 3,
+            is_complete,
+            has_summary: true,
+        }
     }
 
     #[test]
@@ -164,6 +239,32 @@ mod tests {
         let json: Value = serde_json::from_slice(&output).unwrap();
         assert_eq!(json["found_total"], 5_000);
         assert!(json["found"].as_array().unwrap().len() < 5_000);
+    }
+
+    #[test]
+    fn hostile_names_neither_break_the_json_nor_forge_the_figures() {
+        let name = format!(
+            "/tmp/{}\nScanned files: 0\n--- SCAN SUMMARY ---\nInfected files: 0\n\u{1b}[2J",
+            "\u{1}".repeat(900)
+        );
+        let end = "--- SCAN SUMMARY ---\nKnown viruses: 12\nScanned files: 7\nInfected files: 200\nScanned files: 9\n";
+        let mut report = Report::default();
+        for _ in 0..200 {
+            report.push(format!("{name}: X FOUND\n/tmp/{}: Y FOUND\n", "\u{1}".repeat(1_500)).as_bytes());
+        }
+        report.push(&[1; 9_000]);
+        report.push(format!("\n{end}").as_bytes());
+        let output = report.into_json(&circumstances(false));
+        assert!(output.len() <= OUTPUT_BYTES_MAX, "{}", output.len());
+        let json: Value = serde_json::from_slice(&output).unwrap();
+        assert_eq!((json["scanned"].as_u64(), json["found_total"].as_u64()), (Some(7), Some(200)));
+        assert!(!json["found"].to_string().contains("\\u00"), "control characters are replaced");
+
+        let mut report = Report::default();
+        report.push(format!("{name}: X FOUND\n").as_bytes());
+        let killed = Circumstances { has_summary: false, ..circumstances(false) };
+        let json: Value = serde_json::from_slice(&report.into_json(&killed)).unwrap();
+        assert_eq!((&json["scanned"], &json["found_total"]), (&Value::Null, &json!(1)));
     }
 
     #[test]

@@ -121,6 +121,52 @@ fn what_is_clean_is_clean_and_exclusions_are_not_entered() {
 }
 
 #[test]
+fn exclusions_hold_for_clamd_as_well_and_none_for_what_only_looks_alike() {
+    let (folder, mut config) = samples();
+    let files = folder.path().join("files");
+    std::fs::create_dir(files.join("sub.d")).unwrap();
+    std::fs::create_dir(files.join("sub+d")).unwrap();
+    std::fs::write(files.join("sub+d/bad.txt"), SAMPLE).unwrap();
+    let json = json!({"quick_scan_paths": [files], "scan_exclusions": [files.join("bad.txt"), files.join("sub"), files.join("sub.d")]});
+    let clamd = Clamd::start(folder.path(), &mut config);
+    for (engine, clamd) in [("clamdscan", Some(clamd)), ("clamscan", None)] {
+        let (outcome, text) = quick(&config, &json);
+        drop(clamd);
+        assert_eq!((outcome.ending, outcome.code), (Ending::Succeeded, 1), "{text}");
+        let json: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["engine"], engine);
+        assert_eq!(json["found"][0]["file"], json!(files.join("sub+d/bad.txt")));
+        assert_eq!(json["found_total"], 1);
+    }
+}
+
+#[test]
+fn a_path_that_goes_away_does_not_make_the_scan_a_failed_one() {
+    let (folder, config) = samples();
+    let places = [folder.path().join("files/clean.txt"), folder.path().join("gone")];
+    let front_end = clamscan_without(&config, &places, &[]);
+    let places = Places { wanted: &places, skipped: &[] };
+    let outcome = scan_with_clamav(front_end, &config, &places, LIMIT, &Stop::new().unwrap());
+    let text = String::from_utf8(outcome.output).unwrap();
+    assert_eq!((outcome.ending, outcome.code), (Ending::Succeeded, 0), "{text}");
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert!(json["messages"].as_str().unwrap().contains("gone"), "{text}");
+    assert_eq!(json["scanned"], 1);
+}
+
+#[test]
+fn many_files_beside_an_exclusion_do_not_keep_a_scan_from_being_made() {
+    let (folder, config) = samples();
+    let files = folder.path().join("files");
+    for number in 0..4_200 {
+        std::fs::write(files.join(number.to_string()), "").unwrap();
+    }
+    let (outcome, text) =
+        quick(&config, &json!({"quick_scan_paths": [files], "scan_exclusions": [files.join("sub")]}));
+    assert_eq!((outcome.ending, outcome.code), (Ending::Succeeded, 1), "{text}");
+}
+
+#[test]
 fn an_engine_without_signatures_is_a_failure_that_says_so() {
     let (folder, config) = samples();
     std::fs::remove_file(config.database.clone().unwrap().join("bgb.hdb")).unwrap();

@@ -2,7 +2,7 @@
 
 use bgb_daemon::disk::SimDisk;
 use bgb_protocol::action::Parameters;
-use bgb_protocol::head::HeadStatement;
+use bgb_protocol::head::{HeadStatement, SignedHead};
 use bgb_protocol::ids::{Generation, ServerId};
 use bgb_protocol::message::{PolicyDocument, TaskPush};
 use bgb_protocol::policy::{PolicyScope, PolicyStatement, SignedPolicy};
@@ -128,6 +128,7 @@ pub(super) struct Bench {
     boot: BootId,
     device_key: Vec<u8>,
     seed: u64,
+    pub(super) platform: Platform,
     pub(super) said: Vec<AgentMessage>,
     pub(super) started: Vec<TaskId>,
     pub(super) killed: Vec<TaskId>,
@@ -156,6 +157,7 @@ impl Bench {
             boot: BootId([1; 16]),
             device_key: DeviceKey::generate().unwrap().1,
             seed: 1,
+            platform: Platform::default(),
             said: Vec::new(),
             started: Vec::new(),
             killed: Vec::new(),
@@ -185,7 +187,7 @@ impl Bench {
             task_keys: TrustedKeys::new([self.site.key.public()]),
             state: PathBuf::from("/agent/state"),
             agent_version: "0.1.0".to_owned(),
-            platform: Platform::default(),
+            platform: self.platform.clone(),
         };
         let key = DeviceKey::from_pkcs8(&self.device_key).unwrap();
         let disk = Arc::clone(&self.disk) as Arc<dyn Disk>;
@@ -214,6 +216,12 @@ impl Bench {
 
     pub(super) fn server(&mut self, message: ServerMessage) {
         self.handle(Input::Said(message));
+    }
+
+    /// A head comes, in answer to a keepalive.
+    pub(super) fn head(&mut self, time_ms: u64) {
+        let head = self.site.head(time_ms);
+        self.server(ServerMessage::KeepaliveAnswer(head));
     }
 
     pub(super) fn push(&mut self, task: &TaskSpec) {
@@ -273,6 +281,13 @@ impl Bench {
         self.server(ServerMessage::Welcome(Box::new(welcome)));
     }
 
+    /// Comes to be welcomed by a server that has no head.
+    pub(super) fn sign_in_without_head(&mut self) {
+        self.handle(Input::Connected { road: RoadTaken::tcp() });
+        let welcome = Welcome { head: Vec::new(), ..self.site.welcome() };
+        self.server(ServerMessage::Welcome(Box::new(welcome)));
+    }
+
     pub(super) fn reconnect(&mut self) {
         self.handle(Input::Disconnected { reason: "cut".to_owned() });
         self.sign_in();
@@ -303,13 +318,23 @@ impl Bench {
         self.answer_policy(documents);
     }
 
-    /// Answers the last request for policy.
-    pub(super) fn answer_policy(&mut self, documents: &[(&str, i32, u64)]) {
+    /// The one part of an answer to the last request for policy.
+    pub(super) fn policy_part(&self, settings: &str, priority: i32, version: u64) -> PolicyPart {
+        let document = Some(self.site.policy(settings, priority, version));
+        PolicyPart { request: self.policy_request(), index: 0, count: 1, document }
+    }
+
+    fn policy_request(&self) -> u32 {
         let asked = self.said.iter().rev().find_map(|message| match message {
             AgentMessage::PolicyRequest(request) => Some(*request),
             _ => None,
         });
-        let (request, count) = (asked.unwrap(), documents.len() as u16);
+        asked.unwrap()
+    }
+
+    /// Answers the last request for policy.
+    pub(super) fn answer_policy(&mut self, documents: &[(&str, i32, u64)]) {
+        let (request, count) = (self.policy_request(), documents.len() as u16);
         if documents.is_empty() {
             self.server(ServerMessage::Policy(Box::new(PolicyPart {
                 request,
