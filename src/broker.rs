@@ -38,7 +38,7 @@ use crate::shard::Letter;
 
 /// How often the queue is looked at without a bell.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long the queue may be unreadable before it is said (site.md).
+/// How long the queue may be unreadable before it is said (docs/promises.md).
 const SAY_UNREADABLE_AFTER: Duration = Duration::from_secs(10);
 /// How soon a bell that cannot be watched is tried again: a manager that makes it anew does so within a moment.
 const WATCH_AGAIN: Duration = Duration::from_secs(5);

@@ -31,13 +31,13 @@ use crate::tls::{Tls, TlsSession};
 /// Time to connect on a road (protocol.md).
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Time for the TLS handshake: what a server gives it (security.md).
+/// Time for the TLS handshake: what a server gives it (docs/promises.md).
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Time to send what was said last when the connection ends.
 const CLOSE: Duration = Duration::from_secs(2);
 
-/// TCP keepalive (protocol.md, Presence): after so long at rest …
+/// TCP keepalive (docs/promises.md, Presence): after so long at rest …
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(200);
 /// … every so often …
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);

@@ -30,7 +30,7 @@ use crate::tls::Tls;
 /// The component that the agent's records bear.
 pub const LOG_COMPONENT: &str = "CcmNotificationAgent";
 
-/// The log file's name, where administrators look for it (protocol.md, Files).
+/// The log file's name, where administrators look for it (docs/promises.md, Files).
 pub const LOG_FILE: &str = "CcmNotificationAgent.log";
 
 /// Longest sleep: poll(2) does not count suspend, so that a deadline in the past is noticed this long after waking up.

@@ -36,10 +36,10 @@ use crate::durable::WriteFault;
 use crate::time::Anchor;
 use log::{Content, LogFile, Owner};
 
-/// A task is remembered until its expiry and 24 h more (protocol.md, A task's life).
+/// A task is remembered until its expiry and 24 h more (docs/promises.md, A task's life).
 const REMEMBERED_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// Most tasks that are remembered: four times the 1,000 that a site has active (architecture.md), each for its validity and a day.
+/// Most tasks that are remembered: four times the 1,000 that a site has active (docs/promises.md), each for its validity and a day.
 const TASKS_MAX: usize = 4_096;
 
 /// Most tombstones of cancels, by the same count.

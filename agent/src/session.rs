@@ -36,11 +36,11 @@ const SESSION_IS_GOOD_MS: u64 = 60_000;
 const CONNECT_MS: u64 = 30_000;
 /// Longest from hello to welcome: three times the 10 s that a server gives a hello.
 const WELCOME_MS: u64 = 30_000;
-/// Longest from a keepalive to its answer, as the server's TCP_USER_TIMEOUT (protocol.md, Presence).
+/// Longest from a keepalive to its answer, as the server's TCP_USER_TIMEOUT (docs/promises.md, Presence).
 const ANSWER_MS: u64 = 30_000;
 /// When nothing was heard for so long after something was said, a keepalive asks. TCP's own questions rest while bytes are under
 /// way, and it repeats those for a quarter of an hour: with 200 s of rest before, and the time for an answer after it, a dead
-/// connection is found in time for the device to be back within 300 s (security.md, invariant 2).
+/// connection is found in time for the device to be back within 300 s (docs/promises.md, invariant 2).
 const HEARD_WITHIN_MS: u64 = 45_000;
 /// A drain's window, whatever the server says: 5 to 600 s (protocol.md).
 const WINDOW_SECS: std::ops::RangeInclusive<u32> = 5..=600;

@@ -20,7 +20,7 @@ const LATE_HEAD_MS: u64 = bgb_protocol::task::NOT_BEFORE_TOLERANCE_MS;
 /// one at most (RFC 5905, MAXFREQ).
 const DRIFT_PARTS: u64 = 2_000;
 
-/// The wall clock's deviation from which on people are told: 5 minutes (protocol.md, Time).
+/// The wall clock's deviation from which on people are told: 5 minutes (docs/promises.md, Time).
 pub(crate) const SKEW_SHOWN_MS: u64 = 5 * 60 * 1000;
 
 /// What the time was at one reading of the clock, by a signed head.

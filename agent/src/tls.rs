@@ -3,7 +3,7 @@
 //! TLS 1.3 only, ALPN `bgb/1`, the device's certificate, no early data. The site's own authority is the only root. A server is one
 //! when its chain leads there, its certificate names the host that was asked for, and bears the role of a server of this
 //! site; the last is checked again on a resumed session, where no certificate is exchanged. Dates are judged by the agent's own
-//! time, and where they alone fail, by its time floor (protocol.md, Time), since a clock that is set wrong must not lock
+//! time, and where they alone fail, by its time floor (docs/promises.md, Time), since a clock that is set wrong must not lock
 //! a device out. It touches no socket but those it is handed.
 
 use std::io::{self, Read, Write};

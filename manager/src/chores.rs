@@ -38,7 +38,7 @@ impl Chores {
     pub(crate) fn new(mono_ms: u64, scan_ms: u64) -> Self {
         let every = |chore, every_ms| Entry { chore, every_ms, due: mono_ms };
         let entries = vec![
-            // Agents take their time from heads (protocol.md: every 60 s).
+            // Agents take their time from heads (docs/promises.md, Time).
             every(Chore::WriteHead, bgb_protocol::head::HEAD_INTERVAL_MS),
             // Pages show a task as expired within a second.
             every(Chore::ExpireTasks, 1_000),

@@ -115,6 +115,8 @@ status_ids! {
     OrderRefused = 1014, Error;
     /// Presence could not be written to the server's own disk yet.
     PresenceNotWritten = 1015, Warning;
+    /// The spool's log of an earlier life is damaged: it was read on behind the damage and kept.
+    SpoolDamaged = 1016, Error;
 
     /// The manager answers.
     ManagerStarted = 2000, Informational;

@@ -16,9 +16,9 @@ use crate::network::{Network, Origin};
 
 /// Handshakes in flight in all: at 10 s for the slowest and some 20 KiB each, 20 MiB. What comes beyond waits in the kernel.
 pub const IN_FLIGHT_MAX: usize = 1_024;
-/// Handshakes in flight of one origin (security.md).
+/// Handshakes in flight of one origin (docs/promises.md).
 const IN_FLIGHT_OF_ORIGIN_MAX: u32 = 64;
-/// Handshakes that one origin may begin in a second, and at once (security.md).
+/// Handshakes that one origin may begin in a second, and at once (docs/promises.md).
 const BEGUN_PER_SECOND: u64 = 200;
 /// Origins that are remembered, at some 40 bytes each. Only those with a handshake in flight must be, and they are fewer.
 const ORIGINS_MAX: usize = 16 * 1_024;

@@ -27,7 +27,7 @@ use crate::tls::TlsSession;
 const ACCEPTS_PER_TURN: usize = 64;
 /// Sockets read in one turn, one read each.
 const READS_PER_TURN: usize = 512;
-/// How long a peer may take to show who it is (security.md: 10 s before authentication).
+/// How long a peer may take to show who it is (docs/promises.md: 10 s before authentication).
 const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
 
 impl Reactor {

@@ -36,7 +36,7 @@ use crate::writers::{
     PRESENCE_ROWS_MAX, SPOOL_ITEMS_MAX, Shared, Spooler, Writer, run_courier, run_presence,
 };
 
-/// Most active tasks of a hub (architecture.md).
+/// Most active tasks of a hub (docs/promises.md).
 const ACTIVE_TASKS_MAX: usize = 1_000;
 /// How long a channel may go without a hello, in seconds.
 const HELLO_SECS: u32 = 10;
@@ -169,7 +169,7 @@ fn say_recovered(recovered: Recovered, config: &ServerConfig, status: &StatusLin
             recovered.damaged_bytes,
             config.spool.join("log").display()
         );
-        status.say(StatusId::SpoolFailed, now(), "spool", text);
+        status.say(StatusId::SpoolDamaged, now(), "spool", text);
     }
 }
 

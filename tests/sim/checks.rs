@@ -2,7 +2,7 @@
 //!
 //! At fixed times after the healing: whoever is online on a sound connection has every task within 5 s; after 300 s everybody is
 //! online and has them; at the end every end that an agent has journaled is counted, and the site's view of who is online is
-//! the truth. Numbers of invariants are those of `security.md`.
+//! the truth. Numbers of invariants are those of docs/promises.md.
 
 use bgb_hub::CloseReason;
 use bgb_protocol::action::Action;

@@ -1,7 +1,7 @@
 //! The plain model beside the product: what there is to do, what was begun, what has ended, what was counted.
 //!
-//! It is written from `protocol.md` and `security.md` and shares no code with hub, agent or journal. It hears of everything that
-//! matters as it happens, and answers whether that may be. Numbers of invariants are those of `security.md`.
+//! It is written from `protocol.md` and docs/promises.md and shares no code with hub, agent or journal. It hears of everything that
+//! matters as it happens, and answers whether that may be. Numbers of invariants are those of docs/promises.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -8,7 +8,7 @@
 //! - a connection may be forgotten on the way: nothing of it passes any more, in either direction, and nobody is told;
 //! - a process that dies lets its kernel end its connections; a machine that loses power does not, and answers a reset later,
 //!   when it is back and something comes for a connection that it does not know;
-//! - the agent's TCP asks after 200 s of silence, and so finds out (protocol.md, Presence), but not while bytes are under way.
+//! - the agent's TCP asks after 200 s of silence, and so finds out (docs/promises.md, Presence), but not while bytes are under way.
 //!
 //! It knows frames only to cut them out of the stream; what they mean is its neighbours' business. TLS is not simulated: who
 //! is at the other end is what the world says it is.
@@ -24,17 +24,17 @@ use bgb_agent::agent::Input as AgentInput;
 use bgb_hub::{ChannelKey, CloseReason, Input as HubInput};
 use bgb_protocol::message::RoadTaken;
 
-/// Bytes that the server sent and that are not acknowledged end the connection after this time (protocol.md, Presence).
+/// Bytes that the server sent and that are not acknowledged end the connection after this time (docs/promises.md, Presence).
 const SERVER_USER_TIMEOUT_MS: u64 = 30_000;
 /// And those that the agent sent after this time: Linux repeats them 15 times (tcp(7), tcp_retries2: 924 s at the least).
 const AGENT_USER_TIMEOUT_MS: u64 = 924_000;
-/// Silence after which the agent's TCP asks, how often it asks again and how many times (protocol.md, Presence).
+/// Silence after which the agent's TCP asks, how often it asks again and how many times (docs/promises.md, Presence).
 const PROBE_AFTER_MS: u64 = 200_000;
 const PROBE_EVERY_MS: u64 = 10_000;
 const PROBES_MAX: u32 = 3;
-/// A TCP connection is given up after this time (protocol.md, One stream, several roads).
+/// A TCP connection is given up after this time (docs/promises.md, Presence).
 const CONNECT_MS: u64 = 5_000;
-/// A TLS handshake is given up by the server after this time (security.md).
+/// A TLS handshake is given up by the server after this time (docs/promises.md).
 const HANDSHAKE_MS: u64 = 10_000;
 /// Bytes that were held back by a link come within this time of its healing: TCP's next retransmission.
 pub(crate) const RETRANSMISSION_MS: u64 = 2_000;

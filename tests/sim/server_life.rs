@@ -14,9 +14,9 @@ use crate::servers::{Door, Process, SHARDS};
 use crate::tally::Kind;
 use crate::world::{Bar, Event, World};
 
-/// The queue may be unreadable so long before sign-ins are refused (site.md).
+/// The queue may be unreadable so long before sign-ins are refused (docs/promises.md).
 const REFUSE_AFTER_MS: u64 = 60_000;
-/// What is barred has no session after this time (security.md, invariant 9).
+/// What is barred has no session after this time (docs/promises.md, invariant 9).
 const BARRED_WITHIN_MS: u64 = 1_000;
 /// How often a server that stops looks whether its sessions are gone, and how often at most.
 const DRAIN_LOOK_MS: u64 = 200;

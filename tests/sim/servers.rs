@@ -29,11 +29,11 @@ use crate::world::{Bar, EPOCH_UNIX_MS, Event, World};
 pub(crate) const SERVERS: usize = 2;
 /// Shards of each.
 pub(crate) const SHARDS: usize = 2;
-/// The hello is awaited this long (architecture.md: 10 s), in ticks.
+/// The hello is awaited this long (docs/promises.md: 10 s), in ticks.
 const HELLO_TICKS: u64 = 100;
 /// A letter from shard to shard takes so long at most: a busy reactor's turn.
 const MAIL_MS_MAX: u64 = 25;
-/// A certificate that outlives every world: 90 days (security.md).
+/// A certificate that outlives every world: 90 days (docs/promises.md).
 const NEVER_ENDS_MS: u64 = 90 * 24 * 3_600_000;
 
 /// A server.

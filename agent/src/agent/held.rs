@@ -19,7 +19,7 @@ use super::{Agent, AgentError, SessionPhase};
 /// Most pushes that wait: as many as may wait and run once they are accepted. All of them are signed by the site.
 const HELD_MAX: usize = super::tasks::OPEN_TASKS_MAX;
 
-/// How often a head is asked for while one is needed: as often as the manager writes one (protocol.md, Time).
+/// How often a head is asked for while one is needed: as often as the manager writes one (docs/promises.md, Time).
 const ASK_EVERY_MS: u64 = 60_000;
 
 /// A push, and the head under which it was held first.
