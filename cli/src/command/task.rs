@@ -65,14 +65,12 @@ fn start(start: &TaskStart, manager: &Manager, terminal: &Terminal) -> Result<Ex
         &ApiPath::new(&["tasks", "preview"]),
         &PreviewTask { action: start.action, target: target.clone(), validity_seconds },
     )?;
-    let digest = format!("Target set: {}", preview.digest);
-    if start.yes {
-        terminal.remark(&preview.sentence);
-        terminal.remark(digest);
-    } else {
-        // Nobody is asked without being shown what it is about, however quiet it is to be.
+    let about = format!("{}\nTarget set: {}", preview.sentence, preview.digest);
+    terminal.remark(&about);
+    if !start.yes {
         let question = format!("Start on {}?", counted(preview.targets, "device", "devices"));
-        terminal.confirm(&format!("{}\n{digest}\n{question}", preview.sentence))?;
+        // Nobody is asked without being shown what it is about, however quiet it is to be.
+        terminal.confirm(&if terminal.quiet { format!("{about}\n{question}") } else { question })?;
     }
     let digest = Some(preview.digest);
     let row: TaskRow = manager.post(
