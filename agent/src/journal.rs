@@ -51,8 +51,12 @@ const RESULT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The file is written anew when it has doubled since the last time, but not below this.
 const REWRITE_BYTES_MIN: u64 = 256 * 1024;
 
-/// Session numbers are put aside on disk this many at a time: one sync for so many connections, and as many numbers lost at a crash.
-const SESSIONS_RESERVED: u64 = 16;
+/// Session numbers are put aside on disk this many at a time: one sync for so many connections, and as many numbers lost at a crash,
+/// which their 63 bits can bear.
+const SESSIONS_RESERVED: u64 = 1_024;
+
+/// And before they are needed, so that a device goes on with these for days when the disk is full.
+const SESSIONS_SPARE: u64 = 512;
 
 /// Why the journal cannot go on.
 #[derive(Debug, Error)]
@@ -174,33 +178,34 @@ impl Journal {
         };
         journal.replay(&content)?;
         journal.sessions_used = journal.sessions_used.max(journal.sessions_reserved);
-        journal.sessions_reserved = journal.sessions_used;
+        journal.sessions_reserved = journal.sessions_used.saturating_add(SESSIONS_RESERVED + SESSIONS_SPARE);
         if content.damaged_bytes > 0 {
             journal.distrust_waiting();
         }
         // Always: what was read may be in memory only, if a sync failed before; and what is forgotten leaves the file. Where there
         // is no room for it, the device is worth more on the air: it is done as soon as there is.
         if journal.rewrite()? == Written::NoRoom {
+            journal.sessions_reserved = journal.sessions_used;
             journal.rewrite_at_bytes = journal.log.bytes();
         }
         Ok(journal)
     }
 
-    /// The next session's number, higher than any before it, also after a crash. Where the disk has no room for it, it is not
-    /// below `first_session` either, as for a journal that begins: so will the next start's be.
-    pub(crate) fn next_session(&mut self, first_session: u64) -> Result<SessionNumber, JournalError> {
-        if self.sessions_used >= self.sessions_reserved {
-            let reserved = self.sessions_used.saturating_add(SESSIONS_RESERVED);
-            match self.append(&Record::Sessions(reserved))? {
-                Written::Yes => {
-                    self.log.sync()?;
-                    self.sessions_reserved = reserved;
-                }
-                Written::NoRoom => self.sessions_used = self.sessions_used.max(first_session),
+    /// The next session's number, higher than any before it, also after a crash; `None` while the disk has no room and none is
+    /// left of those put aside.
+    pub(crate) fn next_session(&mut self) -> Result<Option<SessionNumber>, JournalError> {
+        if self.sessions_reserved - self.sessions_used <= SESSIONS_SPARE {
+            let reserved = self.sessions_used.saturating_add(SESSIONS_RESERVED + SESSIONS_SPARE);
+            if self.append(&Record::Sessions(reserved))? == Written::Yes {
+                self.log.sync()?;
+                self.sessions_reserved = reserved;
             }
         }
+        if self.sessions_used >= self.sessions_reserved {
+            return Ok(None);
+        }
         self.sessions_used += 1;
-        Ok(SessionNumber(self.sessions_used))
+        Ok(Some(SessionNumber(self.sessions_used)))
     }
 
     /// Floor and anchor of the agent's time, as they were kept.
