@@ -412,7 +412,11 @@ impl Agent {
         if !self.session.handle_connected(now.boot_ms) {
             return Ok(());
         }
-        let session = self.journal.next_session(now.unix_ms / 1_000)?;
+        let Some(session) = self.journal.next_session()? else {
+            self.session.handle_lost(now.boot_ms);
+            self.disconnect("the disk has no room for a session's number");
+            return Ok(());
+        };
         let hello = Hello {
             agent_version: self.options.agent_version.clone(),
             platform: self.options.platform.clone(),

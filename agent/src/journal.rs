@@ -48,11 +48,18 @@ const TOMBSTONES_MAX: usize = 4_096;
 /// Most bytes of results that are kept; the oldest acknowledged ones go first. 250 results of the longest kind.
 const RESULT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// A loss is remembered as long as a task may be valid, and a day: then all that it might concern has expired (protocol.md).
+const LOSS_REMEMBERED_MS: u64 = 8 * 24 * 60 * 60 * 1000;
+
 /// The file is written anew when it has doubled since the last time, but not below this.
 const REWRITE_BYTES_MIN: u64 = 256 * 1024;
 
-/// Session numbers are put aside on disk this many at a time: one sync for so many connections, and as many numbers lost at a crash.
-const SESSIONS_RESERVED: u64 = 16;
+/// Session numbers are put aside on disk this many at a time: one sync for so many connections, and as many numbers lost at a crash,
+/// which their 63 bits can bear.
+const SESSIONS_RESERVED: u64 = 1_024;
+
+/// And before they are needed, so that a device goes on with these for days when the disk is full.
+const SESSIONS_SPARE: u64 = 512;
 
 /// Why the journal cannot go on.
 #[derive(Debug, Error)]
@@ -99,6 +106,16 @@ enum Record {
     Tombstone { task: TaskId, expires: UnixMillis },
     /// It has ended, a server has its result, and the result is no longer here.
     Done { task: TaskId, expires: UnixMillis, state: TaskState },
+    /// Records were lost: of tasks that were made before this time, or at any time while that is not known.
+    Lost { before: Option<UnixMillis> },
+}
+
+/// What is known of records that were lost by damage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    None,
+    /// They are of tasks made before this time; `None` until the agent knows what the time is.
+    Before(Option<UnixMillis>),
 }
 
 /// How far a task has come.
@@ -142,6 +159,7 @@ pub(crate) struct Journal {
     orders: u64,
     result_bytes: usize,
     rewrite_at_bytes: u64,
+    loss: Loss,
     /// Writes for which there was no room.
     refused: u64,
 }
@@ -170,37 +188,40 @@ impl Journal {
             orders: 0,
             result_bytes: 0,
             rewrite_at_bytes: REWRITE_BYTES_MIN,
+            loss: Loss::None,
             refused: 0,
         };
         journal.replay(&content)?;
         journal.sessions_used = journal.sessions_used.max(journal.sessions_reserved);
-        journal.sessions_reserved = journal.sessions_used;
+        journal.sessions_reserved = journal.sessions_used.saturating_add(SESSIONS_RESERVED + SESSIONS_SPARE);
         if content.damaged_bytes > 0 {
             journal.distrust_waiting();
+            journal.loss = Loss::Before(None);
         }
         // Always: what was read may be in memory only, if a sync failed before; and what is forgotten leaves the file. Where there
         // is no room for it, the device is worth more on the air: it is done as soon as there is.
         if journal.rewrite()? == Written::NoRoom {
+            journal.sessions_reserved = journal.sessions_used;
             journal.rewrite_at_bytes = journal.log.bytes();
         }
         Ok(journal)
     }
 
-    /// The next session's number, higher than any before it, also after a crash. Where the disk has no room for it, it is not
-    /// below `first_session` either, as for a journal that begins: so will the next start's be.
-    pub(crate) fn next_session(&mut self, first_session: u64) -> Result<SessionNumber, JournalError> {
-        if self.sessions_used >= self.sessions_reserved {
-            let reserved = self.sessions_used.saturating_add(SESSIONS_RESERVED);
-            match self.append(&Record::Sessions(reserved))? {
-                Written::Yes => {
-                    self.log.sync()?;
-                    self.sessions_reserved = reserved;
-                }
-                Written::NoRoom => self.sessions_used = self.sessions_used.max(first_session),
+    /// The next session's number, higher than any before it, also after a crash; `None` while the disk has no room and none is
+    /// left of those put aside.
+    pub(crate) fn next_session(&mut self) -> Result<Option<SessionNumber>, JournalError> {
+        if self.sessions_reserved - self.sessions_used <= SESSIONS_SPARE {
+            let reserved = self.sessions_used.saturating_add(SESSIONS_RESERVED + SESSIONS_SPARE);
+            if self.append(&Record::Sessions(reserved))? == Written::Yes {
+                self.log.sync()?;
+                self.sessions_reserved = reserved;
             }
         }
+        if self.sessions_used >= self.sessions_reserved {
+            return Ok(None);
+        }
         self.sessions_used += 1;
-        Ok(SessionNumber(self.sessions_used))
+        Ok(Some(SessionNumber(self.sessions_used)))
     }
 
     /// Floor and anchor of the agent's time, as they were kept.
@@ -329,6 +350,24 @@ impl Journal {
         Ok(true)
     }
 
+    /// The agent knows what the time is: records that were lost are of tasks that were made before it.
+    pub(crate) fn bound_loss(&mut self, now: UnixMillis) -> Result<(), JournalError> {
+        if self.loss == Loss::Before(None) {
+            self.loss = Loss::Before(Some(now));
+            // Where it cannot be written, the next start takes it for a later one.
+            let _ = self.append(&Record::Lost { before: Some(now) })?;
+        }
+        Ok(())
+    }
+
+    /// Whether a task that is not remembered may be one whose records were lost.
+    pub(crate) fn may_have_lost(&self, task: TaskId) -> bool {
+        match self.loss {
+            Loss::None => false,
+            Loss::Before(before) => before.is_none_or(|before| made(task) < before),
+        }
+    }
+
     /// Whether a task was cancelled.
     pub(crate) fn is_cancelled(&self, task: TaskId) -> bool {
         self.tombstones.contains_key(&task)
@@ -351,6 +390,9 @@ impl Journal {
         });
         self.result_bytes -= freed_bytes;
         self.tombstones.retain(|_, expires| floor <= *expires);
+        if matches!(self.loss, Loss::Before(Some(before)) if floor > before.plus(LOSS_REMEMBERED_MS)) {
+            self.loss = Loss::None;
+        }
     }
 
     fn in_order(&self, filter: impl Fn(&Entry) -> bool) -> Vec<TaskId> {
@@ -438,6 +480,7 @@ impl Journal {
                 let progress = Progress::Finished { state, result: None, delivery: Delivery::Acknowledged };
                 self.insert(task, expires, progress);
             }
+            Record::Lost { before } => self.loss = Loss::Before(before),
         }
         Ok(())
     }
@@ -521,6 +564,9 @@ impl Journal {
             Record::Sessions(self.sessions_reserved),
             Record::Time { floor: self.floor, anchor: self.anchor },
         ];
+        if let Loss::Before(before) = self.loss {
+            records.push(Record::Lost { before });
+        }
         for (&task, &expires) in &self.tombstones {
             records.push(Record::Tombstone { task, expires });
         }
@@ -555,6 +601,11 @@ impl Journal {
         };
         Ok(written)
     }
+}
+
+/// When a task was made: the first 48 bits of its id, a UUID of version 7 (RFC 9562).
+fn made(task: TaskId) -> UnixMillis {
+    UnixMillis(task.bytes()[..6].iter().fold(0, |millis, byte| millis << 8 | u64::from(*byte)))
 }
 
 impl Entry {

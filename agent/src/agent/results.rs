@@ -31,7 +31,7 @@ pub(super) struct Outbox {
 }
 
 /// How often the journal is tried again when its disk had no room.
-const WRITE_AGAIN_MS: u64 = 10_000;
+const WRITE_AGAIN_MS: u64 = 5_000;
 
 /// Ends for which the journal had no room. No more than tasks wait and run at a time.
 #[derive(Debug, Default)]

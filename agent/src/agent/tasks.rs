@@ -206,6 +206,7 @@ impl Agent {
             return Ok(());
         }
         let own_now = self.time.at(now);
+        self.journal.bound_loss(own_now)?;
         let mut at = 0;
         while let Some(&task) = self.queue.get(at) {
             match self.readiness(task, own_now) {
@@ -250,6 +251,10 @@ impl Agent {
         }
         if self.journal.is_cancelled(task) {
             return self.conclude(now, task, expires, Verdict::cancelled(None));
+        }
+        if !action.is_repeatable() && self.journal.may_have_lost(task) {
+            // It may have been begun, and even ended, in what the disk has lost.
+            return self.conclude(now, task, expires, Verdict::interrupted(self.time.at(now)));
         }
         if self.queue.len() + self.running.len() >= OPEN_TASKS_MAX {
             return self.conclude(now, task, expires, Verdict::refused(RefusalReason::TooManyTasks));

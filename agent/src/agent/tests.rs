@@ -603,3 +603,31 @@ fn a_start_syncs_no_folder_that_was_there() {
     // The journal is written anew: what is left over is removed, a file made, written, synced and renamed, its folder synced.
     assert_eq!(bench.disk.ops() - before, 6);
 }
+
+#[test]
+fn after_damage_to_its_journal_an_agent_does_not_carry_out_what_it_may_have_done() {
+    let mut bench = Bench::signed_in();
+    for (number, action) in [(1, Action::QuickScan), (2, Action::QuickScan)] {
+        bench.push(&TaskSpec::new(number, action));
+        bench.finish(id(number), Ending::Succeeded, b"");
+        bench.server(ServerMessage::ResultKept(id(number)));
+    }
+    bench.started.clear();
+    let path = std::path::Path::new("/agent/state/journal");
+    let mut bytes = bench.disk.read(path).unwrap();
+    // All records of the first scan, and the end of the record before them.
+    let first = bytes.windows(16).position(|found| found == [1; 16]).unwrap();
+    let second = bytes.windows(16).position(|found| found == [2; 16]).unwrap();
+    bytes[first - 1..second - 60].fill(0xff);
+    bgb_daemon::disk::replace_durably(&*bench.disk, path, &bytes).unwrap();
+    bench.restart();
+    assert_eq!(bench.agent().task_state(id(1)), None, "forgotten");
+    bench.restart();
+    bench.said.clear();
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    assert_eq!(result(&bench, 1).state, TaskState::Interrupted);
+    bench.push(&TaskSpec::new(3, Action::CollectInventory));
+    // Made after the damage was found: ids of version 7 begin with the time.
+    bench.push(&TaskSpec::new(200, Action::QuickScan));
+    assert_eq!(bench.started, [id(3), id(200)]);
+}
