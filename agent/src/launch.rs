@@ -8,7 +8,7 @@
 //! It owns nothing of the agent's and reads no file. Other signals to the group are the program's affair: it waits on.
 
 use std::ffi::OsString;
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitCode, ExitStatus};
 use std::sync::OnceLock;
 
@@ -46,7 +46,7 @@ pub fn launched() -> Option<ExitCode> {
 pub(crate) fn launcher() -> Option<Command> {
     IS_LAUNCHER.get().map(|()| {
         let mut command = Command::new(EXECUTABLE);
-        command.arg(WORD).arg(std::process::id().to_string());
+        command.arg0("bgb-agent").arg(WORD).arg(std::process::id().to_string());
         command
     })
 }
