@@ -57,6 +57,10 @@ pub(crate) struct Machine {
     booted_ms: u64,
     /// A signed head was heard in this boot: from then on the agent's time is the site's.
     has_head: bool,
+    /// And its disk had room for it then: the agent still knows of it after its process was started again.
+    has_head_kept: bool,
+    /// The disk is full.
+    is_full: bool,
     /// How often the agent's process was started, and when last.
     life: u64,
     life_since_ms: u64,
@@ -116,6 +120,8 @@ impl Machine {
             boot: BootId(dice.bytes()),
             booted_ms: 0,
             has_head: false,
+            has_head_kept: false,
+            is_full: false,
             life: 0,
             life_since_ms: 0,
             starts: 0,
@@ -138,6 +144,12 @@ impl Machine {
 
     pub(crate) fn is_signed_in(&self) -> bool {
         self.agent.as_ref().is_some_and(|agent| agent.phase() == SessionPhase::Active)
+    }
+
+    /// The disk fills up, or has room again.
+    pub(crate) fn set_full(&mut self, is_full: bool) {
+        self.is_full = is_full;
+        self.disk.set_full(is_full);
     }
 
     /// Whether an action of this task runs.
@@ -175,7 +187,7 @@ impl World {
             machine.power = Power::On;
             machine.boot = BootId(self.dice.bytes());
             machine.booted_ms = self.now_ms;
-            machine.has_head = false;
+            machine.has_head_kept = false;
             self.say(format_args!("device {agent} has power"));
             self.retransmit();
         }
@@ -204,6 +216,7 @@ impl World {
                 let machine = &mut self.machines[agent];
                 machine.agent = Some(Box::new(made));
                 machine.ended = 0;
+                machine.has_head = machine.has_head_kept;
                 (machine.life, machine.life_since_ms) = (machine.life + 1, now_ms);
                 self.expect(self.model.journal_is_whole(&self.machines[agent]));
                 self.note_ends(agent);
@@ -462,6 +475,7 @@ impl World {
         self.tell_agent(agent, Input::Said(message));
         let machine = &mut self.machines[agent];
         machine.has_head |= brings_head && machine.agent.is_some();
+        machine.has_head_kept |= brings_head && machine.agent.is_some() && !machine.is_full;
         if let (Some(task), true, true) = (cancelled, was_active, self.machines[agent].agent.is_some()) {
             self.note_cancel_heard(agent, task, before);
         }
@@ -476,7 +490,9 @@ impl World {
         }
         let device = self.machines[agent].device;
         self.model.cancels_heard.insert((task, device));
-        if before.is_some_and(|state| !state.is_final()) {
+        // An action can have ended although the journal does not say so: its disk is full, and the end waits for room.
+        let is_over = before == Some(TaskState::Running) && !self.machines[agent].runs(task);
+        if before.is_some_and(|state| !state.is_final()) && !is_over {
             self.model.cancelled_in_time.insert((task, device));
         }
         self.tempt_fate(agent);

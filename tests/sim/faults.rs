@@ -253,7 +253,7 @@ impl World {
 
     fn fill_disk(&mut self, agent: usize) {
         self.tally.count(Kind::DiskFull);
-        self.machines[agent].disk.set_full(true);
+        self.machines[agent].set_full(true);
         let for_ms = self.dice.around(10_000);
         self.say(format_args!("device {agent}: disk full for {for_ms} ms"));
         self.after(for_ms, Event::DiskHasRoom { agent });
@@ -372,7 +372,7 @@ impl World {
     fn heal_device(&mut self, agent: usize) {
         let machine = &mut self.machines[agent];
         machine.reads_slowly = false;
-        machine.disk.set_full(false);
+        machine.set_full(false);
         if machine.power == Power::OffForGood {
             return;
         }

@@ -227,7 +227,7 @@ impl World {
             Event::DeviceStarts { agent, starts } => self.on_device_starts(agent, starts),
             Event::ActionEnds { agent, task, serial } => self.on_action_ends(agent, task, serial),
             Event::PowerFails { agent } => self.on_power_fails(agent),
-            Event::DiskHasRoom { agent } => self.machines[agent].disk.set_full(false),
+            Event::DiskHasRoom { agent } => self.machines[agent].set_full(false),
             Event::ReadsAgain { agent } => self.machines[agent].reads_slowly = false,
             Event::ServerStarts { server, starts } => self.on_server_starts(server, starts),
             Event::ServerDrained { server, life, looks } => self.on_server_drained(server, life, looks),

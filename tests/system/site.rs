@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -403,6 +404,8 @@ impl Device {
         let folder = parent.join(&bundle.name);
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("agent.toml"), &bundle.agent_toml).unwrap();
+        // Whatever the umask: an agent refuses a configuration that others may write.
+        fs::set_permissions(folder.join("agent.toml"), fs::Permissions::from_mode(0o644)).unwrap();
         fs::write(folder.join("device.pem"), &bundle.certificate_pem).unwrap();
         fs::write(folder.join("authority.pem"), &bundle.authority_pem).unwrap();
         bgb_daemon::secret::write_new(&folder.join("device.key"), bundle.key_pem.as_bytes()).unwrap();

@@ -4,7 +4,8 @@
 //! the manager is asked, and what was written stays when something fails behind it.
 
 use std::fs;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bgb_daemon::secret;
@@ -25,6 +26,8 @@ use crate::terminal::{Terminal, Tone, lines_of, name_number, state, text};
 
 /// A device's folder holds its key: it is its owner's alone.
 const FOLDER_MODE: u32 = 0o700;
+/// What else is in it may be read by whoever is let in, and written by its owner alone.
+const READABLE_MODE: u32 = 0o644;
 
 /// Does what was typed.
 ///
@@ -188,6 +191,12 @@ fn remove_empty(folder: &Path, made_here: bool) {
     }
 }
 
+/// Writes a file that nobody but its owner may write, whatever the umask: an agent refuses another's configuration.
+fn write_readable(path: &Path, content: &str) -> std::io::Result<()> {
+    let mut file = fs::File::options().write(true).create_new(true).mode(READABLE_MODE).open(path)?;
+    file.write_all(content.as_bytes())
+}
+
 /// Writes a device's folder: everything that its agent needs.
 ///
 /// # Errors
@@ -208,7 +217,7 @@ pub(crate) fn write_bundle(folder: &Path, bundle: &DeviceBundle) -> Result<(), F
         ("agent.toml", &bundle.agent_toml),
     ] {
         let path = folder.join(name);
-        fs::write(&path, content).map_err(|error| unwritten(format!("{}: {error}", path.display())))?;
+        write_readable(&path, content).map_err(|error| unwritten(format!("{}: {error}", path.display())))?;
     }
     Ok(())
 }
