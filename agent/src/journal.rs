@@ -69,6 +69,12 @@ pub enum JournalError {
         "the journal cannot be kept: {0}; nothing was begun that it does not hold: mend the disk and start the agent again"
     )]
     Disk(#[from] io::Error),
+    /// The disk has no room for what a start writes.
+    #[error(
+        "the journal cannot be opened while its disk is full: what it shows may not be on the disk, and would be acted on twice; \
+         make room and start the agent again"
+    )]
+    NoRoom,
     /// A record is whole, and this release does not know what it says.
     #[error(
         "the journal holds a record that this release cannot read ({0}): it was written by a later release; start that one. What \
@@ -198,13 +204,12 @@ impl Journal {
             journal.distrust_waiting();
             journal.loss = Loss::Before(None);
         }
-        // Always: what was read may be in memory only, if a sync failed before; and what is forgotten leaves the file. Where there
-        // is no room for it, the device is worth more on the air: it is done as soon as there is.
-        if journal.rewrite()? == Written::NoRoom {
-            journal.sessions_reserved = journal.sessions_used;
-            journal.rewrite_at_bytes = journal.log.bytes();
+        // Always: what was read may be in memory only, if a sync failed in an earlier life, and another sync of it would say falsely
+        // that all is well. An end that such a journal shows could be told to the site, be lost with the power, and be told otherwise.
+        match journal.rewrite()? {
+            Written::Yes => Ok(journal),
+            Written::NoRoom => Err(JournalError::NoRoom),
         }
-        Ok(journal)
     }
 
     /// The next session's number, higher than any before it, also after a crash; `None` while the disk has no room and none is

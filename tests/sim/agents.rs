@@ -489,10 +489,13 @@ impl World {
             None => {}
         }
         let device = self.machines[agent].device;
-        self.model.cancels_heard.insert((task, device));
+        // Without room it is known for this life only.
+        if !self.machines[agent].is_full {
+            self.model.cancels_heard.insert((task, device));
+        }
         // An action can have ended although the journal does not say so: its disk is full, and the end waits for room.
         let is_over = before == Some(TaskState::Running) && !self.machines[agent].runs(task);
-        if before.is_some_and(|state| !state.is_final()) && !is_over {
+        if before.is_some_and(|state| !state.is_final()) && !is_over && !self.machines[agent].is_full {
             self.model.cancelled_in_time.insert((task, device));
         }
         self.tempt_fate(agent);

@@ -222,7 +222,8 @@ impl Model {
                 !in_this_life && created.is_some_and(|created| created <= witness.life_since)
             }
             TaskState::Refused => {
-                witness.own_now >= facts.expires
+                // It may have been written in the last moment of a life, whose clock is gone with it.
+                witness.own_now.max(witness.now) >= facts.expires
                     || facts.not_before > witness.own_now.plus(NOT_BEFORE_TOLERANCE_MS)
             }
             _ => return Err("that is no end"),
