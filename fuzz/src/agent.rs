@@ -104,12 +104,21 @@ fn push(number: u8, key: &SigningKey) -> TaskPush {
     TaskPush { signed: SignedTask::sign(statement, key).bytes().to_vec(), proof }
 }
 
+/// How far the agent's connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connection {
+    None,
+    /// The agent has asked for one.
+    Asked,
+    There,
+}
+
 struct World {
     disk: Arc<SimDisk>,
     agent: Option<Agent>,
     now: Now,
     boot: u8,
-    is_connected: bool,
+    connection: Connection,
     begun: BTreeMap<TaskId, u32>,
     running: Vec<TaskId>,
 }
@@ -122,7 +131,7 @@ pub(crate) fn session(data: &[u8]) {
         agent: None,
         now: Now { unix_ms: SIGNED.0, boot_ms: 1_000, mono_ms: 1_000 },
         boot: 0,
-        is_connected: false,
+        connection: Connection::None,
         begun: BTreeMap::new(),
         running: Vec::new(),
     };
@@ -152,7 +161,7 @@ impl World {
         let key = DeviceKey::from_pkcs8(&site.device_key).expect("it was generated");
         let agent =
             Agent::new(options, disk, key, self.now, 1).expect("a journal is good enough to start from");
-        (self.is_connected, self.running) = (false, Vec::new());
+        (self.connection, self.running) = (Connection::None, Vec::new());
         self.agent = Some(agent);
         self.drain();
     }
@@ -161,8 +170,12 @@ impl World {
         let number = bytes.below(TASKS);
         let site = Site::once();
         match bytes.below(14) {
-            0 => self.hand_in_connected(Input::Connected { road: RoadTaken::tcp() }, false),
-            1 => self.hand_in_connected(Input::Disconnected { reason: "cut".to_owned() }, true),
+            0 if self.connection == Connection::Asked => {
+                self.connection = Connection::There;
+                self.hand_in(Input::Connected { road: RoadTaken::tcp() });
+            }
+            0 => {}
+            1 => self.cut(),
             2 => self.hear(ServerMessage::Welcome(Box::new(welcome(bytes)))),
             3 => self.hear(ServerMessage::KeepaliveAnswer(torn(head(bytes), bytes))),
             4 | 5 => self.hear(ServerMessage::Task(Box::new(site.pushes[usize::from(number)].clone()))),
@@ -196,15 +209,17 @@ impl World {
     }
 
     fn hear(&mut self, message: ServerMessage) {
-        if self.is_connected {
+        if self.connection == Connection::There {
             self.hand_in(Input::Said(message));
         }
     }
 
-    fn hand_in_connected(&mut self, input: Input, while_connected: bool) {
-        if self.is_connected == while_connected {
-            self.is_connected = !while_connected;
-            self.hand_in(input);
+    fn cut(&mut self) {
+        let reason = "cut".to_owned();
+        match std::mem::replace(&mut self.connection, Connection::None) {
+            Connection::None => {}
+            Connection::Asked => self.hand_in(Input::ConnectFailed { reason }),
+            Connection::There => self.hand_in(Input::Disconnected { reason }),
         }
     }
 
@@ -235,10 +250,15 @@ impl World {
     fn drain(&mut self) {
         while let Some(output) = self.agent.as_mut().and_then(Agent::poll_output) {
             match output {
-                Output::Say(_) => assert!(self.is_connected, "something is said to nobody"),
+                Output::Say(_) => {
+                    assert_eq!(self.connection, Connection::There, "something is said to nobody");
+                }
                 Output::Start(start) => self.on_start(start.task, start.action),
-                Output::Disconnect { .. } => self.is_connected = false,
-                Output::Connect { .. } => assert!(!self.is_connected, "it connects while it is connected"),
+                Output::Disconnect { .. } => self.connection = Connection::None,
+                Output::Connect { .. } => {
+                    assert_eq!(self.connection, Connection::None, "it connects while it has a connection");
+                    self.connection = Connection::Asked;
+                }
                 Output::Kill { .. } => {}
             }
         }

@@ -34,6 +34,8 @@ struct World {
     open: BTreeMap<u32, (ChannelKey, DeviceId)>,
     /// By session: a channel is one session.
     pushed: BTreeSet<(u32, u32, TaskId)>,
+    /// A task's id never names another task, also when its row comes again.
+    made: BTreeMap<TaskId, Order>,
     kept: u64,
 }
 
@@ -77,6 +79,7 @@ impl World {
             generations: 0,
             open: BTreeMap::new(),
             pushed: BTreeSet::new(),
+            made: BTreeMap::new(),
             kept: 0,
         }
     }
@@ -107,7 +110,11 @@ impl World {
                 self.hand_in(Input::Durable { up_to });
             }
             (9, _) => self.hand_in(Input::SignIns { allowed: bytes.below(4) > 0 }),
-            (10, _) => self.hand_in(Input::Order(task(bytes, self.now().unix))),
+            (10, _) => {
+                let (id, now) = (task_id(bytes), self.now().unix);
+                let order = self.made.entry(id).or_insert_with(|| task(id, bytes, now)).clone();
+                self.hand_in(Input::Order(order));
+            }
             (11, _) => {
                 let devices = (bytes.below(2) == 0).then(|| Arc::new(devices(bytes.byte())));
                 let from = self.now().unix.plus(bytes.wide());
@@ -206,13 +213,13 @@ fn devices(mask: u8) -> roaring::RoaringBitmap {
     (0..8).filter(|bit| mask & (1 << bit) != 0).collect()
 }
 
-fn task(bytes: &mut Bytes<'_>, now: UnixMillis) -> Order {
+fn task(id: TaskId, bytes: &mut Bytes<'_>, now: UnixMillis) -> Order {
     let set = devices(bytes.byte() | 1);
     let targets = TargetSet::new(set.clone()).expect("there is one device at least");
     let not_before = now.plus(bytes.wide());
     let statement = TaskStatement {
         site: "LAB".parse().expect("a site's code"),
-        task: task_id(bytes),
+        task: id,
         action: Action::Ping.code(),
         parameters: Parameters::none(),
         targets: targets.digest(),
