@@ -268,7 +268,7 @@ fn details(row: &TaskRow, terminal: &Terminal) -> String {
         ("On whom", row.target.clone()),
         ("Started", clock.show(row.started)),
         ("Valid until", clock.show(row.expires)),
-        ("State", row.phase.to_string()),
+        ("State", phase(row).content()),
         ("Target set", row.digest.clone()),
         ("Targets", number(counts.targets)),
         ("Delivered", number(counts.delivered)),
@@ -312,7 +312,12 @@ fn tone(state: TaskState) -> Tone {
 }
 
 /// The first line of what a device said, without control characters: it comes from outside and goes to a terminal.
+///
+/// A report in JSON that could not be finished has its engine's own words, which say why.
 fn first_line(output: &str) -> String {
+    let report: Option<serde_json::Value> = serde_json::from_str(output).ok();
+    let words = report.as_ref().and_then(|report| report.get("messages")?.as_str());
+    let output = words.unwrap_or(output);
     let line = output.lines().map(printable).find(|line| !line.trim().is_empty()).unwrap_or_default();
     let line = line.trim();
     let mut shown: String = line.chars().take(OUTPUT_COLUMNS).collect();

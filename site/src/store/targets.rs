@@ -98,7 +98,7 @@ fn nobody(targets: &Targets, left_out: u64) -> String {
     let advice = match targets {
         Targets::Everyone => "add devices with `bgb device add`".to_owned(),
         Targets::Collection(name) => {
-            format!("add devices to the collection with `bgb collection add {name} DEVICE`")
+            format!("add devices to the collection with `bgb collection add {name:?} DEVICE`")
         }
         Targets::Devices(_) => "name a device at least".to_owned(),
     };

@@ -67,6 +67,7 @@ fn a_task_is_good_only_when_every_target_succeeded() {
 #[test]
 fn what_a_device_said_cannot_steer_the_terminal() {
     assert_eq!(first_line("\n  \u{1b}[31mowned\u{7}\nmore"), "[31mowned");
+    assert_eq!(first_line(r#"{"engine":"clamscan","messages":"no signatures\nbye"}"#), "no signatures");
     assert_eq!(first_line(&"x".repeat(100)).chars().count(), OUTPUT_COLUMNS + 1);
     let said = full_output(&result(TaskState::Failed, "a\u{1b}[2Jb\n\tc\n")).unwrap();
     assert_eq!(said, "pc-4 said:\na[2Jb\n\tc");
