@@ -552,8 +552,10 @@ impl Agent {
 
     fn keep_time(&mut self, change: TimeChange) -> Result<(), AgentError> {
         match change {
-            TimeChange::None => Ok(()),
-            TimeChange::Moved => Ok(self.journal.keep_time(self.time.floor(), self.time.anchor())?),
+            TimeChange::None if !self.journal.owes_time() => Ok(()),
+            TimeChange::None | TimeChange::Moved => {
+                Ok(self.journal.keep_time(self.time.floor(), self.time.anchor())?)
+            }
         }
     }
 

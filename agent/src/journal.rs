@@ -160,6 +160,8 @@ pub(crate) struct Journal {
     tombstones: BTreeMap<TaskId, UnixMillis>,
     sessions_used: u64,
     sessions_reserved: u64,
+    /// Floor and anchor could not be written for want of room.
+    owes_time: bool,
     floor: UnixMillis,
     anchor: Option<Anchor>,
     orders: u64,
@@ -195,6 +197,7 @@ impl Journal {
             result_bytes: 0,
             rewrite_at_bytes: REWRITE_BYTES_MIN,
             loss: Loss::None,
+            owes_time: false,
             refused: 0,
         };
         journal.replay(&content)?;
@@ -242,11 +245,18 @@ impl Journal {
     ) -> Result<(), JournalError> {
         self.floor = floor;
         self.anchor = anchor;
-        // A time that is lost is told again by the next head.
-        if self.append(&Record::Time { floor, anchor })? == Written::Yes {
+        // Without room, the next head is the occasion to write it, also one that says nothing new.
+        let written = self.append(&Record::Time { floor, anchor })?;
+        self.owes_time = written == Written::NoRoom;
+        if written == Written::Yes {
             self.log.sync()?;
         }
         Ok(())
+    }
+
+    /// Whether the time that was kept last is in memory only.
+    pub(crate) fn owes_time(&self) -> bool {
+        self.owes_time
     }
 
     /// Whether there is room for one more task.

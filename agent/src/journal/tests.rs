@@ -230,6 +230,7 @@ fn a_disk_without_room_takes_nothing_and_loses_nothing() {
     let end = result(1, b"");
     assert_eq!(journal.finish(id(1), EXPIRES, TaskState::Failed, &end).unwrap(), Written::NoRoom);
     journal.keep_time(UnixMillis(77), None).unwrap();
+    assert!(journal.owes_time());
     journal.acknowledge(id(2)).unwrap();
     assert!(journal.entomb(id(9), EXPIRES).unwrap() && journal.is_cancelled(id(9)));
     let numbers: Vec<_> = std::iter::from_fn(|| journal.next_session().unwrap()).collect();
