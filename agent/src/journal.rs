@@ -7,8 +7,9 @@
 //! ```
 //!
 //! It owns the tasks, the tombstones of cancels, the counter of sessions and what is kept of the time. It knows no clock,
-//! no server and no action; results are signed by its caller. Laws: `Ok` from [`Journal::begin`], [`Journal::finish`],
-//! [`Journal::entomb`] and [`Journal::next_session`] means durable; a task is forgotten 24 h after its expiry by SIGNED time
+//! no server and no action; results are signed by its caller. Laws: [`Written::Yes`] from [`Journal::begin`] and
+//! [`Journal::finish`], and a number from [`Journal::next_session`], mean durable; so does `true` from [`Journal::entomb`], unless
+//! the disk is full: then a cancel is known for this life only, and a server says it again; a task is forgotten 24 h after its expiry by SIGNED time
 //! (a wall clock set wrong must not make the agent forget what it has done), and never while its result is not acknowledged.
 //! An error is final: the journal must be dropped and opened anew, as after a crash. That a disk has no room is none: what could
 //! not be written was not taken ([`Written::NoRoom`]), or is kept in memory where losing it with a crash does no harm.
