@@ -14,34 +14,34 @@
 //!
 //! When the queue cannot be read, sessions stay. It is said after 10 s, and after a minute (configurable) devices may not
 //! sign in any more, since a block could be missed.
+//!
+//! [`Broker`] is a machine that is told the time and that somebody rang; [`Broker::run`] is its thread's loop around it.
 
-use std::io;
-use std::os::fd::AsFd as _;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+mod bell;
+
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
+use bgb_daemon::clock::Now;
 use bgb_hub::Order;
 use bgb_protocol::ids::{Generation, ServerId, UnixMillis};
 use bgb_protocol::queue::QueueItem;
 use bgb_protocol::status::StatusId;
 use bgb_site::queue_reader::{QueueReader, QueueRow};
-use inotify::{Inotify, WatchMask};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::courier::StatusLine;
 use crate::metrics::ServerMetrics;
 use crate::reactor::mailbox::Mailbox;
 use crate::shard::Letter;
 
+pub use bell::Bell;
+
 /// How often the queue is looked at without a bell.
 const LOOK: Duration = Duration::from_millis(250);
 /// How long the queue may be unreadable before it is said (docs/promises.md).
-const SAY_UNREADABLE_AFTER: Duration = Duration::from_secs(10);
-/// How soon a bell that cannot be watched is tried again: a manager that makes it anew does so within a moment.
-const WATCH_AGAIN: Duration = Duration::from_secs(5);
+const SAY_UNREADABLE_AFTER_MS: u64 = 10_000;
 /// Rows that are handed on at a time.
 const BATCH_ROWS: usize = 1_000;
 
@@ -49,12 +49,10 @@ const BATCH_ROWS: usize = 1_000;
 pub struct BrokerOptions {
     /// The site database.
     pub database: PathBuf,
-    /// The doorbell.
-    pub bell: PathBuf,
     /// Which server's rows are read, beside those for all.
     pub server: ServerId,
-    /// How long the queue may be unreadable before sign-ins are refused.
-    pub refuse_after: Duration,
+    /// How long the queue may be unreadable before sign-ins are refused, in milliseconds.
+    pub refuse_after_ms: u64,
 }
 
 /// See the module.
@@ -67,15 +65,15 @@ pub struct Broker {
     generation: Generation,
     sequence: u64,
     version: i64,
-    bell: Bell,
     trouble: Option<Trouble>,
 }
 
 /// The queue cannot be read, and since when; and what is still to be done about it, the first thing first.
 #[derive(Debug)]
 struct Trouble {
-    since: Instant,
-    pending: Vec<(Duration, Step)>,
+    /// Milliseconds of monotonic time.
+    since_ms: u64,
+    pending: Vec<(u64, Step)>,
 }
 
 /// What is done about a queue that stays unreadable.
@@ -86,16 +84,16 @@ enum Step {
 }
 
 impl Trouble {
-    fn begin(since: Instant, refuse_after: Duration) -> Self {
-        let mut pending = vec![(SAY_UNREADABLE_AFTER, Step::Say), (refuse_after, Step::RefuseSignIns)];
-        pending.sort_by_key(|(after, _)| *after);
-        Self { since, pending }
+    fn begin(since_ms: u64, refuse_after_ms: u64) -> Self {
+        let mut pending = vec![(SAY_UNREADABLE_AFTER_MS, Step::Say), (refuse_after_ms, Step::RefuseSignIns)];
+        pending.sort_by_key(|(after_ms, _)| *after_ms);
+        Self { since_ms, pending }
     }
 
     /// The next step whose time has come; it counts as done by that.
-    fn poll_due(&mut self, now: Instant) -> Option<Step> {
-        let (after, step) = *self.pending.first()?;
-        (now.saturating_duration_since(self.since) >= after).then(|| {
+    fn poll_due(&mut self, mono_ms: u64) -> Option<Step> {
+        let (after_ms, step) = *self.pending.first()?;
+        (mono_ms.saturating_sub(self.since_ms) >= after_ms).then(|| {
             self.pending.remove(0);
             step
         })
@@ -117,9 +115,8 @@ impl Broker {
         shards: Arc<[Mailbox<Letter>]>,
         status: StatusLine,
         metrics: Arc<ServerMetrics>,
+        now: Now,
     ) -> anyhow::Result<Self> {
-        // Before the first read, so that no bell is missed in between.
-        let bell = Bell::watch(&options.bell);
         let mut broker = Self {
             options,
             shards,
@@ -129,45 +126,50 @@ impl Broker {
             generation: Generation([0; 16]),
             sequence: 0,
             version: 0,
-            bell,
             trouble: None,
         };
         broker
-            .read_everything()
+            .read_everything(now)
             .with_context(|| format!("the queue in {} cannot be read", broker.options.database.display()))?;
         Ok(broker)
     }
 
-    /// Follows the queue until `stopped` says so; it is asked four times a second at least.
-    pub fn run(mut self, stopped: impl Fn() -> bool) {
+    /// Follows the queue until `stopped` says so; it is asked four times a second at least. The bell is to be watched since before the
+    /// start, so that none is missed in between.
+    pub fn run(mut self, mut bell: Bell, stopped: impl Fn() -> bool) {
         while !stopped() {
-            let rung = self.bell.wait(LOOK);
-            match self.follow(rung) {
-                Ok(()) => self.on_readable(),
-                Err(error) => self.on_unreadable(&error),
-            }
+            let rung = bell.wait(LOOK);
+            self.look(Now::read(), rung);
+        }
+    }
+
+    /// Looks whether there is something new, and hands it on. `rung`: somebody said that there is.
+    pub fn look(&mut self, now: Now, rung: bool) {
+        match self.follow(now, rung) {
+            Ok(()) => self.on_readable(now),
+            Err(error) => self.on_unreadable(now, &error),
         }
     }
 
     /// Reads on from its place, if anything has changed.
-    fn follow(&mut self, rung: bool) -> anyhow::Result<()> {
-        let Some(reader) = &self.reader else { return self.read_everything() };
+    fn follow(&mut self, now: Now, rung: bool) -> anyhow::Result<()> {
+        let Some(reader) = &self.reader else { return self.read_everything(now) };
         if reader.is_replaced()? {
-            return self.read_everything();
+            return self.read_everything(now);
         }
         let version = reader.data_version()?;
         if version == self.version && !rung {
             return Ok(());
         }
         if reader.generation()? != self.generation {
-            return self.read_everything();
+            return self.read_everything(now);
         }
         loop {
-            let rows = reader.rows_after(self.sequence, self.options.server, now(), BATCH_ROWS)?;
+            let rows = reader.rows_after(self.sequence, self.options.server, unix(now), BATCH_ROWS)?;
             let Some(last) = rows.last() else { break };
             self.sequence = last.sequence;
             let whole_batch = rows.len() == BATCH_ROWS;
-            self.hand_on(rows);
+            self.hand_on(now, rows);
             if !whole_batch {
                 break;
             }
@@ -177,20 +179,20 @@ impl Broker {
     }
 
     /// Reads every valid row, for the first time or because the database is another one.
-    fn read_everything(&mut self) -> anyhow::Result<()> {
+    fn read_everything(&mut self, now: Now) -> anyhow::Result<()> {
         let reader = QueueReader::open(&self.options.database)?;
         let version = reader.data_version()?;
-        let snapshot = reader.all_valid(self.options.server, now())?;
+        let snapshot = reader.all_valid(self.options.server, unix(now))?;
         if self.generation != snapshot.generation && self.sequence > 0 {
             let text = "the site database was restored; every order is read anew".to_owned();
-            self.status.say(StatusId::GenerationChanged, now(), "queue", text);
+            self.status.say(StatusId::GenerationChanged, unix(now), "queue", text);
         }
         self.tell(&Letter::SignIns(false));
         self.tell(&Letter::Orders(Arc::from([Order::Reset])));
         let mut rows = snapshot.rows.into_iter().peekable();
         while rows.peek().is_some() {
             let batch = rows.by_ref().take(BATCH_ROWS).collect();
-            self.hand_on(batch);
+            self.hand_on(now, batch);
         }
         self.tell(&Letter::SignIns(true));
         self.reader = Some(reader);
@@ -201,25 +203,25 @@ impl Broker {
         Ok(())
     }
 
-    fn hand_on(&self, rows: Vec<QueueRow>) {
+    fn hand_on(&self, now: Now, rows: Vec<QueueRow>) {
         self.metrics.queue_rows.add(rows.len() as u64);
         if let Some(last) = rows.last() {
             self.metrics.queue_sequence.set(last.sequence);
         }
-        let orders: Vec<_> = rows.into_iter().filter_map(|row| self.order(&row)).collect();
+        let orders: Vec<_> = rows.into_iter().filter_map(|row| self.order(now, &row)).collect();
         if !orders.is_empty() {
             self.tell(&Letter::Orders(orders.into()));
         }
     }
 
-    fn order(&self, row: &QueueRow) -> Option<Order> {
+    fn order(&self, now: Now, row: &QueueRow) -> Option<Order> {
         let read = QueueItem::decode(&row.item_bytes)
             .map_err(anyhow::Error::from)
             .and_then(|item| Order::read(item).map_err(anyhow::Error::from));
         read.map_err(|error| {
             self.metrics.queue_rows_bad.add(1);
             let text = format!("row {} of the queue is passed over: {error:#}", row.sequence);
-            self.status.say(StatusId::QueueRowUnreadable, now(), "queue", text);
+            self.status.say(StatusId::QueueRowUnreadable, unix(now), "queue", text);
         })
         .ok()
     }
@@ -231,22 +233,21 @@ impl Broker {
         }
     }
 
-    fn on_readable(&mut self) {
+    fn on_readable(&mut self, now: Now) {
         let Some(trouble) = self.trouble.take().filter(Trouble::is_known) else { return };
-        tracing::debug!(since = ?trouble.since.elapsed(), "the queue is readable again");
+        tracing::debug!(since_ms = now.mono_ms - trouble.since_ms, "the queue is readable again");
         self.tell(&Letter::SignIns(true));
         self.metrics.sign_ins_refused.set(0);
-        self.status.say(StatusId::QueueReadable, now(), "queue", "the site's queue can be read again");
+        self.status.say(StatusId::QueueReadable, unix(now), "queue", "the site's queue can be read again");
     }
 
-    fn on_unreadable(&mut self, error: &anyhow::Error) {
-        let moment = Instant::now();
+    fn on_unreadable(&mut self, now: Now, error: &anyhow::Error) {
         let mut trouble = self.trouble.take().unwrap_or_else(|| {
             tracing::warn!(error = %format!("{error:#}"), "the site's queue cannot be read; trying again");
-            Trouble::begin(moment, self.options.refuse_after)
+            Trouble::begin(now.mono_ms, self.options.refuse_after_ms)
         });
         let database = self.options.database.display();
-        while let Some(step) = trouble.poll_due(moment) {
+        while let Some(step) = trouble.poll_due(now.mono_ms) {
             let (id, text) = match step {
                 Step::Say => {
                     let text = format!(
@@ -264,105 +265,14 @@ impl Broker {
                     (StatusId::SignInsRefused, text)
                 }
             };
-            self.status.say(id, now(), "queue", text);
+            self.status.say(id, unix(now), "queue", text);
         }
         self.trouble = Some(trouble);
     }
 }
 
-/// The doorbell's file, watched. Where it cannot be watched, the timer alone serves, and watching is tried again.
-///
-/// A watch is on a file, not on its name: when the site is restored, or the manager writes the bell anew, the old file never rings again.
-/// So the file behind the name is compared at every look, which costs a microsecond and needs none of inotify's events about it.
-struct Bell {
-    path: PathBuf,
-    watch: Option<Watch>,
-    /// When it was last tried in vain.
-    tried: Option<Instant>,
-}
-
-struct Watch {
-    inotify: Inotify,
-    file: FileIdentity,
-}
-
-/// Device and inode.
-type FileIdentity = (u64, u64);
-
-impl Bell {
-    fn watch(path: &Path) -> Self {
-        let mut bell = Self { path: path.to_owned(), watch: None, tried: None };
-        bell.tend(Instant::now());
-        bell
-    }
-
-    /// Sees to it that the file behind the name is the one that is watched.
-    fn tend(&mut self, now: Instant) {
-        let is_due = match &self.watch {
-            Some(watch) => identity(&self.path).ok() != Some(watch.file),
-            None => self.tried.is_none_or(|tried| now.saturating_duration_since(tried) >= WATCH_AGAIN),
-        };
-        if !is_due {
-            return;
-        }
-        match watch(&self.path) {
-            Ok(watch) => {
-                if self.watch.is_some() || self.tried.is_some() {
-                    tracing::info!(bell = %self.path.display(), "the manager's bell is another file and is watched anew");
-                }
-                (self.watch, self.tried) = (Some(watch), None);
-            }
-            Err(error) => {
-                if self.tried.is_none() {
-                    tracing::warn!(
-                        bell = %self.path.display(),
-                        %error,
-                        "the manager's bell cannot be watched; rows of the queue come up to 250 ms later until it can"
-                    );
-                }
-                (self.watch, self.tried) = (None, Some(now));
-            }
-        }
-    }
-
-    /// Waits for a ring, `most` at the longest, less than a second. Whether it rang.
-    fn wait(&mut self, most: Duration) -> bool {
-        self.tend(Instant::now());
-        let Some(Watch { inotify, .. }) = &mut self.watch else {
-            std::thread::sleep(most);
-            return false;
-        };
-        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(most.subsec_nanos()) };
-        let ready = {
-            let mut fds = [PollFd::from_borrowed_fd(inotify.as_fd(), PollFlags::IN)];
-            poll(&mut fds, Some(&timeout)).unwrap_or(0) > 0
-        };
-        if ready {
-            let mut buffer = [0; 4096];
-            while let Ok(events) = inotify.read_events(&mut buffer) {
-                if events.count() == 0 {
-                    break;
-                }
-            }
-        }
-        ready
-    }
-}
-
-fn watch(path: &Path) -> io::Result<Watch> {
-    // Before the watch: a file that is replaced in between is then another one at the next look.
-    let file = identity(path)?;
-    let inotify = Inotify::init()?;
-    inotify.watches().add(path, WatchMask::MODIFY | WatchMask::CLOSE_WRITE)?;
-    Ok(Watch { inotify, file })
-}
-
-fn identity(path: &Path) -> io::Result<FileIdentity> {
-    std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
-}
-
-fn now() -> UnixMillis {
-    UnixMillis(bgb_daemon::clock::Now::read().unix_ms)
+fn unix(now: Now) -> UnixMillis {
+    UnixMillis(now.unix_ms)
 }
 
 #[cfg(test)]
@@ -371,45 +281,15 @@ mod tests {
 
     #[test]
     fn sign_ins_are_refused_when_their_time_comes_whether_it_was_said_or_not() {
-        let since = Instant::now();
-        let at = |seconds| since + Duration::from_secs(seconds);
-        let mut early = Trouble::begin(since, Duration::from_secs(2));
+        let at = |seconds: u64| 5_000 + seconds * 1_000;
+        let mut early = Trouble::begin(at(0), 2_000);
         assert_eq!(early.poll_due(at(1)), None);
         assert!(!early.is_known());
         assert_eq!(early.poll_due(at(2)), Some(Step::RefuseSignIns));
         assert_eq!(early.poll_due(at(9)), None);
         assert_eq!((early.poll_due(at(10)), early.poll_due(at(10))), (Some(Step::Say), None));
-        let mut late = Trouble::begin(since, Duration::from_secs(60));
+        let mut late = Trouble::begin(at(0), 60_000);
         assert_eq!((late.poll_due(at(10)), late.poll_due(at(59))), (Some(Step::Say), None));
         assert_eq!(late.poll_due(at(60)), Some(Step::RefuseSignIns));
-    }
-
-    #[test]
-    fn a_bell_that_was_replaced_rings_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, new) = (folder.path().join("site.bell"), folder.path().join("new"));
-        std::fs::write(&path, "1").unwrap();
-        let mut bell = Bell::watch(&path);
-        std::fs::write(&path, "2").unwrap();
-        assert!(bell.wait(LOOK));
-        std::fs::write(&new, "3").unwrap();
-        std::fs::rename(&new, &path).unwrap();
-        bell.wait(Duration::from_millis(1));
-        std::fs::write(&path, "4").unwrap();
-        assert!(bell.wait(LOOK), "the new file is watched");
-    }
-
-    #[test]
-    fn a_bell_that_was_not_there_is_found_later() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("site.bell");
-        let mut bell = Bell::watch(&path);
-        std::fs::write(&path, "1").unwrap();
-        let tried = bell.tried.unwrap();
-        bell.tend(tried + WATCH_AGAIN / 2);
-        assert!(bell.watch.is_none(), "it is not looked for all the time");
-        bell.tend(tried + WATCH_AGAIN);
-        std::fs::write(&path, "2").unwrap();
-        assert!(bell.wait(LOOK));
     }
 }

@@ -209,6 +209,12 @@ impl Shard {
         self.hub.next_deadline()
     }
 
+    /// The hub, for those who look on (the simulator).
+    #[must_use]
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
     /// Whether something waits for the spool, the presence list or another shard: then it is to be called again soon.
     #[must_use]
     pub fn is_backed_up(&self) -> bool {

@@ -127,11 +127,22 @@ impl Spooler {
         }
     }
 
-    /// Takes what has come, makes it durable, acknowledges it, and closes a file that is due. `false` when it is to end.
+    /// Waits for something to do, and does it. `false` when it is to end.
     fn round(&mut self, stop: &Receiver<()>) -> Result<bool, SpoolError> {
-        let mut numbers = vec![0; self.durable.len()];
         let mut stopped = false;
-        if let Some(item) = self.next_item(stop, &mut stopped) {
+        let item = self.next_item(stop, &mut stopped);
+        self.step(Now::read(), item, stopped)?;
+        Ok(!stopped)
+    }
+
+    /// One step, without waiting: `item` and what else has come is made durable and then acknowledged, and a file is closed that is due,
+    /// or whatever the time when it is the last step.
+    ///
+    /// # Errors
+    /// [`SpoolError::Sync`] is final. After [`SpoolError::Write`] nothing is lost: the step is to be done again a little later.
+    pub fn step(&mut self, now: Now, item: Option<SpoolItem>, is_last: bool) -> Result<(), SpoolError> {
+        let mut numbers = vec![0; self.durable.len()];
+        if let Some(item) = item.or_else(|| self.next_at_once()) {
             self.take(item, &mut numbers)?;
             for _ in 1..SPOOL_BATCH {
                 let Ok(item) = self.items.try_recv() else { break };
@@ -141,13 +152,27 @@ impl Spooler {
             self.shared.metrics.spool_syncs.add(1);
             self.publish(&numbers);
         }
-        let now = Now::read();
-        let next_due_ms = self.spool.next_due_ms();
-        if next_due_ms.is_some_and(|due_ms| due_ms <= now.mono_ms || stopped) {
+        if self.spool.next_due_ms().is_some_and(|due_ms| due_ms <= now.mono_ms || is_last) {
             self.spool.close_file(now)?;
             self.shared.metrics.result_files.add(1);
         }
-        Ok(!stopped)
+        Ok(())
+    }
+
+    /// When the next file is due, in milliseconds of monotonic time.
+    #[must_use]
+    pub fn next_due_ms(&self) -> Option<u64> {
+        self.spool.next_due_ms()
+    }
+
+    /// Whether something has come that is not yet durable.
+    #[must_use]
+    pub fn has_items(&self) -> bool {
+        self.waiting.is_some() || !self.items.is_empty()
+    }
+
+    fn next_at_once(&mut self) -> Option<SpoolItem> {
+        self.waiting.take().or_else(|| self.items.try_recv().ok())
     }
 
     fn next_item(&mut self, stop: &Receiver<()>, stopped: &mut bool) -> Option<SpoolItem> {

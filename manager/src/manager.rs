@@ -64,6 +64,8 @@ pub struct ManagerParts {
     pub scan_ms: u64,
     /// Milliseconds of a clock that measures chunks while they are applied: the monotonic one in production; in a simulation, always 0.
     pub stopwatch: Box<dyn Fn() -> u64 + Send>,
+    /// What tells the ids of tasks of one millisecond apart: the system's randomness in production; in a simulation, its seed's.
+    pub random: Box<dyn FnMut() -> [u8; 10] + Send>,
 }
 
 /// When the next step is due.
@@ -94,6 +96,7 @@ pub struct Manager {
     pub(crate) servers: Vec<String>,
     pub(crate) bell: Box<dyn Bell>,
     pub(crate) figures: Arc<Figures>,
+    pub(crate) random: Box<dyn FnMut() -> [u8; 10] + Send>,
     messages: Messages,
     inbox: Inbox,
     ingest: Ingest,
@@ -150,6 +153,7 @@ impl Manager {
             servers: parts.servers,
             bell: parts.bell,
             figures: parts.figures,
+            random: parts.random,
             messages,
             inbox,
             presence_full_ms: parts.presence_full_ms,

@@ -14,7 +14,7 @@ use bgb_protocol::policy::{PolicyStatement, SignedPolicy};
 use bgb_protocol::task::{SignedCancel, SignedTask, VALIDITY_MS_DEFAULT};
 use bgb_site::SiteError;
 use bgb_site::store::{NewTask, PolicyAudience, Queries, Targets};
-use uuid::{NoContext, Timestamp, Uuid};
+use uuid::Builder;
 
 use crate::bundle;
 use crate::manager::Manager;
@@ -196,7 +196,7 @@ impl Manager {
             root_of(digest).ok_or_else(|| refusal(ErrorCode::TargetsChanged, error))
         });
         let new = NewTask {
-            id: new_task_id(now),
+            id: new_task_id(now, (self.random)()),
             action: start.action,
             parameters: Parameters::none(),
             targets,
@@ -299,8 +299,6 @@ fn root_of(digest: &str) -> Option<[u8; 32]> {
 }
 
 /// A UUID of version 7: the time, then random bits.
-fn new_task_id(now: UnixMillis) -> TaskId {
-    let (seconds, millis) =
-        (now.0 / 1000, u32::try_from(now.0 % 1000).expect("a remainder of 1000 fits 32 bits"));
-    TaskId(Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, millis * 1_000_000)))
+fn new_task_id(now: UnixMillis, random: [u8; 10]) -> TaskId {
+    TaskId(Builder::from_unix_timestamp_millis(now.0, &random).into_uuid())
 }

@@ -18,6 +18,7 @@ use bgb_daemon::secret;
 use bgb_protocol::api::BODY_BYTES_MAX;
 use bgb_site::{Authority, Store, signing_key};
 use crossbeam_channel::{Receiver, Sender, bounded};
+use uuid::Uuid;
 
 use crate::api::Api;
 use crate::bell::FileBell;
@@ -180,8 +181,19 @@ fn assemble(
         presence_full_ms: config.presence_full_seconds * 1000,
         scan_ms: config.scan_seconds * 1000,
         stopwatch: Box::new(|| Now::read().mono_ms),
+        random: Box::new(random_bytes),
     };
     Manager::new(parts, Now::read()).context("the inbox cannot be used; check its owner and mode")
+}
+
+/// Ten bytes of the system's randomness.
+pub(crate) fn random_bytes() -> [u8; 10] {
+    // A UUID of version 4 is random but for parts of its bytes 6 and 8, which are left out.
+    let drawn = Uuid::new_v4().into_bytes();
+    let (mut bytes, parts) = ([0; 10], [&drawn[..6], &drawn[9..13]]);
+    bytes[..6].copy_from_slice(parts[0]);
+    bytes[6..].copy_from_slice(parts[1]);
+    bytes
 }
 
 #[cfg(test)]

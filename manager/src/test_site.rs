@@ -138,6 +138,7 @@ impl TestSite {
             presence_full_ms: 300_000,
             scan_ms: 1_000,
             stopwatch: Box::new(|| 0),
+            random: Box::new(crate::service::random_bytes),
             store,
         };
         self.manager = Some(Manager::new(parts, self.now).unwrap());

@@ -4,7 +4,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use bgb_daemon::clock::Now;
@@ -17,7 +16,7 @@ use bgb_protocol::status::{StatusId, StatusMessage};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Life, Stage, now};
-use crate::broker::{Broker, BrokerOptions};
+use crate::broker::{Bell, Broker, BrokerOptions};
 use crate::config::ServerConfig;
 use crate::courier::{Courier, StatusLine};
 use crate::directory::{Directory, ShardId};
@@ -173,29 +172,31 @@ fn say_recovered(recovered: Recovered, config: &ServerConfig, status: &StatusLin
     }
 }
 
-/// The broker's first full read of the queue, into the hubs.
+/// The broker's first full read of the queue, into the hubs; and the bell, which is watched since before.
 pub(super) fn read_queue(
     config: &ServerConfig,
     shards: &Arc<[Mailbox<Letter>]>,
     shared: &Shared,
-) -> anyhow::Result<Broker> {
+) -> anyhow::Result<(Broker, Bell)> {
     let options = BrokerOptions {
         database: config.database.clone(),
-        bell: config.bell.clone(),
         server: ServerId(config.server),
-        refuse_after: Duration::from_secs(u64::from(config.queue_unreadable_refuse_seconds)),
+        refuse_after_ms: u64::from(config.queue_unreadable_refuse_seconds) * 1_000,
     };
-    Broker::start(options, Arc::clone(shards), shared.status.clone(), Arc::clone(&shared.metrics))
+    let bell = Bell::watch(&config.bell);
+    let (shards, metrics) = (Arc::clone(shards), Arc::clone(&shared.metrics));
+    let broker = Broker::start(options, shards, shared.status.clone(), metrics, Now::read())?;
+    Ok((broker, bell))
 }
 
 /// Starts the broker's thread.
 pub(super) fn follow_queue(
-    broker: Broker,
+    (broker, bell): (Broker, Bell),
     life: Arc<Life>,
     fault: &Sender<String>,
 ) -> anyhow::Result<JoinHandle<()>> {
     let run = move || {
-        broker.run(|| life.is_at(Stage::Closing));
+        broker.run(bell, || life.is_at(Stage::Closing));
         Ok(())
     };
     threads::spawn("broker", fault, run).context("the system gives no thread for the broker")
