@@ -28,6 +28,7 @@ use crate::faults::Weather;
 use crate::model::Witness;
 use crate::network::{ConnId, End, Farewell, Way};
 use crate::servers::{SERVERS, address_of, server_at};
+use crate::site;
 use crate::tally::Kind;
 use crate::world::{EPOCH_UNIX_MS, Event, World};
 
@@ -49,8 +50,7 @@ pub(crate) struct Machine {
     /// Syncs that were told to fail.
     pub(crate) syncs_to_fail: u64,
     pub(crate) certificate: Certificate,
-    /// The device's public key, as the site knows it.
-    pub(crate) public: Vec<u8>,
+    /// Its private key, PKCS#8.
     key: Vec<u8>,
     servers: Vec<String>,
     boot: BootId,
@@ -97,14 +97,13 @@ struct Running {
 
 impl Machine {
     pub(crate) fn new(agent: usize, dice: &mut Dice, weather: &Weather) -> Self {
-        let (key, pkcs8) = DeviceKey::generate().expect("the system gives randomness");
+        let of_site = &site::devices()[agent];
         let mut servers: Vec<_> = (0..SERVERS).map(address_of).collect();
         if dice.chance(500) {
             servers.reverse();
         }
         Self {
-            // Some devices are in the second block of a target set.
-            device: DeviceId(agent as u32 + if agent % 3 == 2 { 2_048 } else { 0 }),
+            device: of_site.number,
             disk: SimDisk::new(),
             agent: None,
             conn: None,
@@ -114,8 +113,7 @@ impl Machine {
             is_dying: false,
             syncs_to_fail: 0,
             certificate: Certificate { fingerprint: dice.bytes(), ends_ms: None },
-            public: key.public(),
-            key: pkcs8,
+            key: of_site.key.clone(),
             servers,
             boot: BootId(dice.bytes()),
             booted_ms: 0,

@@ -29,15 +29,21 @@ const COUNTED_WITHIN_MS: u64 = 15_000;
 impl World {
     /// From the healing on: some tasks for everybody, and the moments at which promises are due.
     pub(crate) fn start_peace(&mut self) {
-        let everybody = self.some_targets(1_000);
-        self.start_task(Action::CollectInventory, everybody.clone(), 0, 2 * ANYBODY_WITHIN_MS, false);
-        self.start_task(Action::QuickScan, everybody, 0, 2 * ANYBODY_WITHIN_MS, false);
+        self.check_site();
+        self.after(MENDED_MS, Event::PeaceTasks);
         let limit_ms = u64::from(self.weather.keepalive_secs) * 1_500;
         let presence_ms = 2 * limit_ms + PRESENCE_MARGIN_MS;
         let all_ms = MENDED_MS + ANYBODY_WITHIN_MS;
         self.after(MENDED_MS + ONLINE_WITHIN_MS, Event::CheckSteady);
         self.after(all_ms, Event::CheckAll);
         self.after(MENDED_MS + presence_ms.max(all_ms + OVER_AFTER_MS), Event::End);
+    }
+
+    /// Some tasks for everybody.
+    pub(crate) fn start_peace_tasks(&mut self) {
+        let everybody = self.some_targets(1_000);
+        self.start_task(Action::CollectInventory, Some(&everybody), 2 * ANYBODY_WITHIN_MS);
+        self.start_task(Action::QuickScan, Some(&everybody), 2 * ANYBODY_WITHIN_MS);
     }
 
     /// Whether both ends of the device's connection hold the same session and the network has not forgotten it; since when.
@@ -127,8 +133,7 @@ impl World {
                 self.check_tasks_are_over(agent);
             }
             let truth = is_online.then(|| self.truth(agent)).flatten();
-            let seen = self.site.seen(device);
-            let shown = seen.and_then(|seen| Some((seen.online_at?, seen.boot, seen.session)));
+            let shown = self.site.shown(device);
             if truth != shown {
                 self.violated(format!("device {device} is shown as {shown:?}; the truth is {truth:?}"));
             }
@@ -138,9 +143,7 @@ impl World {
                 self.violated(format!("device {device} has {sessions} sessions at the end"));
             }
         }
-        if self.servers.iter().any(|server| !server.spool.is_quiet()) {
-            self.say(format_args!("a spool still has results at the end"));
-        }
+        self.check_site();
         for _ in 0..self.model.undelivered(self.unix()) {
             self.tally.count(Kind::ExpiredUndelivered);
         }

@@ -6,8 +6,9 @@
 
 use crate::agents::{Certificate, Power, draw_skew};
 use crate::dice::Dice;
+use crate::hosts::SITE_HOST;
 use crate::network::{Farewell, RETRANSMISSION_MS};
-use crate::servers::{Door, SERVERS};
+use crate::servers::SERVERS;
 use crate::tally::Kind;
 use crate::world::{Event, World};
 
@@ -40,6 +41,8 @@ pub(crate) struct Weather {
     pub(crate) split_per_mille: u64,
     pub(crate) choked_bytes: usize,
     pub(crate) sync_ms_max: u64,
+    /// Results that wait for the spool; beyond them channels are held.
+    pub(crate) spool_items: usize,
     pub(crate) file_ms_max: u64,
     pub(crate) presence_full_ms: u64,
     pub(crate) skew_per_mille: u64,
@@ -66,6 +69,7 @@ impl Weather {
             split_per_mille: dice.pick(&[0, 50, 400]),
             choked_bytes: dice.pick(&[1_024, 4_096, 16_384]),
             sync_ms_max: dice.pick(&[3, 30, 400]),
+            spool_items: dice.pick(&[1, 4, 1_000]),
             file_ms_max: dice.pick(&[50, 1_000, 4_000]),
             presence_full_ms: dice.pick(&[30_000, 120_000, 300_000]),
             skew_per_mille: dice.pick(&[0, 300]),
@@ -99,30 +103,36 @@ impl World {
         let agent = self.dice.place(self.machines.len());
         let server = self.dice.place(self.servers.len());
         match self.dice.below(100) {
-            0..14 => self.cut_link(agent, server),
-            14..18 => self.cut_server_off(server),
-            18..26 => self.forget_connection(agent, Kind::ConnectionForgotten),
-            26..32 => self.roam(agent),
-            32..38 => self.kill_agent(agent),
-            38..45 => self.cut_power_now(agent),
-            45..52 => self.doom_disk(agent),
-            52..56 => self.fail_sync(agent),
-            56..60 => self.fill_disk(agent),
-            60..63 => self.stop_and_start(agent),
-            63..67 => self.slow_reader(agent),
-            67..70 => self.jump_clock(agent),
-            70..75 => self.kill_some_server(server, false),
-            75..78 => self.kill_some_server(server, true),
-            78..82 => self.drain_server(server),
-            82..86 => {
+            0..12 => self.cut_link(agent, server),
+            12..15 => self.cut_server_off(server),
+            15..22 => self.forget_connection(agent, Kind::ConnectionForgotten),
+            22..27 => self.roam(agent),
+            27..33 => self.kill_agent(agent),
+            33..39 => self.cut_power_now(agent),
+            39..45 => self.doom_disk(agent),
+            45..48 => self.fail_sync(agent),
+            48..52 => self.fill_disk(agent),
+            52..55 => self.stop_and_start(agent),
+            55..58 => self.slow_reader(agent),
+            58..61 => self.jump_clock(agent),
+            61..65 => self.kill_some_server(server),
+            65..68 => self.cut_host_now(server),
+            68..72 => self.drain_server(server),
+            72..75 => {
                 let for_ms = self.dice.between(500, 150_000).min(self.left_ms());
-                self.lose_queue(server, for_ms);
+                self.hide_queue(server, for_ms);
             }
-            86..88 => self.replace_database(),
-            88..92 => self.stall_spool(server),
-            92..94 => self.fail_spool(server),
-            94..97 => self.revoke_certificate(agent),
-            97..99 => self.let_certificate_end(agent),
+            75..80 => self.kill_manager(),
+            80..84 => self.doom_host(server),
+            84..86 => self.fail_host_sync(server),
+            86..89 => {
+                let for_ms = self.dice.around(10_000);
+                self.fill_host(server, for_ms);
+            }
+            89..91 => self.stall_spool(server),
+            91..94 => self.repeat_file(),
+            94..96 => self.revoke_certificate(agent),
+            96..98 => self.let_certificate_end(agent),
             _ => self.switch_off_for_good(agent),
         }
         let after_ms = self.dice.around(self.weather.fault_gap_ms);
@@ -283,40 +293,37 @@ impl World {
         self.say(format_args!("device {agent}: wall clock {skew_ms} ms off"));
     }
 
-    fn kill_some_server(&mut self, server: usize, with_power: bool) {
+    fn kill_some_server(&mut self, server: usize) {
         if self.servers[server].process.is_some() {
-            self.tally.count(if with_power { Kind::ServerPowerCut } else { Kind::ServerKilled });
-            let off_ms = self.dice.around(if with_power { 40_000 } else { 5_000 });
-            self.kill_server(server, with_power, off_ms);
+            self.tally.count(Kind::ServerKilled);
+            self.kill_server(server, false);
+            let off_ms = self.dice.around(5_000);
+            self.start_server_after(server, off_ms);
         }
     }
 
-    /// The database is another one now, with the same rows: everything is read anew.
-    fn replace_database(&mut self) {
-        self.tally.count(Kind::QueueReread);
-        self.say(format_args!("the database is replaced"));
-        let now = self.unix();
-        for server in 0..SERVERS {
-            let can_read = self.servers[server]
-                .process
-                .as_ref()
-                .is_some_and(|process| process.unreadable_since.is_none() && process.door != Door::Draining);
-            if can_read {
-                self.read_everything(server, now);
-            }
+    fn cut_host_now(&mut self, host: usize) {
+        if self.hosts[host].has_power() {
+            self.tally.count(Kind::HostPowerCut);
+            let off_ms = self.dice.around(40_000);
+            self.cut_host(host, off_ms);
+        }
+    }
+
+    fn kill_manager(&mut self) {
+        if self.site.manager.is_some() {
+            self.tally.count(Kind::ManagerKilled);
+            self.drop_manager();
+            let after_ms = self.dice.around(8_000);
+            self.start_manager_after(after_ms);
         }
     }
 
     fn stall_spool(&mut self, server: usize) {
         self.tally.count(Kind::SpoolStalls);
         let for_ms = self.dice.around(10_000).min(self.left_ms());
-        self.servers[server].spool.stalls_until_ms = self.now_ms + for_ms;
+        self.servers[server].stalls_until_ms = self.now_ms + for_ms;
         self.say(format_args!("server {}: the spool's disk is slow for {for_ms} ms", server + 1));
-    }
-
-    fn fail_spool(&mut self, server: usize) {
-        self.servers[server].spool.next_sync_fails = true;
-        self.say(format_args!("server {}: the spool's next fsync fails", server + 1));
     }
 
     fn revoke_certificate(&mut self, agent: usize) {
@@ -387,12 +394,19 @@ impl World {
     }
 
     fn heal_server(&mut self, server: usize) {
-        let life = self.servers[server].life;
-        self.servers[server].spool.next_sync_fails = false;
-        match self.servers[server].process.as_ref().map(|process| process.door) {
-            Some(Door::Draining) => self.kill_server(server, false, MENDED_MS / 2),
-            Some(Door::Open | Door::Held) => self.on_queue_readable(server, life),
+        self.servers[server].stalls_until_ms = 0;
+        self.show_queue(server);
+        self.heal_host(server, MENDED_MS / 4);
+        match self.servers[server].process.as_ref().map(|process| process.is_draining) {
+            Some(true) => {
+                self.kill_server(server, false);
+                self.start_server_after(server, MENDED_MS / 2);
+            }
+            Some(false) => {}
             None => self.start_server_after(server, MENDED_MS / 2),
+        }
+        if server == SITE_HOST && self.site.manager.is_none() {
+            self.start_manager_after(MENDED_MS / 2);
         }
     }
 }

@@ -10,20 +10,22 @@
 //! - `BGB_SIM_SEED=n cargo test --test sim -- --nocapture`: replays one and prints its steps;
 //! - `BGB_SIM_SEEDS=n cargo test --test sim -- --nocapture`: so many seeds, and how often everything happened.
 
+mod administrator; // orders of all kinds, and what the model is told of them
 mod agents; // devices: boot, clock, disk, power, the agent on it and its modelled actions
 mod checks; // what must have come about after the healing
 mod dice; // chance, from the seed
 mod faults; // the weather of a seed, the faults that it brings, the healing
+mod hosts; // the machines of servers and manager: power, disks, the inbox that they share
 mod model; // the plain model: what may be begun, pushed, ended and counted
 mod network; // links and connections that carry bytes, late, in pieces, and not always
 mod seeds; // many seeds on many cores
-mod server_life; // how servers start, follow the queue, stop and are killed
-mod servers; // shards with hubs, their channels, the directory between them
-mod site; // the queue, the manager's view, the administrator
-mod spool; // a server's results on its disk, and its list of who is online
+mod server_life; // how servers are put together, follow the queue, stop and are killed
+mod servers; // shards, their channels, the letters between threads
+mod site; // the manager on a real database, and what is compared with the model
 mod tally; // how often everything happened
 mod trace; // every step, one line, and the hash of all
 mod world; // virtual time and the order of what happens
+mod writers; // the turns of spool, presence list and courier
 
 use seeds::{number_from_environment, run_seed, run_seeds};
 

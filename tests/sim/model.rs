@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bgb_protocol::action::Action;
 use bgb_protocol::ids::{DeviceId, SessionNumber, TaskId, UnixMillis};
-use bgb_protocol::result::ResultStatement;
 use bgb_protocol::state::TaskState;
 use bgb_protocol::task::NOT_BEFORE_TOLERANCE_MS;
 
@@ -49,8 +48,8 @@ pub(crate) struct Model {
     pub(crate) tasks: BTreeMap<TaskId, TaskFacts>,
     /// The last session number of each agent.
     pub(crate) session_numbers: BTreeMap<usize, SessionNumber>,
-    /// Results that are on some server's disk, or have left it for the site.
-    pub(crate) durable: BTreeSet<(TaskId, DeviceId)>,
+    /// Results that some server has acknowledged: they must reach the site, whatever happens. Invariant 1.
+    pub(crate) acknowledged: BTreeMap<(TaskId, DeviceId), UnixMillis>,
     /// Results that some server has heard.
     pub(crate) results_heard: BTreeSet<(TaskId, DeviceId)>,
     pub(crate) pushed: BTreeSet<(TaskId, DeviceId)>,
@@ -63,7 +62,8 @@ pub(crate) struct Model {
     begun: BTreeMap<(TaskId, DeviceId), Beginnings>,
     /// Ends that an agent has in its journal, and since when.
     ended: BTreeMap<(TaskId, DeviceId), (TaskState, UnixMillis)>,
-    counted: BTreeMap<(TaskId, DeviceId), ResultStatement>,
+    /// Final words that the site has.
+    counted: BTreeMap<(TaskId, DeviceId), TaskState>,
 }
 
 /// How often an action was begun, and in which of its agent's lives last.
@@ -245,48 +245,71 @@ impl Model {
         Ok(())
     }
 
-    /// The site takes a final word in: whether it is the first. Invariant 5.
-    pub(crate) fn on_counted(&mut self, statement: &ResultStatement) -> Result<bool, String> {
-        let ResultStatement { task, device, state, .. } = *statement;
-        let Some(facts) = self.tasks.get(&task) else {
-            return Err(format!("device {device} answers to task {task}, which nobody started"));
-        };
-        if !facts.targets.contains(&device) {
-            return Err(format!("device {device} answers to task {task} and is no target"));
-        }
-        let journaled = self.ended.get(&(task, device)).map(|(state, _)| *state);
-        if journaled.is_some_and(|journaled| journaled != state) {
-            return Err(format!(
-                "task {task} ended as {journaled:?} on device {device}; the site hears {state}"
-            ));
-        }
-        match self.counted.get(&(task, device)) {
-            None => {
-                self.counted.insert((task, device), statement.clone());
-                Ok(true)
+    /// All final words that the site has: those that are new. Each is a target's, is what its device ended with, and stays. Invariant 5.
+    pub(crate) fn on_counted(
+        &mut self,
+        finals: &[(TaskId, DeviceId, TaskState)],
+    ) -> Result<Vec<TaskState>, String> {
+        let mut new = Vec::new();
+        for &(task, device, state) in finals {
+            let Some(facts) = self.tasks.get(&task) else {
+                return Err(format!(
+                    "the site counts an answer of device {device} to task {task}, which nobody started"
+                ));
+            };
+            if !facts.targets.contains(&device) {
+                return Err(format!(
+                    "the site counts an answer of device {device} to task {task}; it is no target"
+                ));
             }
-            Some(first) if first == statement => Ok(false),
-            // What is refused without being remembered is refused anew each time.
-            Some(first) if first.state == TaskState::Refused && state == TaskState::Refused => Ok(false),
-            Some(first) => {
-                let first = first.state;
-                Err(format!("task {task} on device {device}: first {first}, then {state}, another word"))
+            let journaled = self.ended.get(&(task, device)).map(|(state, _)| *state);
+            if journaled.is_some_and(|journaled| journaled != state) {
+                return Err(format!(
+                    "task {task} ended as {journaled:?} on device {device}; the site counts {state}"
+                ));
+            }
+            match self.counted.insert((task, device), state) {
+                None => new.push(state),
+                Some(before) if before == state => {}
+                Some(before) => {
+                    return Err(format!(
+                        "task {task} on device {device}: counted as {before}, then as {state}"
+                    ));
+                }
             }
         }
+        if finals.len() < self.counted.len() {
+            let there: BTreeSet<_> = finals.iter().map(|(task, device, _)| (*task, *device)).collect();
+            let gone = self.counted.keys().find(|key| !there.contains(key));
+            return Err(format!("the site no longer counts {gone:?}"));
+        }
+        Ok(new)
     }
 
-    /// Every end that the device's journal had by `until` has reached the site.
+    /// Every end that the device's journal had by `until`, and every one that a server has acknowledged, has reached the site.
+    /// Invariants 1 and 5.
     pub(crate) fn all_counted(&self, device: DeviceId, until: UnixMillis) -> Result<(), String> {
         let due = self.ended.iter().filter(|((_, by), (_, since))| *by == device && *since <= until);
         for ((task, by), (state, _)) in due {
-            let counted = self.counted.get(&(*task, *by)).map(|statement| statement.state);
-            if counted != Some(*state) {
+            let counted = self.counted.get(&(*task, *by));
+            if counted != Some(state) {
+                let said = if self.acknowledged.contains_key(&(*task, *by)) {
+                    "acknowledged"
+                } else {
+                    "not acknowledged"
+                };
                 return Err(format!(
-                    "device {by} ended task {task} as {state}; the site has counted {counted:?}"
+                    "device {by} ended task {task} as {state}, which was {said}; the site has counted {counted:?}"
                 ));
             }
         }
-        Ok(())
+        let due = self.acknowledged.iter().filter(|((_, by), since)| *by == device && **since <= until);
+        match due.map(|(key, _)| key).find(|key| !self.counted.contains_key(key)) {
+            Some((task, _)) => {
+                Err(format!("the answer of device {device} to task {task} was acknowledged and is lost"))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Tasks that expired before a target had them.

@@ -21,7 +21,7 @@ use bgb_protocol::ids::{BootId, SessionNumber};
 use crate::tally::Kind;
 use crate::world::{Event, World};
 use bgb_agent::agent::Input as AgentInput;
-use bgb_hub::{ChannelKey, CloseReason, Input as HubInput};
+use bgb_hub::{ChannelKey, CloseReason};
 use bgb_protocol::message::RoadTaken;
 
 /// Bytes that the server sent and that are not acknowledged end the connection after this time (docs/promises.md, Presence).
@@ -129,6 +129,8 @@ pub(crate) struct Conn {
     /// Nothing of it passes any more.
     pub(crate) is_forgotten: bool,
     pub(crate) is_choked: bool,
+    /// The server does not read from it for now.
+    pub(crate) is_held: bool,
     up: Pipe,
     down: Pipe,
     agent_heard_ms: u64,
@@ -189,6 +191,7 @@ impl World {
             session: None,
             is_forgotten: false,
             is_choked: false,
+            is_held: false,
             up: Pipe::default(),
             down: Pipe::default(),
             agent_heard_ms: self.now_ms,
@@ -281,7 +284,7 @@ impl World {
             Way::Up => link.up_passes,
             Way::Down => link.down_passes,
         };
-        let has_power = self.machines[conn.agent].has_power() && self.servers[conn.server].has_power();
+        let has_power = self.machines[conn.agent].has_power() && self.hosts[conn.server].has_power();
         link_passes && !conn.is_forgotten && has_power
     }
 
@@ -301,6 +304,10 @@ impl World {
         }
         if conn.receiver_end(way) == End::Closed {
             return self.on_unknown_connection(id, way);
+        }
+        if way == Way::Up && conn.is_held {
+            // It waits in the receiver's kernel; whoever reads on arms it again.
+            return;
         }
         if way == Way::Up && conn.server_end == End::Opening {
             self.open_channel(id);
@@ -338,6 +345,15 @@ impl World {
         self.after_delivery(id, way, is_left, trickles);
     }
 
+    /// The server reads on from a connection that it held.
+    pub(crate) fn read_on(&mut self, id: ConnId) {
+        self.hear_frames(id, Way::Up);
+        let Some(conn) = self.network.conns.get(&id) else { return };
+        if !conn.up.waiting.is_empty() || conn.up.ends {
+            self.arm(id, Way::Up);
+        }
+    }
+
     fn after_delivery(&mut self, id: ConnId, way: Way, is_left: bool, trickles: bool) {
         if way == Way::Down {
             self.note_flow(id);
@@ -351,7 +367,7 @@ impl World {
             }
             let after_ms = if trickles { self.dice.between(50, 600) } else { self.dice.between(1, 40) };
             self.arm_after(id, way, after_ms);
-        } else if ends {
+        } else if ends && !(way == Way::Up && conn.is_held) {
             self.on_end(id, way);
         }
     }
@@ -360,7 +376,7 @@ impl World {
     fn hear_frames(&mut self, id: ConnId, way: Way) {
         loop {
             let Some(conn) = self.network.conns.get_mut(&id) else { return };
-            if conn.receiver_end(way) != End::Open {
+            if conn.receiver_end(way) != End::Open || (way == Way::Up && conn.is_held) {
                 return;
             }
             let pipe = conn.pipe(way);
@@ -465,10 +481,7 @@ impl World {
         let channel = conn.channel;
         self.end_server_side(id, Farewell::Reset);
         if let (End::Open, Some(channel)) = (was, channel) {
-            self.free_channel(server, shard, channel);
-            self.count_close(reason);
-            self.say(format_args!("server {} loses {:?}: {}", server + 1, channel, reason.label()));
-            self.tell_hub(server, shard, HubInput::Closed { channel, reason });
+            self.lose_channel(server, shard, channel, reason);
         }
     }
 

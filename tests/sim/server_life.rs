@@ -1,26 +1,50 @@
-//! The lives of servers: how they start, read the queue, lose it from sight, stop and are killed.
+//! The lives of servers: how they start, follow the queue, lose it from sight, stop and are killed.
 //!
-//! It stands here for the product's broker: at the start and after a replaced database everything that is valid is read before
-//! anybody may sign in; then rows are handed on as they come; and after a minute without the queue nobody signs in any
-//! more. What is barred must have no session a second after the server has read so.
+//! All of it is the product's: a start recovers the spool's log and reads the whole queue before anybody is let in; then the broker looks
+//! whenever the bell rings, or by itself when it does not. Each server reaches the database by a link of its own, so that it can lose it
+//! from sight alone.
 //!
 //! A server that is killed loses its hubs, directory, presence and whatever its spool had not made durable.
 
-use bgb_hub::{Input, Order};
-use bgb_protocol::ids::UnixMillis;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
+use bgb_hub::Hub;
+use bgb_protocol::ids::ServerId;
+use bgb_server::broker::{Broker, BrokerOptions};
+use bgb_server::courier::{Courier, StatusLine};
+use bgb_server::directory::{Directory, ShardId};
+use bgb_server::outgoing::Outgoing;
+use bgb_server::presence::{PresenceList, PresencePace};
+use bgb_server::reactor::mailbox::{Mailbox, mailbox};
+use bgb_server::shard::{Letter, Links, Shard};
+use bgb_server::spool::Spool;
+use bgb_server::writers::{Shared, Spooler};
+use crossbeam_channel::bounded;
+
+use crate::hosts::inbox_of;
 use crate::network::{ConnId, End, Farewell};
-use crate::servers::{Door, Process, SHARDS};
+use crate::servers::{Process, SHARDS, SimShard, Turns};
 use crate::tally::Kind;
-use crate::world::{Bar, Event, World};
+use crate::world::{Event, World};
 
 /// The queue may be unreadable so long before sign-ins are refused (docs/promises.md).
 const REFUSE_AFTER_MS: u64 = 60_000;
-/// What is barred has no session after this time (docs/promises.md, invariant 9).
-const BARRED_WITHIN_MS: u64 = 1_000;
+/// A committed row is handed to the shards within 10 ms; where its bell is missed, within 250 ms (the broker's look).
+const BELL_MS_MAX: u64 = 10;
+const LOOK_MS: u64 = 250;
 /// How often a server that stops looks whether its sessions are gone, and how often at most.
 const DRAIN_LOOK_MS: u64 = 200;
 const DRAIN_LOOKS_MAX: u64 = 25;
+/// From one file of results to the next.
+const RESULTS_FILE_MS: u64 = 2_000;
+/// From one delta of presence to the next (architecture: every few seconds).
+const PRESENCE_DELTA_MS: u64 = 3_000;
+/// Presence rows that a shard tells before it is looked at.
+const PRESENCE_ROWS: usize = 64;
+/// Whoever starts a server that could not start tries again within this.
+const START_AGAIN_MS_MAX: u64 = 5_000;
 
 impl World {
     pub(crate) fn start_server_after(&mut self, server: usize, after_ms: u64) {
@@ -30,158 +54,181 @@ impl World {
         self.after(after_ms, Event::ServerStarts { server, starts });
     }
 
-    /// The server starts: it reads the whole queue before it listens.
     pub(crate) fn on_server_starts(&mut self, server: usize, starts: u64) {
-        let now_unix = self.unix();
         let simulated = &mut self.servers[server];
-        if simulated.starts != starts || simulated.process.is_some() {
+        if simulated.starts != starts || simulated.process.is_some() || !self.hosts[server].has_power() {
             return;
         }
-        simulated.power_is_on = true;
         simulated.life += 1;
         let life = simulated.life;
-        simulated.process = Some(Process::new(&simulated.options));
-        self.say(format_args!("server {} starts, life {life}", server + 1));
-        self.read_everything(server, now_unix);
-        self.after_spool_start(server);
-        self.after_presence_start(server);
-        self.retransmit();
-    }
-
-    /// Reads every valid row anew, as at the start and after the database was replaced.
-    pub(crate) fn read_everything(&mut self, server: usize, now: UnixMillis) {
-        self.set_door(server, Door::Held);
-        for shard in 0..SHARDS {
-            self.tell_hub(server, shard, Input::Order(Order::Reset));
-        }
-        let Some(process) = self.servers[server].process.as_mut() else { return };
-        process.barred.clear();
-        process.position = 0;
-        self.hand_on(server, now);
-        self.set_door(server, Door::Open);
-    }
-
-    fn set_door(&mut self, server: usize, door: Door) {
-        let Some(process) = self.servers[server].process.as_mut() else { return };
-        if process.door == Door::Draining {
-            return;
-        }
-        process.door = door;
-        for shard in 0..SHARDS {
-            self.tell_hub(server, shard, Input::SignIns { allowed: door == Door::Open });
-        }
-    }
-
-    pub(crate) fn on_orders_come(&mut self, server: usize, life: u64) {
-        let is_readable =
-            |process: &Process| process.unreadable_since.is_none() && process.door != Door::Draining;
-        if self.servers[server].life == life && self.servers[server].process.as_ref().is_some_and(is_readable)
-        {
-            let now = self.unix();
-            self.hand_on(server, now);
-        }
-    }
-
-    /// Hands the rows that are new and valid to the shards.
-    fn hand_on(&mut self, server: usize, now: UnixMillis) {
-        let Some(process) = self.servers[server].process.as_mut() else { return };
-        let rows = self.site.orders_from(process.position, now);
-        process.position = self.site.row_count();
-        for order in rows {
-            self.note_order(server, &order);
-            for shard in 0..SHARDS {
-                self.tell_hub(server, shard, Input::Order(order.clone()));
-            }
-        }
-    }
-
-    fn note_order(&mut self, server: usize, order: &Order) {
-        let life = self.servers[server].life;
-        let Some(process) = self.servers[server].process.as_mut() else { return };
-        let bar = match order {
-            Order::Block { device } => Bar::Block(*device),
-            Order::Revoke { fingerprint } => Bar::Certificate(*fingerprint),
-            Order::Unblock { device } => {
-                process.barred.remove(&Bar::Block(*device));
-                return;
-            }
-            Order::Cancel { task, .. } => {
-                process.cancelled.insert(*task);
-                return;
-            }
-            _ => return,
-        };
-        process.barred.insert(bar);
-        self.after(BARRED_WITHIN_MS, Event::BarCheck { server, life, bar });
-    }
-
-    /// A second has passed since the server heard that something is barred.
-    pub(crate) fn on_bar_check(&mut self, server: usize, life: u64, bar: Bar) {
-        let simulated = &self.servers[server];
-        let Some(process) = simulated.process.as_ref().filter(|_| simulated.life == life) else { return };
-        if !process.barred.contains(&bar) {
-            return;
-        }
-        for shard in &process.shards {
-            for (device, active) in &shard.active {
-                let certificate = shard.fingerprint(active.channel).map(Bar::Certificate);
-                if bar == Bar::Block(*device) || certificate == Some(bar) {
-                    return self.violated(format!("device {device} has a session a second after {bar:?}"));
+        match self.make_server(server) {
+            Ok(process) => {
+                self.servers[server].process = Some(process);
+                self.say(format_args!("server {} starts, life {life}", server + 1));
+                // Nobody can connect before the first full read has been taken in.
+                for shard in 0..SHARDS {
+                    self.take_letters(server, shard);
+                    self.advance_shard(server, shard);
                 }
+                self.call_writers(server);
+                self.retransmit();
+            }
+            Err(why) => {
+                self.say(format_args!("server {} cannot start: {why}", server + 1));
+                self.tally.count(Kind::ServerCannotStart);
+                self.check_hosts();
+                let after_ms = self.dice.between(500, START_AGAIN_MS_MAX);
+                self.start_server_after(server, after_ms);
             }
         }
     }
 
-    /// The queue cannot be read for a while.
-    pub(crate) fn lose_queue(&mut self, server: usize, for_ms: u64) {
-        let (now_ms, life) = (self.now_ms, self.servers[server].life);
-        let Some(process) = self.servers[server].process.as_mut() else { return };
-        if process.unreadable_since.is_some() {
-            return;
+    /// Puts a server together as `bgb-server` does.
+    fn make_server(&mut self, server: usize) -> Result<Process, String> {
+        let number = ServerId(server as u32 + 1);
+        let now = self.host_now(self.servers[server].clock_behind_ms);
+        let (disk, spool_folder) = (self.disk_of(server), spool_of(server));
+        let (status, messages) = StatusLine::new();
+        let shared = Shared { metrics: Arc::default(), status: status.clone() };
+        let (mut boxes, mut mailboxes, mut polls) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..SHARDS {
+            let poll = mio::Poll::new().map_err(|error| error.to_string())?;
+            let made =
+                mailbox::<Letter>(poll.registry(), mio::Token(0)).map_err(|error| error.to_string())?;
+            polls.push(poll);
+            mailboxes.push(made.0);
+            boxes.push(made.1);
         }
-        process.unreadable_since = Some(now_ms);
-        self.tally.count(Kind::QueueUnreadable);
-        self.say(format_args!("server {} cannot read the queue for {for_ms} ms", server + 1));
-        self.after(for_ms, Event::QueueReadable { server, life });
-        self.after(REFUSE_AFTER_MS, Event::SignInsHeld { server, life, since_ms: now_ms });
+        let shards: Arc<[Mailbox<Letter>]> = mailboxes.into();
+
+        let outgoing = Outgoing::open(disk, &spool_folder, self.site.code, number, self.dice.next())
+            .map_err(|error| error.to_string())?;
+        let (spool, recovered) = Spool::open(outgoing.clone(), &spool_folder, RESULTS_FILE_MS)
+            .map_err(|error| error.to_string())?;
+        if recovered.results > 0 {
+            self.tally.count(Kind::ResultsRecovered);
+        }
+        if recovered.torn_bytes > 0 {
+            self.tally.count(Kind::SpoolTorn);
+        }
+        if recovered.damaged_bytes > 0 {
+            let bytes = recovered.damaged_bytes;
+            self.violated(format!("server {}: {bytes} bytes of the spool's log are damaged", server + 1));
+        }
+        let durable: Vec<Arc<AtomicU64>> = (0..SHARDS).map(|_| Arc::default()).collect();
+        let (spool_items, spool_inbox) = bounded(self.weather.spool_items);
+        let spooler = Spooler::new(spool, spool_inbox, durable.clone(), Arc::clone(&shards), shared.clone());
+        let pace = PresencePace { full_ms: self.weather.presence_full_ms, delta_ms: PRESENCE_DELTA_MS };
+        let presence = PresenceList::new(outgoing.clone(), pace, now);
+        let courier = Courier::new(outgoing, inbox_of(server));
+
+        let directory = Arc::new(Directory::default());
+        let mut made = Vec::new();
+        for (shard, ((inbox, poll), durable_up_to)) in boxes.into_iter().zip(polls).zip(durable).enumerate() {
+            let (presence_rows, presence_inbox) = bounded(PRESENCE_ROWS);
+            let links = Links {
+                spool: spool_items.clone(),
+                presence: presence_rows,
+                durable_up_to,
+                directory: Arc::clone(&directory),
+                shards: Arc::clone(&shards),
+            };
+            let hub = Hub::new(self.servers[server].options.clone());
+            let id = ShardId(shard as u16);
+            let own = Shard::new(id, hub, links, Arc::default(), status.clone());
+            made.push(SimShard::new(own, inbox, poll, presence_inbox));
+        }
+        let options = BrokerOptions {
+            database: self.link_of(server),
+            server: number,
+            refuse_after_ms: REFUSE_AFTER_MS,
+        };
+        let broker = Broker::start(options, shards, status, shared.metrics, now)
+            .map_err(|error| format!("{error:#}").replace(&*self.site.root().to_string_lossy(), ""))?;
+        Ok(Process {
+            shards: made,
+            broker,
+            spooler,
+            presence,
+            courier,
+            messages,
+            presence_mail: vec![Default::default(); SHARDS],
+            is_draining: false,
+            is_failing: false,
+            turns: Turns::default(),
+        })
     }
 
-    pub(crate) fn on_sign_ins_held(&mut self, server: usize, life: u64, since_ms: u64) {
-        let is_same = |process: &Process| process.unreadable_since == Some(since_ms);
-        if self.servers[server].life == life && self.servers[server].process.as_ref().is_some_and(is_same) {
-            self.say(format_args!("server {} takes no sign-ins", server + 1));
-            self.set_door(server, Door::Held);
+    /// The link by which a server reaches the database.
+    pub(crate) fn link_of(&self, server: usize) -> PathBuf {
+        self.site.root().join(format!("server{}.db", server + 1))
+    }
+
+    /// Rows were committed, and the bell was rung: servers look, sooner or later.
+    pub(crate) fn ring_bell(&mut self) {
+        for server in 0..self.servers.len() {
+            let life = self.servers[server].life;
+            let is_missed = self.dice.chance(100);
+            let after_ms = if is_missed { LOOK_MS } else { self.dice.between(1, BELL_MS_MAX) };
+            self.after(after_ms, Event::BrokerLooks { server, life, rung: !is_missed });
         }
     }
 
-    pub(crate) fn on_queue_readable(&mut self, server: usize, life: u64) {
+    pub(crate) fn on_broker_looks(&mut self, server: usize, life: u64, rung: bool) {
+        let behind_ms = self.servers[server].clock_behind_ms;
+        let now = self.host_now(behind_ms);
         if self.servers[server].life != life {
             return;
         }
         let Some(process) = self.servers[server].process.as_mut() else { return };
-        if process.unreadable_since.take().is_none() {
+        process.broker.look(now, rung);
+        for shard in 0..SHARDS {
+            if process_has_letters(self.servers[server].process.as_ref(), shard) {
+                self.wake_shard(server, shard);
+            }
+        }
+        if self.servers[server].queue_hidden_since.is_some() {
+            // It looks four times a second by itself; while it sees nothing, once a second shows the same.
+            self.after(4 * LOOK_MS, Event::BrokerLooks { server, life, rung: false });
+        }
+        self.call_writers(server);
+    }
+
+    /// A server cannot read the queue for a while.
+    pub(crate) fn hide_queue(&mut self, server: usize, for_ms: u64) {
+        if self.servers[server].queue_hidden_since.is_some() {
             return;
         }
-        let was_held = process.door == Door::Held;
-        self.say(format_args!("server {} can read the queue again", server + 1));
-        self.on_orders_come(server, life);
-        if was_held {
-            self.set_door(server, Door::Open);
+        let _ = std::fs::remove_file(self.link_of(server));
+        self.servers[server].queue_hidden_since = Some(self.now_ms);
+        self.tally.count(Kind::QueueUnreadable);
+        self.say(format_args!("server {} cannot read the queue for {for_ms} ms", server + 1));
+        let life = self.servers[server].life;
+        self.after(LOOK_MS, Event::BrokerLooks { server, life, rung: false });
+        self.after(for_ms, Event::QueueShown { server });
+    }
+
+    pub(crate) fn show_queue(&mut self, server: usize) {
+        if self.servers[server].queue_hidden_since.take().is_none() {
+            return;
         }
+        self.site.link(&self.link_of(server));
+        self.say(format_args!("server {} can read the queue again", server + 1));
+        let life = self.servers[server].life;
+        self.after(LOOK_MS, Event::BrokerLooks { server, life, rung: false });
     }
 
     /// The server stops as it is asked to: everybody is told, then the process ends.
     pub(crate) fn drain_server(&mut self, server: usize) {
         let life = self.servers[server].life;
         let Some(process) = self.servers[server].process.as_mut() else { return };
-        if process.door == Door::Draining {
+        if std::mem::replace(&mut process.is_draining, true) {
             return;
         }
-        process.door = Door::Draining;
         self.tally.count(Kind::ServerDrained);
         self.say(format_args!("server {} stops", server + 1));
         for shard in 0..SHARDS {
-            self.tell_hub(server, shard, Input::Drain);
+            self.with_shard(server, shard, Shard::drain);
         }
         self.after(DRAIN_LOOK_MS, Event::ServerDrained { server, life, looks: 1 });
     }
@@ -189,7 +236,7 @@ impl World {
     pub(crate) fn on_server_drained(&mut self, server: usize, life: u64, looks: u64) {
         let simulated = &self.servers[server];
         let Some(process) = simulated.process.as_ref().filter(|_| simulated.life == life) else { return };
-        let left: usize = process.shards.iter().map(|shard| shard.hub.sessions()).sum();
+        let left: usize = process.shards.iter().map(|own| own.shard.hub().sessions()).sum();
         if left > 0 && looks < DRAIN_LOOKS_MAX {
             return self.after(DRAIN_LOOK_MS, Event::ServerDrained { server, life, looks: looks + 1 });
         }
@@ -199,30 +246,38 @@ impl World {
                 server + 1
             ));
         }
-        self.finish_presence(server);
-        self.finish_spool(server);
+        self.finish_writers(server);
         self.end_connections(server, Farewell::Flushed);
         self.servers[server].process = None;
         self.say(format_args!("server {} has stopped", server + 1));
+        self.check_hosts();
         let after_ms = self.dice.between(500, 20_000);
         self.start_server_after(server, after_ms);
     }
 
-    /// The server's process dies, and perhaps its machine with it.
-    pub(crate) fn kill_server(&mut self, server: usize, with_power: bool, off_ms: u64) {
+    /// A thread of the server has ended with a fault, and main ends the process.
+    pub(crate) fn on_server_fails(&mut self, server: usize, life: u64) {
+        if self.servers[server].life == life && self.servers[server].process.is_some() {
+            self.tally.count(Kind::ServerFails);
+            self.kill_server(server, false);
+            self.check_hosts();
+            let off_ms = self.dice.between(200, 10_000);
+            self.start_server_after(server, off_ms);
+        }
+    }
+
+    /// The server's process is gone, and perhaps its machine's power with it.
+    pub(crate) fn kill_server(&mut self, server: usize, with_power: bool) {
         if self.servers[server].process.take().is_none() {
             return;
         }
-        self.say(format_args!("server {} dies, power cut: {with_power}, for {off_ms} ms", server + 1));
-        self.servers[server].power_is_on = !with_power;
-        self.break_spool(server);
+        self.say(format_args!("server {} dies, power cut: {with_power}", server + 1));
         let farewell = match (with_power, self.dice.chance(500)) {
             (true, _) => Farewell::Silent,
             (false, true) => Farewell::Flushed,
             (false, false) => Farewell::Reset,
         };
         self.end_connections(server, farewell);
-        self.start_server_after(server, off_ms);
     }
 
     fn end_connections(&mut self, server: usize, farewell: Farewell) {
@@ -237,4 +292,13 @@ impl World {
             self.end_server_side(id, farewell);
         }
     }
+}
+
+fn process_has_letters(process: Option<&Process>, shard: usize) -> bool {
+    process.is_some_and(|process| process.shards[shard].inbox.has_letters())
+}
+
+/// The folder of a server's spool, on its host's disk.
+fn spool_of(server: usize) -> PathBuf {
+    Path::new("/spool").join((server + 1).to_string())
 }

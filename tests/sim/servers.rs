@@ -1,49 +1,62 @@
-//! Notification servers: each several shards with the product's hubs, and the product's directory between them.
+//! Notification servers as they run: each with several of the product's shards (hubs in them), the product's directory between them,
+//! its broker, spool, presence list and courier.
 //!
-//! What stands here for the reactor gives channels their keys as a slab does, hands frames to hubs and hubs' outputs to the
-//! network, and does with claims and displaced sessions what a shard of the product does. How a server starts, follows the queue
-//! and ends is in `server_life.rs`; what stays of it on its disk in `spool.rs`.
+//! What stands here for the reactor gives channels their keys from the product's slots, hands frames to shards, does what shards want
+//! done, and carries letters between threads, each with a delay of its own. How a server starts and ends is in `server_life.rs`, when its
+//! threads that write get their turns in `writers.rs`.
 //!
 //! The law that is checked at every turn: a hub holds as many sessions as there are channels, speaks of no channel that is
 //! closed, and has one active session of a device at most.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
 
-use bgb_hub::{ChannelKey, CloseReason, Hub, HubOptions, Input, Output, Peer, PushFrames, TaskOrder, Tick};
-use bgb_protocol::file::presence::PresenceRow;
+use bgb_hub::{ChannelKey, CloseReason, HubOptions, Now as HubNow, Order, Peer, Tick};
+use bgb_protocol::file::presence::{Presence, PresenceRow};
 use bgb_protocol::frame::Frame;
 use bgb_protocol::ids::{BootId, DeviceId, ServerId, SessionNumber, TaskId, UnixMillis};
 use bgb_protocol::message::{AgentMessage, RefusedReason, ServerMessage};
-use bgb_server::directory::{Claim, Directory, Place, ShardId};
+use bgb_protocol::status::StatusMessage;
+use bgb_protocol::task::SignedTask;
+use bgb_server::broker::Broker;
+use bgb_server::courier::Courier;
+use bgb_server::presence::PresenceList;
+use bgb_server::reactor::mailbox::Inbox;
+use bgb_server::reactor::slots::{SlotKey, Slots};
+use bgb_server::shard::{Deed, Letter, Shard};
+use bgb_server::writers::Spooler;
+use crossbeam_channel::Receiver;
 
 use crate::agents::{Certificate, said_by_server};
 use crate::faults::Weather;
-use crate::network::{ConnId, End, Farewell, Way};
-use crate::spool::{PresenceBook, Spool};
+use crate::network::{Conn, ConnId, End, Farewell, Way};
 use crate::tally::Kind;
 use crate::world::{Bar, EPOCH_UNIX_MS, Event, World};
 
-/// Servers of the site.
+/// Servers of the site, each on a host of its own number.
 pub(crate) const SERVERS: usize = 2;
 /// Shards of each.
 pub(crate) const SHARDS: usize = 2;
 /// The hello is awaited this long (docs/promises.md: 10 s), in ticks.
 const HELLO_TICKS: u64 = 100;
-/// A letter from shard to shard takes so long at most: a busy reactor's turn.
-const MAIL_MS_MAX: u64 = 25;
+/// A letter from thread to thread takes so long at most: a busy reactor's turn.
+pub(crate) const MAIL_MS_MAX: u64 = 25;
 /// A certificate that outlives every world: 90 days (docs/promises.md).
 const NEVER_ENDS_MS: u64 = 90 * 24 * 3_600_000;
+/// What is barred has no session after this time (docs/promises.md, invariant 9).
+const BARRED_WITHIN_MS: u64 = 1_000;
+/// An older session of a device is gone from its server this long after the newer one came: a letter's way and a turn.
+const DISPLACED_WITHIN_MS: u64 = 200;
 
 /// A server.
 pub(crate) struct SimServer {
     pub(crate) process: Option<Process>,
-    pub(crate) power_is_on: bool,
     /// The wall clock is so far behind the true time.
     pub(crate) clock_behind_ms: u64,
-    /// What is on its disk.
-    pub(crate) spool: Spool,
+    /// Until when its spool's disk is slow.
+    pub(crate) stalls_until_ms: u64,
+    /// It cannot read the queue, since then.
+    pub(crate) queue_hidden_since: Option<u64>,
     /// Counts the processes: what was meant for an earlier one is void.
     pub(crate) life: u64,
     pub(crate) starts: u64,
@@ -52,37 +65,54 @@ pub(crate) struct SimServer {
 
 /// A server's process, and all that goes with it.
 pub(crate) struct Process {
-    pub(crate) shards: Vec<Shard>,
-    pub(crate) presence: PresenceBook,
-    /// Rows of the queue that were handed to the shards.
-    pub(crate) position: usize,
-    pub(crate) door: Door,
-    /// Since when the queue cannot be read.
-    pub(crate) unreadable_since: Option<u64>,
-    pub(crate) barred: BTreeSet<Bar>,
-    pub(crate) cancelled: BTreeSet<TaskId>,
-    directory: Directory,
-    /// Displaced sessions whose letters are under way.
-    letters: BTreeSet<(usize, ChannelKey)>,
+    pub(crate) shards: Vec<SimShard>,
+    pub(crate) broker: Broker,
+    pub(crate) spooler: Spooler,
+    pub(crate) presence: PresenceList,
+    pub(crate) courier: Courier,
+    /// What its threads say to the site.
+    pub(crate) messages: Receiver<StatusMessage>,
+    /// Presence rows on their way from a shard to the list.
+    pub(crate) presence_mail: Vec<VecDeque<PresenceRow>>,
+    pub(crate) is_draining: bool,
+    /// A sync has failed: the process is about to end.
+    pub(crate) is_failing: bool,
+    /// When the threads that write get their next turns.
+    pub(crate) turns: Turns,
 }
 
-/// Whether the server takes anybody.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Door {
-    Open,
-    Held,
-    Draining,
+/// When a thread has its next turn; one that is armed for another moment is void.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    pub(crate) spool_ms: Option<u64>,
+    pub(crate) presence_ms: Option<u64>,
+    pub(crate) courier_ms: Option<u64>,
+    /// The spool rests until then: its disk was full.
+    pub(crate) spool_rests_until_ms: u64,
 }
 
-/// A shard: a hub and its channels.
-pub(crate) struct Shard {
-    pub(crate) hub: Hub,
+/// A shard of the product, and what stands for its reactor.
+pub(crate) struct SimShard {
+    pub(crate) shard: Shard,
+    pub(crate) inbox: Inbox<Letter>,
+    /// What the mailbox wakes: it must be there for as long.
+    _poll: mio::Poll,
+    pub(crate) presence_rows: Receiver<PresenceRow>,
     /// Online rows that were not followed by an offline one.
     pub(crate) active: BTreeMap<DeviceId, Active>,
-    slots: Vec<Slot>,
-    displaced_here: VecDeque<ChannelKey>,
+    pub(crate) slots: Slots<Channel>,
+    /// Whether it takes sign-ins, as it was told.
+    pub(crate) takes_sign_ins: bool,
+    pub(crate) barred: BTreeSet<Bar>,
+    pub(crate) cancelled: BTreeSet<TaskId>,
+    /// Channels whose older session was told to go by a letter.
+    displaced: BTreeSet<ChannelKey>,
+    /// Connections that are not read until the shard is no longer backed up.
+    held: Vec<ConnId>,
     flows: VecDeque<(ChannelKey, bool)>,
-    frames: PushFrames,
+    /// A letter is on its way to it.
+    is_called: bool,
+    frame: Vec<u8>,
 }
 
 /// A session that the hub has said to be online.
@@ -96,10 +126,10 @@ pub(crate) struct Active {
     pushed: BTreeSet<TaskId>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Slot {
-    generation: u32,
-    conn: Option<ConnId>,
+/// What is behind a channel's key.
+#[derive(Clone, Debug)]
+pub(crate) struct Channel {
+    conn: ConnId,
     fingerprint: [u8; 32],
     /// Tasks that the hello named.
     known: BTreeSet<TaskId>,
@@ -129,33 +159,29 @@ impl SimServer {
         };
         Self {
             process: None,
-            power_is_on: true,
             clock_behind_ms: if server == 0 { weather.clock_behind_ms } else { 0 },
-            spool: Spool::default(),
+            stalls_until_ms: 0,
+            queue_hidden_since: None,
             life: 0,
             starts: 0,
             options,
         }
     }
 
-    pub(crate) fn has_power(&self) -> bool {
-        self.power_is_on
-    }
-
     pub(crate) fn is_listening(&self) -> bool {
-        self.process.as_ref().is_some_and(|process| process.door != Door::Draining)
+        self.process.as_ref().is_some_and(|process| !process.is_draining)
     }
 
     pub(crate) fn deadlines(&self) -> impl Iterator<Item = (usize, Tick)> + '_ {
         let shards = self.process.iter().flat_map(|process| process.shards.iter().enumerate());
-        shards.filter_map(|(place, shard)| Some((place, shard.hub.next_deadline()?)))
+        shards.filter_map(|(place, own)| Some((place, own.shard.next_deadline()?)))
     }
 
     /// The device's active session here, its newest if there are two for a moment, and its shard.
     pub(crate) fn active(&self, device: DeviceId) -> Option<(usize, &Active)> {
         let shards = self.process.as_ref()?.shards.iter().enumerate();
-        let found = shards.filter_map(|(place, shard)| Some((place, shard.active.get(&device)?)));
-        found.max_by_key(|(_, active)| active.session)
+        let found = shards.filter_map(|(place, own)| Some((place, own.active.get(&device)?)));
+        found.max_by_key(|(_, active)| active.since_ms)
     }
 }
 
@@ -174,19 +200,35 @@ impl World {
         let Some(process) = self.servers[server].process.as_mut() else { return };
         let machine = &self.machines[agent];
         let fingerprint = machine.certificate.fingerprint;
-        let channel = process.shards[shard].take_slot(id, fingerprint);
+        let own = &mut process.shards[shard];
+        let channel = hub_key(own.slots.insert(Channel { conn: id, fingerprint, known: BTreeSet::new() }));
         conn.server_end = End::Open;
         conn.channel = Some(channel);
         let address = SocketAddr::from(([127, 0, 0, 1], 40_000 + agent as u16));
         let peer = Peer { device: machine.device, address, fingerprint, certificate_ends };
         self.say(format_args!("server {} shard {shard} opens {channel:?} for agent {agent}", server + 1));
-        self.tell_hub(server, shard, Input::Opened { channel, peer });
+        self.with_shard(server, shard, |own, now| own.handle_opened(now, channel, peer));
     }
 
     pub(crate) fn free_channel(&mut self, server: usize, shard: usize, channel: ChannelKey) {
         if let Some(process) = self.servers[server].process.as_mut() {
-            process.shards[shard].free_slot(channel);
+            process.shards[shard].slots.remove(slot_key(channel));
+            process.shards[shard].displaced.remove(&channel);
         }
+    }
+
+    /// The transport of a channel is gone for a reason that its hub hears of.
+    pub(crate) fn lose_channel(
+        &mut self,
+        server: usize,
+        shard: usize,
+        channel: ChannelKey,
+        reason: CloseReason,
+    ) {
+        self.free_channel(server, shard, channel);
+        self.count_close(reason);
+        self.say(format_args!("server {} loses {:?}: {}", server + 1, channel, reason.label()));
+        self.with_shard(server, shard, |own, now| own.handle_closed(now, channel, reason));
     }
 
     /// A frame of an agent has arrived whole.
@@ -201,9 +243,8 @@ impl World {
         let Some(channel) = conn.channel else { return };
         match &message {
             AgentMessage::Hello(hello) => {
-                let known = hello.known_tasks.iter().map(|known| known.task).collect();
-                if let Some(process) = self.servers[server].process.as_mut() {
-                    process.shards[shard].note_known(channel, known);
+                if let Some(own) = self.channel_mut(server, shard, channel) {
+                    own.known = hello.known_tasks.iter().map(|known| known.task).collect();
                 }
             }
             AgentMessage::Result(result) => {
@@ -215,163 +256,238 @@ impl World {
             }
             _ => {}
         }
-        self.tell_hub(server, shard, Input::Said { channel, message });
-    }
-
-    /// Hands a hub something and does what it says.
-    pub(crate) fn tell_hub(&mut self, server: usize, shard: usize, input: Input) {
-        let now = self.hub_now(server);
-        if let Some(process) = self.servers[server].process.as_mut() {
-            process.shards[shard].hub.handle(now, input);
-            self.carry_out_hub(server, shard);
+        let mut heard = Ok(());
+        self.with_shard(server, shard, |own, now| heard = own.handle_frame(now, channel, frame));
+        if let Err(reason) = heard {
+            self.violated(format!("agent {agent}'s frame ends its channel: {reason:?}"));
         }
     }
 
-    pub(crate) fn advance_hub(&mut self, server: usize, shard: usize) {
+    /// Has a shard do something, and does what it wants done then.
+    pub(crate) fn with_shard(&mut self, server: usize, shard: usize, act: impl FnOnce(&mut Shard, HubNow)) {
         let now = self.hub_now(server);
         if let Some(process) = self.servers[server].process.as_mut() {
-            process.shards[shard].hub.advance(now);
-            self.carry_out_hub(server, shard);
+            act(&mut process.shards[shard].shard, now);
+            self.carry_out_shard(server, shard);
         }
     }
 
-    fn carry_out_hub(&mut self, server: usize, shard: usize) {
+    pub(crate) fn advance_shard(&mut self, server: usize, shard: usize) {
+        self.with_shard(server, shard, Shard::advance);
+        self.let_go_of_held(server, shard);
+    }
+
+    fn carry_out_shard(&mut self, server: usize, shard: usize) {
         loop {
             let now = self.hub_now(server);
             let Some(process) = self.servers[server].process.as_mut() else { return };
             let own = &mut process.shards[shard];
-            if let Some(output) = own.hub.poll_output() {
-                self.on_hub_output(server, shard, output);
-            } else if let Some(channel) = own.displaced_here.pop_front() {
-                own.hub.handle(now, Input::Displaced { channel });
-            } else if let Some((channel, is_choked)) = own.flows.pop_front() {
-                let input = if is_choked { Input::Choked { channel } } else { Input::Flowing { channel } };
-                own.hub.handle(now, input);
-            } else {
-                break;
+            let deed = own.shard.poll(now, &mut own.frame);
+            // What it has told the presence list came before the deed.
+            self.hear_of_presence(server, shard);
+            let Some(process) = self.servers[server].process.as_mut() else { return };
+            let own = &mut process.shards[shard];
+            match deed {
+                Some(Deed::Write(channel)) => {
+                    let frame = std::mem::take(&mut own.frame);
+                    self.on_write(server, shard, channel, &frame);
+                }
+                Some(Deed::Close(channel, reason)) => self.on_close(server, shard, channel, reason),
+                Some(Deed::Hold(channel)) => self.on_hold(server, shard, channel),
+                None => {
+                    let Some((channel, is_choked)) = own.flows.pop_front() else { break };
+                    own.shard.handle_flow(now, channel, is_choked);
+                }
             }
         }
         self.check_hub(server, shard);
+        self.call_threads(server);
     }
 
-    fn on_hub_output(&mut self, server: usize, shard: usize, output: Output) {
-        match output {
-            Output::Claim { channel, device, boot, session } => {
-                self.on_claim(server, shard, channel, device, (boot, session));
+    /// Whoever has something to do that a shard gave them gets a turn.
+    fn call_threads(&mut self, server: usize) {
+        let life = self.servers[server].life;
+        let Some(process) = self.servers[server].process.as_mut() else { return };
+        let mut called = Vec::new();
+        for (shard, own) in process.shards.iter_mut().enumerate() {
+            if own.inbox.has_letters() && !std::mem::replace(&mut own.is_called, true) {
+                called.push(shard);
             }
-            Output::Release { channel, device } => {
-                if let Some(process) = &self.servers[server].process {
-                    process.directory.release(device, Place { shard: ShardId(shard as u16), channel });
+        }
+        for shard in called {
+            let after_ms = self.dice.below(MAIL_MS_MAX + 1);
+            self.after(after_ms, Event::ShardWakes { server, life, shard });
+        }
+        self.call_writers(server);
+    }
+
+    /// Has a shard look into its mailbox soon, and at what the spool has made durable.
+    pub(crate) fn wake_shard(&mut self, server: usize, shard: usize) {
+        let life = self.servers[server].life;
+        let Some(process) = self.servers[server].process.as_mut() else { return };
+        if !std::mem::replace(&mut process.shards[shard].is_called, true) {
+            let after_ms = self.dice.below(MAIL_MS_MAX + 1);
+            self.after(after_ms, Event::ShardWakes { server, life, shard });
+        }
+    }
+
+    pub(crate) fn on_shard_wakes(&mut self, server: usize, life: u64, shard: usize) {
+        if self.servers[server].life != life || self.servers[server].process.is_none() {
+            return;
+        }
+        self.take_letters(server, shard);
+        self.advance_shard(server, shard);
+    }
+
+    /// Reads the letters that have come to a shard.
+    pub(crate) fn take_letters(&mut self, server: usize, shard: usize) {
+        loop {
+            let Some(process) = self.servers[server].process.as_mut() else { return };
+            let own = &mut process.shards[shard];
+            own.is_called = false;
+            own.inbox.hear();
+            let Some(letter) = own.inbox.next() else { break };
+            match letter {
+                Letter::Orders(orders) => {
+                    for order in orders.iter() {
+                        self.note_order(server, shard, order);
+                        let order = order.clone();
+                        self.with_shard(server, shard, |own, now| own.handle_order(now, order));
+                    }
+                }
+                letter => {
+                    match &letter {
+                        Letter::Displaced(channel) => {
+                            own.displaced.insert(*channel);
+                            self.tally.count(Kind::DisplacedAcrossShards);
+                        }
+                        Letter::SignIns(allowed) => own.takes_sign_ins = *allowed,
+                        _ => {}
+                    }
+                    self.with_shard(server, shard, |own, now| {
+                        let _ = own.handle_letter(now, letter);
+                    });
                 }
             }
-            Output::Send { channel, message } => self.on_send(server, shard, channel, &message),
-            Output::Push { channel, task, device } => self.on_push(server, shard, channel, &task, device),
-            Output::Close { channel, reason } => self.on_close(server, shard, channel, reason),
-            Output::Online { channel, row } => self.on_online(server, shard, channel, row),
-            Output::Offline { row } => self.on_offline(server, shard, row),
-            Output::Hint { row } => self.servers[server].spool.hint(row),
-            Output::Keep { number, row, .. } => self.spool_keep(server, shard, number, row),
-            Output::OrderRefused { refusal } => self.violated(format!("an order was refused: {refusal}")),
         }
     }
 
-    fn on_claim(
-        &mut self,
-        server: usize,
-        shard: usize,
-        channel: ChannelKey,
-        device: DeviceId,
-        stamp: (BootId, SessionNumber),
-    ) {
-        let (now, life) = (self.hub_now(server), self.servers[server].life);
+    fn note_order(&mut self, server: usize, shard: usize, order: &Order) {
+        let life = self.servers[server].life;
         let Some(process) = self.servers[server].process.as_mut() else { return };
-        let place = Place { shard: ShardId(shard as u16), channel };
-        let claim = process.directory.claim(device, stamp, place);
-        let own = &mut process.shards[shard].hub;
-        own.handle(now, Input::Claimed { channel, granted: claim != Claim::Refused });
-        let Claim::Granted { displaced: Some(former) } = claim else { return };
-        let there = usize::from(former.shard.0);
-        if there == shard {
-            self.tally.count(Kind::DisplacedOnShard);
-            process.shards[shard].displaced_here.push_back(former.channel);
-        } else {
-            self.tally.count(Kind::DisplacedAcrossShards);
-            process.letters.insert((there, former.channel));
-            let after_ms = self.dice.below(MAIL_MS_MAX + 1);
-            self.after(after_ms, Event::Displaced { server, life, shard: there, channel: former.channel });
-        }
-    }
-
-    pub(crate) fn on_displaced(&mut self, server: usize, life: u64, shard: usize, channel: ChannelKey) {
-        if self.servers[server].life == life {
-            if let Some(process) = self.servers[server].process.as_mut() {
-                process.letters.remove(&(shard, channel));
+        let own = &mut process.shards[shard];
+        let bar = match order {
+            Order::Block { device } => Bar::Block(*device),
+            Order::Revoke { fingerprint } => Bar::Certificate(*fingerprint),
+            Order::Unblock { device } => {
+                own.barred.remove(&Bar::Block(*device));
+                return;
             }
-            self.tell_hub(server, shard, Input::Displaced { channel });
+            Order::Cancel { task, .. } => {
+                own.cancelled.insert(*task);
+                return;
+            }
+            Order::Reset => {
+                own.barred.clear();
+                own.cancelled.clear();
+                return;
+            }
+            _ => return,
+        };
+        own.barred.insert(bar);
+        self.after(BARRED_WITHIN_MS, Event::BarCheck { server, life, shard, bar });
+    }
+
+    /// A second has passed since the shard heard that something is barred.
+    pub(crate) fn on_bar_check(&mut self, server: usize, life: u64, shard: usize, bar: Bar) {
+        let simulated = &self.servers[server];
+        let Some(process) = simulated.process.as_ref().filter(|_| simulated.life == life) else { return };
+        let own = &process.shards[shard];
+        if !own.barred.contains(&bar) {
+            return;
+        }
+        for (device, active) in &own.active {
+            let certificate = own.fingerprint(active.channel).map(Bar::Certificate);
+            if bar == Bar::Block(*device) || certificate == Some(bar) {
+                return self.violated(format!("device {device} has a session a second after {bar:?}"));
+            }
         }
     }
 
-    fn on_send(&mut self, server: usize, shard: usize, channel: ChannelKey, message: &ServerMessage) {
+    /// A newer session came some time ago: the older ones of the device are gone from this server.
+    pub(crate) fn on_double_check(&mut self, server: usize, life: u64, device: DeviceId) {
+        let simulated = &self.servers[server];
+        let Some(process) = simulated.process.as_ref().filter(|_| simulated.life == life) else { return };
+        let sessions = process.shards.iter().filter_map(|own| own.active.get(&device));
+        let until_ms = self.now_ms.saturating_sub(DISPLACED_WITHIN_MS);
+        if sessions.filter(|active| active.since_ms <= until_ms).count() > 1 {
+            self.violated(format!("device {device} has two active sessions on server {}", server + 1));
+        }
+    }
+
+    fn on_write(&mut self, server: usize, shard: usize, channel: ChannelKey, bytes: &[u8]) {
+        let read = Frame::decode(bytes).map_err(|error| error.to_string()).and_then(|frame| {
+            let (frame, _) = frame.ok_or("it is cut short")?;
+            ServerMessage::decode(frame).map_err(|error| error.to_string())
+        });
+        let message = match read {
+            Ok(Some(message)) => message,
+            Ok(None) => return self.violated("a server says what agents pass over".to_owned()),
+            Err(error) => return self.violated(format!("a server's own frame cannot be read: {error}")),
+        };
         let Some(id) = self.conn_of(server, shard, channel) else {
             return self.violated(format!("server {} speaks to {channel:?}, which is closed", server + 1));
         };
-        match message {
+        match &message {
+            ServerMessage::Task(push) => match SignedTask::decode(&push.signed) {
+                Ok(task) => self.on_push(server, shard, channel, id, task.statement().task),
+                Err(error) => self.violated(format!("a task that is pushed cannot be read: {error}")),
+            },
             ServerMessage::KeepaliveAnswer(_) => self.tally.count(Kind::KeepaliveAnswered),
             ServerMessage::ResultKept(task) => {
                 self.tally.count(Kind::ResultAcknowledged);
-                let device = self.network.conns.get(&id).map(|conn| self.machines[conn.agent].device);
-                if device.is_some_and(|device| !self.model.durable.contains(&(*task, device))) {
-                    self.violated(format!("the result of task {task} is acknowledged and not durable"));
+                if let Some(conn) = self.network.conns.get(&id) {
+                    let device = self.machines[conn.agent].device;
+                    let now = UnixMillis(EPOCH_UNIX_MS + self.now_ms);
+                    self.model.acknowledged.entry((*task, device)).or_insert(now);
                 }
             }
             ServerMessage::Refused(RefusedReason::Blocked) => self.tally.count(Kind::RefusedBlocked),
             ServerMessage::Refused(RefusedReason::Unavailable) => self.tally.count(Kind::RefusedUnavailable),
             _ => {}
         }
-        self.say(format_args!("server {} to {channel:?}: {}", server + 1, said_by_server(message)));
-        let mut bytes = Vec::new();
-        message.encode(&mut bytes);
-        self.write_down(server, shard, channel, id, &bytes);
+        self.say(format_args!("server {} to {channel:?}: {}", server + 1, said_by_server(&message)));
+        self.write_down(server, shard, channel, id, bytes);
     }
 
-    fn on_push(
-        &mut self,
-        server: usize,
-        shard: usize,
-        channel: ChannelKey,
-        task: &Arc<TaskOrder>,
-        device: DeviceId,
-    ) {
-        self.say(format_args!("server {} to {channel:?}: push of {}", server + 1, task.id));
-        let Some(id) = self.conn_of(server, shard, channel) else {
-            return self.violated(format!("server {} pushes to {channel:?}, which is closed", server + 1));
+    fn on_push(&mut self, server: usize, shard: usize, channel: ChannelKey, id: ConnId, task: TaskId) {
+        let Some(device) = self.network.conns.get(&id).map(|conn| self.machines[conn.agent].device) else {
+            return;
         };
         // A server that is behind judges by the last head and the ticks since: so it may be late, and never wrong by more.
         let judged = (self.servers[server].clock_behind_ms == 0).then(|| self.unix());
-        self.expect(self.model.may_be_pushed(task.id, device, judged));
+        self.expect(self.model.may_be_pushed(task, device, judged));
         let now_ms = self.now_ms;
         let Some(process) = self.servers[server].process.as_mut() else { return };
-        if process.cancelled.contains(&task.id) {
-            return self.violated(format!("task {} is pushed after its cancel", task.id));
-        }
         let own = &mut process.shards[shard];
-        let frame = own.frames.frame(task, device).to_vec();
+        if own.cancelled.contains(&task) {
+            return self.violated(format!("task {task} is pushed after its cancel"));
+        }
         let Some(active) = own.active.get_mut(&device).filter(|active| active.channel == channel) else {
-            return self.violated(format!("task {} is pushed to a session that is not active", task.id));
+            return self.violated(format!("task {task} is pushed to a session that is not active"));
         };
-        if !active.pushed.insert(task.id) {
-            return self.violated(format!("task {} is pushed to {channel:?} again", task.id));
+        if !active.pushed.insert(task) {
+            return self.violated(format!("task {task} is pushed to {channel:?} again"));
         }
         // Later it may be: a server that had not heard of the task when the device came does not note what the hello named.
         let is_late = active.since_ms == now_ms;
-        if is_late && active.known.contains(&task.id) {
-            return self.violated(format!("task {} is pushed to a device whose hello named it", task.id));
+        if is_late && active.known.contains(&task) {
+            return self.violated(format!("task {task} is pushed to a device whose hello named it"));
         }
         self.tally.count(if is_late { Kind::PushedAtSignIn } else { Kind::PushedAtOnce });
-        if !self.model.pushed.insert((task.id, device)) {
+        if !self.model.pushed.insert((task, device)) {
             self.tally.count(Kind::PushedAgain);
         }
-        self.write_down(server, shard, channel, id, &frame);
     }
 
     fn write_down(&mut self, server: usize, shard: usize, channel: ChannelKey, id: ConnId, bytes: &[u8]) {
@@ -395,7 +511,7 @@ impl World {
             conn.is_choked = false;
             let (server, shard) = (conn.server, conn.shard);
             if let Some(channel) = conn.channel {
-                self.tell_hub(server, shard, Input::Flowing { channel });
+                self.with_shard(server, shard, |own, now| own.handle_flow(now, channel, false));
             }
         }
     }
@@ -405,12 +521,73 @@ impl World {
         let Some(id) = self.conn_of(server, shard, channel) else {
             return self.violated(format!("server {} closes {channel:?}, which is closed", server + 1));
         };
-        self.count_close(reason);
+        if reason == CloseReason::Superseded {
+            self.count_superseded(server, shard, channel, id);
+        } else {
+            self.count_close(reason);
+        }
         self.free_channel(server, shard, channel);
         self.end_server_side(id, if reason.flushes() { Farewell::Flushed } else { Farewell::Reset });
     }
 
-    fn on_online(&mut self, server: usize, shard: usize, channel: ChannelKey, row: PresenceRow) {
+    /// Why an older session ended: by a letter, by a newer one on its shard, or since the site said so.
+    fn count_superseded(&mut self, server: usize, shard: usize, channel: ChannelKey, id: ConnId) {
+        let Some(process) = &self.servers[server].process else { return };
+        let is_told = process.shards[shard].displaced.contains(&channel);
+        let device_of = |conn: &Conn| self.machines[conn.agent].device;
+        let device = self.network.conns.get(&id).map(device_of);
+        let has_newer_here = self.network.conns.iter().any(|(other, conn)| {
+            let is_here = (conn.server, conn.shard) == (server, shard) && conn.server_end == End::Open;
+            *other > id && is_here && conn.session.is_some() && Some(device_of(conn)) == device
+        });
+        // One that was told by a letter was counted when it came.
+        if has_newer_here && !is_told {
+            self.tally.count(Kind::DisplacedOnShard);
+        } else if !is_told {
+            self.tally.count(Kind::SupersededBySite);
+        }
+    }
+
+    /// The shard takes no more from a channel for now.
+    fn on_hold(&mut self, server: usize, shard: usize, channel: ChannelKey) {
+        let Some(id) = self.conn_of(server, shard, channel) else { return };
+        self.tally.count(Kind::ChannelHeld);
+        if let Some(conn) = self.network.conns.get_mut(&id) {
+            conn.is_held = true;
+        }
+        if let Some(process) = self.servers[server].process.as_mut() {
+            process.shards[shard].held.push(id);
+        }
+    }
+
+    fn let_go_of_held(&mut self, server: usize, shard: usize) {
+        let Some(process) = self.servers[server].process.as_mut() else { return };
+        let own = &mut process.shards[shard];
+        if own.held.is_empty() || own.shard.is_backed_up() {
+            return;
+        }
+        for id in std::mem::take(&mut own.held) {
+            if let Some(conn) = self.network.conns.get_mut(&id) {
+                conn.is_held = false;
+            }
+            self.read_on(id);
+        }
+    }
+
+    /// What a shard has told the presence list since the last look.
+    fn hear_of_presence(&mut self, server: usize, shard: usize) {
+        loop {
+            let Some(process) = self.servers[server].process.as_mut() else { return };
+            let Ok(row) = process.shards[shard].presence_rows.try_recv() else { return };
+            process.presence_mail[shard].push_back(row.clone());
+            match row.presence {
+                Presence::Online(_) => self.on_online(server, shard, &row),
+                Presence::Offline { .. } => self.on_offline(server, shard, &row),
+            }
+        }
+    }
+
+    fn on_online(&mut self, server: usize, shard: usize, row: &PresenceRow) {
         self.tally.count(Kind::SignedIn);
         let device = row.device;
         self.say(format_args!(
@@ -419,14 +596,25 @@ impl World {
             row.session
         ));
         let now_ms = self.now_ms;
+        let channel = self.network.conns.values().find_map(|conn| {
+            let is_here = (conn.server, conn.shard) == (server, shard) && conn.server_end == End::Open;
+            let is_its =
+                self.machines[conn.agent].device == device && conn.session == Some((row.boot, row.session));
+            conn.channel.filter(|_| is_here && is_its)
+        });
+        let Some(channel) = channel else {
+            return self.violated(format!("device {device} is said to be online, and no connection is its"));
+        };
         let Some(process) = self.servers[server].process.as_mut() else { return };
-        let slot = process.shards[shard].slot(channel).cloned().unwrap_or_default();
-        let door = process.door;
-        if door != Door::Open {
-            return self.violated(format!("device {device} signs in while the door is {door:?}"));
+        let own = &mut process.shards[shard];
+        if !own.takes_sign_ins {
+            return self.violated(format!("device {device} signs in while the shard takes no sign-ins"));
         }
-        let bars = [Bar::Block(device), Bar::Certificate(slot.fingerprint)];
-        if let Some(bar) = bars.into_iter().find(|bar| process.barred.contains(bar)) {
+        let Some(present) = own.slots.tenant(slot_key(channel)).cloned() else {
+            return self.violated(format!("device {device} is online on {channel:?}, which is closed"));
+        };
+        let bars = [Bar::Block(device), Bar::Certificate(present.fingerprint)];
+        if let Some(bar) = bars.into_iter().find(|bar| own.barred.contains(bar)) {
             return self.violated(format!("device {device} signs in after {bar:?}"));
         }
         let active = Active {
@@ -434,23 +622,17 @@ impl World {
             boot: row.boot,
             session: row.session,
             since_ms: now_ms,
-            known: slot.known,
+            known: present.known,
             pushed: BTreeSet::new(),
         };
-        if process.shards[shard].active.insert(device, active).is_some() {
+        if own.active.insert(device, active).is_some() {
             return self.violated(format!("device {device} has two active sessions on a shard"));
         }
-        let elsewhere = process.shards.iter().enumerate().filter(|(place, _)| *place != shard);
-        let unannounced =
-            elsewhere.filter_map(|(place, other)| Some((place, other.active.get(&device)?.channel)));
-        if unannounced.into_iter().any(|former| !process.letters.contains(&former)) {
-            return self
-                .violated(format!("device {device} has two active sessions on server {}", server + 1));
-        }
-        self.presence_changes(server, row);
+        let life = self.servers[server].life;
+        self.after(DISPLACED_WITHIN_MS, Event::DoubleCheck { server, life, device });
     }
 
-    fn on_offline(&mut self, server: usize, shard: usize, row: PresenceRow) {
+    fn on_offline(&mut self, server: usize, shard: usize, row: &PresenceRow) {
         let device = row.device;
         self.say(format_args!(
             "server {} shard {shard}: device {device} offline, {}",
@@ -460,20 +642,25 @@ impl World {
         let Some(process) = self.servers[server].process.as_mut() else { return };
         let was = process.shards[shard].active.remove(&device);
         if was.is_none_or(|active| (active.boot, active.session) != (row.boot, row.session)) {
-            return self.violated(format!("device {device} goes offline with a session that was not online"));
+            self.violated(format!("device {device} goes offline with a session that was not online"));
         }
-        self.presence_changes(server, row);
+    }
+
+    fn channel_mut(&mut self, server: usize, shard: usize, channel: ChannelKey) -> Option<&mut Channel> {
+        self.servers[server].process.as_mut()?.shards[shard].slots.tenant_mut(slot_key(channel))
     }
 
     fn conn_of(&self, server: usize, shard: usize, channel: ChannelKey) -> Option<ConnId> {
-        self.servers[server].process.as_ref()?.shards[shard].slot(channel)?.conn
+        let own = &self.servers[server].process.as_ref()?.shards[shard];
+        Some(own.slots.tenant(slot_key(channel))?.conn)
     }
 
     fn check_hub(&mut self, server: usize, shard: usize) {
         let Some(process) = &self.servers[server].process else { return };
         let own = &process.shards[shard];
-        let (sessions, channels) = (own.hub.sessions(), own.channels());
-        let (online, active) = (own.hub.online(), own.active.len());
+        let hub = own.shard.hub();
+        let (sessions, channels) = (hub.sessions(), own.slots.len());
+        let (online, active) = (hub.online(), own.active.len());
         if sessions != channels || online != active {
             self.violated(format!(
                 "server {} shard {shard} holds {sessions} sessions, {online} of them online; there are {channels} \
@@ -484,72 +671,41 @@ impl World {
     }
 }
 
-impl Process {
-    pub(crate) fn new(options: &HubOptions) -> Self {
+impl SimShard {
+    pub(crate) fn new(
+        shard: Shard,
+        inbox: Inbox<Letter>,
+        poll: mio::Poll,
+        presence_rows: Receiver<PresenceRow>,
+    ) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Shard::new(options)).collect(),
-            presence: PresenceBook::default(),
-            position: 0,
-            door: Door::Held,
-            unreadable_since: None,
+            shard,
+            inbox,
+            _poll: poll,
+            presence_rows,
+            active: BTreeMap::new(),
+            slots: Slots::default(),
+            takes_sign_ins: false,
             barred: BTreeSet::new(),
             cancelled: BTreeSet::new(),
-            directory: Directory::default(),
-            letters: BTreeSet::new(),
-        }
-    }
-}
-
-impl Shard {
-    fn new(options: &HubOptions) -> Self {
-        Self {
-            hub: Hub::new(options.clone()),
-            active: BTreeMap::new(),
-            slots: Vec::new(),
-            displaced_here: VecDeque::new(),
+            displaced: BTreeSet::new(),
+            held: Vec::new(),
             flows: VecDeque::new(),
-            frames: PushFrames::default(),
-        }
-    }
-
-    /// The lowest free place, as a slab gives it, and never the same generation of it twice.
-    fn take_slot(&mut self, conn: ConnId, fingerprint: [u8; 32]) -> ChannelKey {
-        let free = self.slots.iter().position(|slot| slot.conn.is_none());
-        let index = free.unwrap_or_else(|| {
-            self.slots.push(Slot::default());
-            self.slots.len() - 1
-        });
-        let slot = &mut self.slots[index];
-        let generation = slot.generation + 1;
-        *slot = Slot { generation, conn: Some(conn), fingerprint, known: BTreeSet::new() };
-        ChannelKey { index: index as u32, generation }
-    }
-
-    fn free_slot(&mut self, channel: ChannelKey) {
-        if let Some(slot) = self.slots.get_mut(channel.index as usize)
-            && slot.generation == channel.generation
-        {
-            slot.conn = None;
+            is_called: false,
+            frame: Vec::new(),
         }
     }
 
     /// The certificate that was shown on a channel.
-    pub(crate) fn fingerprint(&self, channel: ChannelKey) -> Option<[u8; 32]> {
-        Some(self.slot(channel)?.fingerprint)
+    fn fingerprint(&self, channel: ChannelKey) -> Option<[u8; 32]> {
+        Some(self.slots.tenant(slot_key(channel))?.fingerprint)
     }
+}
 
-    fn slot(&self, channel: ChannelKey) -> Option<&Slot> {
-        let slot = self.slots.get(channel.index as usize)?;
-        (slot.generation == channel.generation && slot.conn.is_some()).then_some(slot)
-    }
+fn hub_key(key: SlotKey) -> ChannelKey {
+    ChannelKey { index: key.index, generation: key.generation }
+}
 
-    fn note_known(&mut self, channel: ChannelKey, known: BTreeSet<TaskId>) {
-        if self.slot(channel).is_some() {
-            self.slots[channel.index as usize].known = known;
-        }
-    }
-
-    fn channels(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.conn.is_some()).count()
-    }
+fn slot_key(key: ChannelKey) -> SlotKey {
+    SlotKey { index: key.index, generation: key.generation }
 }

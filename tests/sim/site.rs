@@ -1,391 +1,421 @@
-//! The site: its manager, its queue and its administrator, as plain as they can be.
+//! The site: the product's manager on a real database, the inbox that it reads, and what is kept of them for comparison.
 //!
-//! Rows of the queue are really signed and really encoded, and are read back as the broker reads them. What the manager does
-//! with results and presence is modelled: the first final word counts, the newest session wins, a full list ends whom it leaves
-//! out, and a session that is older than another is ended by a row of the queue.
+//! The manager is driven a step at a time on virtual time. Its database is SQLite's, in a folder of its own, and outside the simulated
+//! disks: a manager that is killed loses what it had not committed, and no more. After every commit what the database says is compared
+//! with the model.
 //!
-//! The administrator starts tasks of all kinds, cancels some, blocks devices for a while and assigns policies.
+//! Making a site and its devices' certificates takes longer than a world, so all worlds of a process begin with copies of one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
-use bgb_hub::Order;
-use bgb_protocol::action::{Action, Parameters};
-use bgb_protocol::file::presence::{Presence, PresenceRow};
-use bgb_protocol::file::results::{DeviceWord, ResultRow};
-use bgb_protocol::head::{HEAD_INTERVAL_MS, HeadStatement, SignedHead};
-use bgb_protocol::ids::{BootId, DeviceId, Generation, SessionNumber, SiteCode, TaskId, UnixMillis};
-use bgb_protocol::policy::{PolicyScope, PolicyStatement, SignedPolicy};
-use bgb_protocol::queue::{Bitmap, QueueItem};
+use bgb_manager::bell::Bell;
+use bgb_manager::figures::Figures;
+use bgb_manager::key_book::SiteKeyBook;
+use bgb_manager::manager::{Manager, ManagerParts, Next};
+use bgb_manager::orders::{Answer, Order};
+use bgb_manager::verifier::Verifier;
+use bgb_protocol::api::{AddDevices, ErrorBody};
+use bgb_protocol::ids::{BootId, DeviceId, ServerId, SessionNumber, SiteCode, TaskId, UnixMillis};
 use bgb_protocol::signature::{SigningKey, TrustedKeys};
 use bgb_protocol::state::TaskState;
-use bgb_protocol::target_set::TargetSet;
-use bgb_protocol::task::{CancelStatement, SignedCancel, SignedTask, TaskStatement};
+use bgb_site::init::{InitOptions, ServerOptions, server_add, site_init};
+use bgb_site::store::PresenceState;
+use bgb_site::{Authority, Reader, SiteFolder, Store, check, signing_key};
+use rusqlite::{Connection, OpenFlags};
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls_pki_types::pem::PemObject as _;
+use tempfile::TempDir;
 
-use crate::agents::Power;
 use crate::dice::Dice;
-use crate::model::{Ring, TaskFacts};
-use crate::spool::is_final;
+use crate::hosts::{INBOX, SITE_HOST};
+use crate::servers::{SERVERS, address_of};
 use crate::tally::Kind;
-use crate::world::{Event, World};
+use crate::world::{EPOCH_UNIX_MS, Event, World};
 
-/// A committed row is handed to the shards within 10 ms; where its bell is missed, within 250 ms (the broker's look).
-const BELL_MS_MAX: u64 = 10;
-const MISSED_BELL_MS: u64 = 250;
-/// Blocks and the like are valid as long as the world.
-const FOR_EVER_MS: u64 = 1 << 40;
-/// A head is of use to a server that starts until some newer ones must have come.
-const HEAD_VALID_MS: u64 = 5 * HEAD_INTERVAL_MS;
+/// Devices of the site, of which a world has some.
+const DEVICES: u32 = 7;
+/// Devices of the second block of a target set (2,048 in each) have numbers from here on.
+const SECOND_BLOCK: u32 = 2_050;
+/// So many numbers before it are no device's.
+pub(crate) const NUMBERS_OF_NOBODY: u64 = SECOND_BLOCK as u64 - 5;
+/// How often the manager looks into its inbox by itself: it is told of every file.
+const SCAN_MS: u64 = 10_000;
+/// A change of the inbox is noticed within this.
+const NOTICED_MS_MAX: u64 = 30;
+/// Whoever starts a manager that could not start tries again within this.
+const START_AGAIN_MS_MAX: u64 = 5_000;
 
 /// The site.
 pub(crate) struct Site {
     pub(crate) code: SiteCode,
     pub(crate) trusted: TrustedKeys,
+    pub(crate) key: SigningKey,
+    pub(crate) manager: Option<Manager>,
+    /// When the manager wants its next step, in virtual time.
+    pub(crate) due_ms: Option<u64>,
+    /// Devices that the site has blocked.
     pub(crate) blocked: BTreeSet<DeviceId>,
-    key: SigningKey,
-    generation: Generation,
-    rows: Vec<Row>,
-    seen: BTreeMap<DeviceId, Seen>,
-    tasks_started: u64,
-    policies: u64,
+    /// Versions of policies that were put, and the collection that has been made.
+    pub(crate) has_offices: bool,
+    folder: SiteFolder,
+    bell: Arc<AtomicU64>,
+    bell_heard: u64,
+    starts: u64,
+    /// A connection of the one who looks on.
+    watch: Option<Connection>,
+    version: i64,
+    /// Of all results, when they were compared last.
+    results_mark: (i64, i64, i64),
+    root: TempDir,
 }
 
-#[derive(Debug)]
-struct Row {
-    order: Order,
-    valid_until: UnixMillis,
+/// What the database has of a device.
+pub(crate) type Shown = (usize, BootId, SessionNumber);
+
+/// A site as every world begins with it.
+struct Template {
+    root: TempDir,
+    devices: Vec<TemplateDevice>,
 }
 
-/// What the manager holds of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) boot: BootId,
-    pub(crate) session: SessionNumber,
-    /// The server where it is online.
-    pub(crate) online_at: Option<usize>,
-    last_server: usize,
+/// A device of the site.
+#[derive(Clone)]
+pub(crate) struct TemplateDevice {
+    pub(crate) number: DeviceId,
+    /// PKCS#8.
+    pub(crate) key: Vec<u8>,
+}
+
+static TEMPLATE: LazyLock<Template> = LazyLock::new(Template::make);
+
+struct CountingBell(Arc<AtomicU64>);
+
+impl Bell for CountingBell {
+    fn ring(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A folder in memory, where there is one: the database syncs at every commit.
+fn new_folder() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    made.expect("a temporary folder can be made")
+}
+
+impl Template {
+    fn make() -> Self {
+        let root = new_folder();
+        let now = UnixMillis(EPOCH_UNIX_MS);
+        let code = "SIM".parse().expect("three capital letters");
+        let options = InitOptions::new(root.path().join("site"), code, vec![address_of(0)], now);
+        let folder = site_init(&options).expect("a site can be made").folder;
+        for server in 1..SERVERS {
+            let options = ServerOptions {
+                addresses: vec![address_of(server)],
+                listen: options.server_listen,
+                admin: options.server_admin,
+                now,
+            };
+            server_add(&folder, &options).expect("a server can be added");
+        }
+        let parts = parts(&folder, Arc::default(), Dice::new(0), 300_000, Arc::default());
+        let clock = bgb_daemon::clock::Now { unix_ms: now.0, boot_ms: 1, mono_ms: 1 };
+        let mut manager = Manager::new(parts.expect("a new site can be opened"), clock)
+            .expect("an empty disk takes the inbox's folders");
+        let is_in_second = |device: &u32| device % 3 == 2;
+        let (second, first): (Vec<_>, Vec<_>) = (0..DEVICES).partition(is_in_second);
+        let mut devices = add_devices(&mut manager, clock, &first);
+        let sql = format!("UPDATE site SET device_next = {SECOND_BLOCK}");
+        let connection = Connection::open(folder.database()).expect("the database is there");
+        connection.execute(&sql, []).expect("the site has its row");
+        devices.extend(add_devices(&mut manager, clock, &second));
+        manager.stop(clock);
+        drop(manager);
+        let log = "PRAGMA wal_checkpoint(TRUNCATE)";
+        connection.query_row(log, [], |_| Ok(())).expect("nobody is in the way");
+        devices.sort_by_key(|device| device.0);
+        Self { root, devices: devices.into_iter().map(|(_, device)| device).collect() }
+    }
+}
+
+fn add_devices(
+    manager: &mut Manager,
+    now: bgb_daemon::clock::Now,
+    numbers: &[u32],
+) -> Vec<(u32, TemplateDevice)> {
+    let names = numbers.iter().map(|number| format!("pc-{number}")).collect();
+    let answer = manager.handle_order(now, Order::AddDevices(AddDevices { names }));
+    let Ok(Answer::Devices(bundles)) = answer else { panic!("devices cannot be added: {answer:?}") };
+    let device = |bundle: bgb_protocol::api::DeviceBundle| {
+        let key = PrivatePkcs8KeyDer::from_pem_slice(bundle.key_pem.as_bytes()).expect("the key is PEM");
+        TemplateDevice { number: bundle.number, key: key.secret_pkcs8_der().to_vec() }
+    };
+    numbers.iter().copied().zip(bundles.into_iter().map(device)).collect()
+}
+
+/// The devices of the site, by the number of their machine; more than a world has.
+pub(crate) fn devices() -> &'static [TemplateDevice] {
+    &TEMPLATE.devices
+}
+
+/// What a manager of the site is made of. Nothing of it comes from outside the world but the database's bytes.
+fn parts(
+    folder: &SiteFolder,
+    bell: Arc<AtomicU64>,
+    mut dice: Dice,
+    presence_full_ms: u64,
+    disk: Arc<bgb_daemon::disk::SimDisk>,
+) -> Result<ManagerParts, String> {
+    let store = Store::open(&folder.database()).map_err(|error| error.to_string())?;
+    let keys = SiteKeyBook::open(&folder.database()).map_err(|error| error.to_string())?;
+    Ok(ManagerParts {
+        key: signing_key::load(folder).map_err(|error| error.to_string())?,
+        authority: Authority::load(folder, store.code()).map_err(|error| error.to_string())?,
+        store,
+        disk: Arc::new((*disk).clone()),
+        inbox: PathBuf::from(INBOX),
+        bell: Box::new(CountingBell(bell)),
+        verifier: Verifier::inline(Box::new(keys)),
+        figures: Arc::new(Figures::default()),
+        servers: (0..SERVERS).map(address_of).collect(),
+        presence_full_ms,
+        scan_ms: SCAN_MS,
+        stopwatch: Box::new(|| 0),
+        random: Box::new(move || dice.bytes()),
+    })
 }
 
 impl Site {
-    pub(crate) fn new(dice: &mut Dice) -> Self {
-        let key = SigningKey::from_seed(dice.bytes());
-        Self {
+    /// A copy of the site that all worlds begin with.
+    pub(crate) fn new() -> Self {
+        let root = new_folder();
+        copy_folder(&TEMPLATE.root.path().join("site"), &root.path().join("site"));
+        let folder = SiteFolder::new(root.path().join("site"));
+        let key = signing_key::load(&folder).expect("the site has a signing key");
+        let site = Self {
             code: "SIM".parse().expect("three capital letters"),
             trusted: TrustedKeys::new([key.public()]),
-            blocked: BTreeSet::new(),
             key,
-            generation: Generation(dice.bytes()),
-            rows: Vec::new(),
-            seen: BTreeMap::new(),
-            tasks_started: 0,
-            policies: 0,
+            manager: None,
+            due_ms: None,
+            blocked: BTreeSet::new(),
+            has_offices: false,
+            folder,
+            bell: Arc::default(),
+            bell_heard: 0,
+            starts: 0,
+            watch: None,
+            version: 0,
+            results_mark: (0, 0, 0),
+            root,
+        };
+        for server in 0..SERVERS {
+            site.link(&site.root.path().join(format!("server{}.db", server + 1)));
         }
+        site
     }
 
-    /// The valid rows from a place on, as the broker hands them on.
-    pub(crate) fn orders_from(&self, position: usize, now: UnixMillis) -> Vec<Order> {
-        let rows = self.rows[position..].iter().filter(|row| row.valid_until > now);
-        rows.map(|row| row.order.clone()).collect()
+    /// The folder that holds all of it.
+    pub(crate) fn root(&self) -> &Path {
+        self.root.path()
     }
 
-    pub(crate) fn row_count(&self) -> usize {
-        self.rows.len()
+    pub(crate) fn database(&self) -> PathBuf {
+        self.folder.database()
     }
 
-    pub(crate) fn seen(&self, device: DeviceId) -> Option<Seen> {
-        self.seen.get(&device).copied()
+    /// Makes the link by which a server reaches the database.
+    pub(crate) fn link(&self, link: &Path) {
+        std::os::unix::fs::symlink(self.folder.database(), link).expect("a link can be made");
+    }
+
+    /// Where the site shows a device as online.
+    pub(crate) fn shown(&self, device: DeviceId) -> Option<Shown> {
+        let reader = Reader::open(&self.folder.database()).expect("the database can be read");
+        let row = reader.read().device(device).expect("the database can be read")?;
+        let presence = row.presence;
+        if presence.state != PresenceState::Online {
+            return None;
+        }
+        let ServerId(server) = presence.server?;
+        Some((server as usize - 1, presence.boot?, presence.session?))
+    }
+
+    fn watch(&mut self) -> &Connection {
+        let database = self.folder.database();
+        self.watch.get_or_insert_with(|| {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            Connection::open_with_flags(database, flags).expect("the database can be read")
+        })
+    }
+
+    /// Whether anything was committed since this was asked last.
+    fn has_changed(&mut self) -> bool {
+        let version = self.watch().pragma_query_value(None, "data_version", |row| row.get(0));
+        let version = version.expect("the database can be read");
+        std::mem::replace(&mut self.version, version) != version
+    }
+
+    /// What the database has of results, when it is not as it was compared last: every final word, and every count that is not the
+    /// number of its rows.
+    fn new_results(&mut self) -> Option<(Vec<(TaskId, DeviceId, TaskState)>, Vec<String>)> {
+        let mark = "SELECT count(*), total(state), total(heard) FROM result";
+        let read = |row: &rusqlite::Row<'_>| {
+            Ok((row.get(0)?, row.get::<_, f64>(1)? as i64, row.get::<_, f64>(2)? as i64))
+        };
+        let mark = self.watch().query_row(mark, [], read).expect("the database can be read");
+        if std::mem::replace(&mut self.results_mark, mark) == mark {
+            return None;
+        }
+        let read = |(task, device, state)| Some((task, device, TaskState::from_code(state)?));
+        let finals =
+            self.words().into_iter().filter_map(read).filter(|(.., state)| state.is_final()).collect();
+        Some((finals, self.miscounted()))
+    }
+
+    /// What devices have said of tasks so far: the state's code.
+    fn words(&mut self) -> Vec<(TaskId, DeviceId, u8)> {
+        let sql = "SELECT id, device, result.state FROM result JOIN task ON task.number = result.task";
+        let mut statement = self.watch().prepare_cached(sql).expect("the database has these columns");
+        let words = statement
+            .query_map([], |row| Ok((TaskId::from_bytes(row.get(0)?), DeviceId(row.get(1)?), row.get(2)?)));
+        words.expect("the database can be read").collect::<Result<_, _>>().expect("the database can be read")
+    }
+
+    /// Counts that are not the number of their rows.
+    fn miscounted(&mut self) -> Vec<String> {
+        let sql = "SELECT lower(hex(id)) || ': ' || counted.state || ', ' || counted.n FROM \
+             (SELECT task, state, sum(n) AS n FROM \
+                (SELECT task, state, n FROM task_count UNION ALL SELECT task, state, -count(*) FROM result GROUP BY task, state) \
+              GROUP BY task, state HAVING sum(n) <> 0) AS counted JOIN task ON task.number = counted.task";
+        let mut statement = self.watch().prepare_cached(sql).expect("the database has these columns");
+        let rows = statement.query_map([], |row| row.get(0)).expect("the database can be read");
+        rows.collect::<Result<_, _>>().expect("the database can be read")
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder can be made");
+    for entry in std::fs::read_dir(from).expect("the template is there").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), &target).expect("the template can be copied");
+        }
     }
 }
 
 impl World {
-    /// Rows are committed, and servers get to know of them.
-    fn commit(&mut self, items: &[QueueItem], valid_until: UnixMillis) {
-        for item in items {
-            let read = QueueItem::decode(&item.encode()).map_err(|error| error.to_string());
-            match read.and_then(|item| Order::read(item).map_err(|error| error.to_string())) {
-                Ok(order) => self.site.rows.push(Row { order, valid_until }),
-                Err(error) => self.violated(format!("a {} row cannot be read back: {error}", item.kind())),
-            }
-        }
-        for server in 0..self.servers.len() {
-            let life = self.servers[server].life;
-            let after_ms =
-                if self.dice.chance(100) { MISSED_BELL_MS } else { self.dice.between(1, BELL_MS_MAX) };
-            self.after(after_ms, Event::OrdersCome { server, life });
-        }
+    pub(crate) fn start_manager_after(&mut self, after_ms: u64) {
+        self.site.starts += 1;
+        let starts = self.site.starts;
+        self.after(after_ms, Event::ManagerStarts { starts });
     }
 
-    fn for_ever(&self) -> UnixMillis {
-        self.unix().plus(FOR_EVER_MS)
-    }
-
-    /// The manager signs how far the queue has come, and the time.
-    pub(crate) fn on_head_due(&mut self) {
-        let statement = HeadStatement {
-            site: self.site.code,
-            generation: self.site.generation,
-            sequence: self.site.rows.len() as u64,
-            time: self.unix(),
-        };
-        let signed = SignedHead::sign(statement, &self.site.key).bytes().to_vec();
-        let valid_until = self.unix().plus(HEAD_VALID_MS);
-        self.commit(&[QueueItem::Head { signed }], valid_until);
-        self.after(HEAD_INTERVAL_MS, Event::HeadDue);
-    }
-
-    pub(crate) fn on_administrator_acts(&mut self) {
-        match self.dice.below(100) {
-            0..70 => self.start_some_task(),
-            70..86 => self.cancel_some_task(),
-            86..93 if !self.has_healed() => self.block_some_device(),
-            _ => self.assign_policy(),
-        }
-        let after_ms = self.dice.around(self.weather.task_gap_ms);
-        self.after(after_ms, Event::AdministratorActs);
-    }
-
-    fn start_some_task(&mut self) {
-        let action = self.dice.pick(&[
-            Action::Ping,
-            Action::Ping,
-            Action::DownloadPolicy,
-            Action::CollectInventory,
-            Action::UpdateDefinitions,
-            Action::QuickScan,
-            Action::QuickScan,
-            Action::FullScan,
-        ]);
-        let mut targets = self.some_targets(700);
-        if targets.is_empty() || self.dice.chance(200) {
-            // Somebody who is never there, so that the set is not just the present devices.
-            targets.insert(DeviceId(self.dice.between(5_000, 9_000) as u32));
-        }
-        let starts_in_ms = if self.dice.chance(150) { self.dice.between(1_000, 240_000) } else { 0 };
-        let valid_ms = self.dice.between(60_000, self.weather.validity_ms_max);
-        let is_in_rings = self.dice.chance(150);
-        self.start_task(action, targets, starts_in_ms, valid_ms, is_in_rings);
-    }
-
-    /// So many devices in a thousand. In some worlds nothing more is sent to those that are switched off for good: then only the
-    /// missing keepalive tells that they are gone.
-    pub(crate) fn some_targets(&mut self, per_mille: u64) -> BTreeSet<DeviceId> {
-        let mut targets = BTreeSet::new();
-        for machine in &self.machines {
-            let is_left_alone = machine.power == Power::OffForGood && self.weather.leaves_the_dead_alone;
-            if self.dice.chance(per_mille) && !is_left_alone {
-                targets.insert(machine.device);
-            }
-        }
-        targets
-    }
-
-    /// A task and its release, in one transaction.
-    pub(crate) fn start_task(
-        &mut self,
-        action: Action,
-        targets: BTreeSet<DeviceId>,
-        starts_in_ms: u64,
-        valid_ms: u64,
-        is_in_rings: bool,
-    ) {
-        let not_before = self.unix().plus(starts_in_ms);
-        let expires = not_before.plus(valid_ms);
-        self.site.tasks_started += 1;
-        let task = task_id(self.unix(), self.site.tasks_started);
-        let Some(set) = TargetSet::new(targets.iter().map(|device| device.0).collect()) else { return };
-        let statement = TaskStatement {
-            site: self.site.code,
-            task,
-            action: action.code(),
-            parameters: Parameters::none(),
-            targets: set.digest(),
-            not_before,
-            expires,
-            approval: None,
-        };
-        let signed = SignedTask::sign(statement, &self.site.key).bytes().to_vec();
-        let Bitmap(bitmap) = Bitmap::of(set.devices());
-        let first_ring = is_in_rings.then(|| targets.iter().step_by(2).copied().collect::<BTreeSet<_>>());
-        self.say(format_args!(
-            "task {task}: {action} for {targets:?}, starts in {starts_in_ms} ms, valid {valid_ms} ms, rings: {is_in_rings}"
-        ));
-        let rings = vec![Ring { from: not_before, committed: self.unix(), devices: first_ring.clone() }];
-        let facts = TaskFacts { action, targets, not_before, expires, rings, cancelled: None };
-        self.model.tasks.insert(task, facts);
-        self.tally.count(Kind::TaskStarted);
-        if starts_in_ms > 0 {
-            self.tally.count(Kind::TaskForLater);
-        }
-        if is_in_rings {
-            self.tally.count(Kind::TaskInRings);
-            let after_ms = starts_in_ms + self.dice.between(1_000, valid_ms / 2);
-            self.after(after_ms, Event::ReleaseDue { task });
-        }
-        let devices = first_ring.map(|ring| Bitmap::of(&ring.iter().map(|device| device.0).collect()));
-        let release = QueueItem::Release { task, devices, from: not_before };
-        self.commit(&[QueueItem::Task { signed, targets: bitmap }, release], expires);
-    }
-
-    /// The second ring of a task: everybody.
-    pub(crate) fn on_release_due(&mut self, task: TaskId) {
-        let (from, committed) = (self.unix(), self.unix());
-        let Some(facts) = self.model.tasks.get_mut(&task) else { return };
-        facts.rings.push(Ring { from, committed, devices: None });
-        let expires = facts.expires;
-        self.say(format_args!("task {task} is released to all its targets"));
-        self.commit(&[QueueItem::Release { task, devices: None, from }], expires);
-    }
-
-    fn cancel_some_task(&mut self) {
-        let now = self.unix();
-        let open = |facts: &TaskFacts| facts.cancelled.is_none() && facts.expires > now;
-        let valid: Vec<_> =
-            self.model.tasks.iter().filter(|(_, facts)| open(facts)).map(|(task, _)| *task).collect();
-        if valid.is_empty() {
+    pub(crate) fn on_manager_starts(&mut self, starts: u64) {
+        if self.site.starts != starts || self.site.manager.is_some() || !self.hosts[SITE_HOST].has_power() {
             return;
         }
-        // The newest one often: so that cancels overtake.
-        let task = if self.dice.chance(500) { valid[valid.len() - 1] } else { self.dice.pick(&valid) };
-        let Some(facts) = self.model.tasks.get_mut(&task) else { return };
-        facts.cancelled = Some(now);
-        let expires = facts.expires;
-        self.say(format_args!("task {task} is cancelled"));
-        self.tally.count(Kind::TaskCancelled);
-        let statement = CancelStatement { site: self.site.code, task, expires, cancelled: now };
-        let signed = SignedCancel::sign(statement, &self.site.key).bytes().to_vec();
-        self.commit(&[QueueItem::Cancel { signed }], expires);
-    }
-
-    fn block_some_device(&mut self) {
-        let agent = self.dice.place(self.machines.len());
-        let device = self.machines[agent].device;
-        if !self.site.blocked.insert(device) {
-            return;
-        }
-        self.say(format_args!("device {device} is blocked"));
-        let for_ever = self.for_ever();
-        self.commit(&[QueueItem::Block { device }], for_ever);
-        if self.dice.chance(800) {
-            let left_ms = self.weather.heals_at_ms - self.now_ms;
-            let after_ms = self.dice.between(1, 120_000).min(left_ms);
-            self.after(after_ms, Event::UnblockDue { device });
-        }
-    }
-
-    pub(crate) fn on_unblock_due(&mut self, device: DeviceId) {
-        self.site.blocked.remove(&device);
-        self.say(format_args!("device {device} is unblocked"));
-        let for_ever = self.for_ever();
-        self.commit(&[QueueItem::Unblock { device }], for_ever);
-    }
-
-    fn assign_policy(&mut self) {
-        self.site.policies += 1;
-        let version = self.site.policies;
-        let keepalive_secs = self.dice.between(20, u64::from(self.weather.keepalive_secs));
-        let settings = format!("{{\"keepalive_seconds\":{keepalive_secs}}}");
-        let devices =
-            self.dice.chance(400).then(|| self.machines.iter().step_by(2).map(|machine| machine.device.0));
-        let set = devices.and_then(|devices| TargetSet::new(devices.collect()));
-        let scope = set.as_ref().map_or(PolicyScope::Everyone, |set| PolicyScope::Set(set.digest()));
-        let statement = PolicyStatement {
-            site: self.site.code,
-            name: self.dice.pick(&["default", "offices", "servers"]).to_owned(),
-            version,
-            priority: self.dice.below(3) as i32,
-            scope,
-            issued: self.unix(),
-            settings: self.dice.chance(850).then_some(settings),
-        };
-        self.say(format_args!("policy {} version {version} is assigned", statement.name));
-        let signed = SignedPolicy::sign(statement, &self.site.key).bytes().to_vec();
-        let devices = set.as_ref().map(|set| Bitmap::of(set.devices()));
-        let for_ever = self.for_ever();
-        self.commit(&[QueueItem::Policy { signed, devices }], for_ever);
-    }
-
-    /// A certificate counts no more.
-    pub(crate) fn revoke(&mut self, fingerprint: [u8; 32]) {
-        let for_ever = self.for_ever();
-        self.commit(&[QueueItem::Revoke { fingerprint }], for_ever);
-    }
-
-    /// A file of a server's presence reaches the manager.
-    pub(crate) fn on_presence_comes(&mut self, server: usize, is_full: bool, rows: &[PresenceRow]) {
-        self.say(format_args!("the site hears of server {}'s presence, {} rows", server + 1, rows.len()));
-        for row in rows {
-            match row.presence {
-                Presence::Online(_) => self.on_seen_online(server, row),
-                Presence::Offline { .. } => {
-                    let ends = |seen: &&mut Seen| {
-                        (seen.boot, seen.session, seen.online_at) == (row.boot, row.session, Some(server))
-                    };
-                    if let Some(seen) = self.site.seen.get_mut(&row.device).filter(ends) {
-                        seen.online_at = None;
-                    }
-                }
+        let now = self.host_now(0);
+        let disk = Arc::new(self.hosts[SITE_HOST].disk.clone());
+        let (bell, dice) = (Arc::clone(&self.site.bell), Dice::new(self.dice.next()));
+        let parts = parts(&self.site.folder, bell, dice, self.weather.presence_full_ms, disk);
+        let made = parts.and_then(|parts| Manager::new(parts, now).map_err(|error| error.to_string()));
+        match made {
+            Ok(manager) => {
+                self.say(format_args!("the manager starts"));
+                self.site.manager = Some(manager);
+                self.site.due_ms = Some(self.now_ms);
+                self.check_site();
+            }
+            Err(error) => {
+                let error = error.replace(&*self.site.root().to_string_lossy(), "");
+                self.say(format_args!("the manager cannot start: {error}"));
+                let after_ms = self.dice.between(500, START_AGAIN_MS_MAX);
+                self.start_manager_after(after_ms);
             }
         }
-        if is_full {
-            let listed: BTreeSet<_> = rows.iter().map(|row| row.device).collect();
-            for (device, seen) in &mut self.site.seen {
-                if seen.online_at == Some(server) && !listed.contains(device) {
-                    seen.online_at = None;
-                }
-            }
+        self.check_hosts();
+    }
+
+    /// The manager's process is gone.
+    pub(crate) fn drop_manager(&mut self) {
+        if self.site.manager.take().is_some() {
+            self.say(format_args!("the manager is gone"));
+        }
+        self.site.due_ms = None;
+    }
+
+    /// The manager does one piece of what is due.
+    pub(crate) fn step_manager(&mut self) {
+        let now = self.host_now(0);
+        let Some(manager) = self.site.manager.as_mut() else { return };
+        let next = manager.step(now);
+        self.site.due_ms = Some(match next {
+            // Each step takes its time.
+            Next::Now => self.now_ms + 1,
+            Next::At(due_ms) => self.at_mono(due_ms).max(self.now_ms + 1),
+        });
+        self.after_manager();
+    }
+
+    /// An administrator orders something; `None` when nobody is there to take it.
+    pub(crate) fn order(&mut self, order: Order) -> Option<Result<Answer, ErrorBody>> {
+        let now = self.host_now(0);
+        let answer = self.site.manager.as_mut()?.handle_order(now, order);
+        self.after_manager();
+        Some(answer)
+    }
+
+    /// Files have come into the inbox.
+    pub(crate) fn inbox_changes(&mut self) {
+        let after_ms = self.dice.between(1, NOTICED_MS_MAX);
+        self.after(after_ms, Event::InboxNoticed);
+    }
+
+    pub(crate) fn on_inbox_noticed(&mut self) {
+        let now_ms = self.now_ms;
+        if let Some(manager) = self.site.manager.as_mut() {
+            manager.on_inbox_changed();
+            self.site.due_ms = Some(now_ms);
         }
     }
 
-    fn on_seen_online(&mut self, server: usize, row: &PresenceRow) {
-        let PresenceRow { device, boot, session, .. } = *row;
-        let new = Seen { boot, session, online_at: Some(server), last_server: server };
-        let older = match self.site.seen.get(&device).copied() {
-            Some(seen) if (seen.boot, seen.session) == (boot, session) => {
-                self.site.seen.insert(device, new);
-                return;
-            }
-            Some(seen) if seen.session > session => (boot, session, server),
-            Some(seen) => {
-                self.site.seen.insert(device, new);
-                if seen.online_at.is_none() || seen.last_server == server {
-                    return;
-                }
-                (seen.boot, seen.session, seen.last_server)
-            }
-            None => {
-                self.site.seen.insert(device, new);
-                return;
-            }
-        };
-        let (boot, session, at) = older;
-        self.say(format_args!("the site ends session {session} of device {device} at server {}", at + 1));
-        let valid_until = self.unix().plus(HEAD_VALID_MS);
-        self.commit(&[QueueItem::Supersede { device, boot, session }], valid_until);
+    fn after_manager(&mut self) {
+        if self.site.has_changed() {
+            self.compare_results();
+        }
+        let rung = self.site.bell.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.site.bell_heard, rung) != rung {
+            self.ring_bell();
+        }
+        self.check_hosts();
     }
 
-    /// A file of results reaches the manager.
-    pub(crate) fn on_results_come(&mut self, rows: &[ResultRow]) {
-        self.say(format_args!("the site hears {} words", rows.len()));
-        for row in rows.iter().filter(|row| is_final(row)) {
-            let DeviceWord::Final(result) = &row.word else { continue };
-            let Some(machine) = self.machines.iter().find(|machine| machine.device == row.device) else {
-                self.violated(format!("a result by device {}, which is not there", row.device));
-                return;
-            };
-            let statement = match (result.read(), result.verify(&machine.public)) {
-                (Ok(statement), Ok(())) => statement,
-                (read, verified) => {
-                    let faults = (read.err(), verified.err());
-                    return self.violated(format!("a result of {} does not hold: {faults:?}", row.task));
-                }
-            };
-            if (statement.task, statement.device) != (row.task, row.device) {
-                return self.violated(format!("a result of {} says that it is another's", row.task));
-            }
-            match self.model.on_counted(&statement) {
-                Ok(true) => self.count_state(statement.state),
-                Ok(false) => {}
-                Err(what) => return self.violated(what),
-            }
+    /// Holds what the database says of results against the model. Invariants 5, 6 and 12.
+    fn compare_results(&mut self) {
+        let Some((finals, miscounted)) = self.site.new_results() else { return };
+        self.say(format_args!("the site has {} final words", finals.len()));
+        if let Some(first) = miscounted.first() {
+            return self.violated(format!("the counts of a task do not add up: {first}"));
+        }
+        match self.model.on_counted(&finals) {
+            Ok(new) => new.into_iter().for_each(|state| self.count_state(state)),
+            Err(what) => self.violated(what),
+        }
+    }
+
+    /// `bgb site check`.
+    pub(crate) fn check_site(&mut self) {
+        match check::check(&self.site.database()) {
+            Ok(report) if report.is_sound() => {}
+            Ok(report) => self.violated(format!("the site is not sound: {:?}", report.findings)),
+            Err(error) => self.violated(format!("the site cannot be checked: {error}")),
         }
     }
 
@@ -399,14 +429,45 @@ impl World {
             TaskState::Received | TaskState::Running | TaskState::NoAnswer => {}
         }
     }
-}
 
-/// An id as UUID version 7 has it: the time in milliseconds, then what tells it apart.
-fn task_id(now: UnixMillis, number: u64) -> TaskId {
-    let mut bytes = [0; 16];
-    bytes[..6].copy_from_slice(&now.0.to_be_bytes()[2..]);
-    bytes[6] = 0x70;
-    bytes[8] = 0x80;
-    bytes[12..].copy_from_slice(&(number as u32).to_be_bytes());
-    TaskId::from_bytes(bytes)
+    /// A file that was taken in comes again: somebody has put it back.
+    pub(crate) fn repeat_file(&mut self) {
+        let disk = self.hosts[SITE_HOST].disk.clone();
+        let Some((path, server)) = self.some_done_file() else { return };
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        // `<when>-<server>-<the name that its header gives it>`
+        let Some(name) = name.splitn(3, '-').nth(2).map(str::to_owned) else { return };
+        let target = Path::new(INBOX).join(server.to_string());
+        let copied = bgb_daemon::disk::Disk::read(&disk, &path)
+            .and_then(|bytes| bgb_daemon::disk::replace_durably(&disk, &target.join(&name), &bytes));
+        if copied.is_ok() {
+            self.tally.count(Kind::FileRepeated);
+            self.say(format_args!("file {name} of server {server} comes again"));
+            self.inbox_changes();
+        }
+        self.check_hosts();
+    }
+
+    fn some_done_file(&mut self) -> Option<(PathBuf, u32)> {
+        use bgb_daemon::disk::Disk as _;
+        let disk = self.hosts[SITE_HOST].disk.clone();
+        let server = self.dice.between(1, SERVERS as u64) as u32;
+        let folder = Path::new(INBOX).join("done").join(server.to_string());
+        let hours = disk.list(&folder).ok()?;
+        let mut files = Vec::new();
+        for entry in hours {
+            let path = folder.join(&entry.name);
+            if entry.is_dir {
+                files.extend(disk.list(&path).ok()?.into_iter().map(|file| path.join(file.name)));
+            } else {
+                files.push(path);
+            }
+        }
+        (!files.is_empty()).then(|| (files.swap_remove(self.dice.place(files.len())), server))
+    }
+
+    /// Devices that the site does not leave out of a target set.
+    pub(crate) fn is_active(&self, device: DeviceId) -> bool {
+        !self.site.blocked.contains(&device)
+    }
 }

@@ -1,7 +1,7 @@
 //! The simulated world: virtual time, everything that is in it, and the order in which it happens.
 //!
 //! One thread; time is a number that jumps to whatever is due next. What is due at the same millisecond comes in a fixed order:
-//! events in the order in which they were made, then hubs, then agents. A run has two halves: faults, then peace from
+//! events in the order in which they were made, then hubs, then the manager, then agents. A run has two halves: faults, then peace from
 //! `heals_at_ms` on, in which what was promised has to come about.
 //!
 //! It owns the clock and the events and knows of each of its parts only when it is their turn. It must not read a clock, draw
@@ -10,17 +10,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use bgb_hub::{ChannelKey, Now as HubNow, TICK_MS, Tick};
-use bgb_protocol::file::presence::PresenceRow;
-use bgb_protocol::file::results::ResultRow;
+use bgb_hub::{Now as HubNow, TICK_MS, Tick};
 use bgb_protocol::ids::{DeviceId, TaskId, UnixMillis};
 
 use crate::agents::Machine;
 use crate::dice::Dice;
 use crate::faults::Weather;
+use crate::hosts::Host;
 use crate::model::Model;
 use crate::network::{ConnId, Network, Way};
-use crate::servers::SimServer;
+use crate::servers::{SERVERS, SimServer};
 use crate::site::Site;
 use crate::tally::{Kind, Tally};
 use crate::trace::Trace;
@@ -53,18 +52,22 @@ pub(crate) enum Event {
     // servers.rs
     ServerStarts { server: usize, starts: u64 },
     ServerDrained { server: usize, life: u64, looks: u64 },
-    OrdersCome { server: usize, life: u64 },
-    QueueReadable { server: usize, life: u64 },
-    SignInsHeld { server: usize, life: u64, since_ms: u64 },
-    Displaced { server: usize, life: u64, shard: usize, channel: ChannelKey },
-    SpoolSynced { server: usize, life: u64 },
-    SpoolFileDue { server: usize, life: u64 },
-    PresenceFileDue { server: usize, life: u64 },
-    BarCheck { server: usize, life: u64, bar: Bar },
-    // site.rs
-    PresenceComes { server: usize, is_full: bool, rows: Vec<PresenceRow> },
-    ResultsCome { rows: Vec<ResultRow> },
-    HeadDue,
+    BrokerLooks { server: usize, life: u64, rung: bool },
+    QueueShown { server: usize },
+    ShardWakes { server: usize, life: u64, shard: usize },
+    ServerFails { server: usize, life: u64 },
+    BarCheck { server: usize, life: u64, shard: usize, bar: Bar },
+    DoubleCheck { server: usize, life: u64, device: DeviceId },
+    // writers.rs
+    SpoolTurn { server: usize, life: u64 },
+    PresenceTurn { server: usize, life: u64 },
+    CourierTurn { server: usize, life: u64 },
+    // hosts.rs
+    HostStarts { host: usize, starts: u64 },
+    HostHasRoom { host: usize },
+    // site.rs and administrator.rs
+    ManagerStarts { starts: u64 },
+    InboxNoticed,
     AdministratorActs,
     ReleaseDue { task: TaskId },
     UnblockDue { device: DeviceId },
@@ -72,6 +75,7 @@ pub(crate) enum Event {
     FaultDue,
     ClocksSet,
     Heal,
+    PeaceTasks,
     CheckSteady,
     CheckAll,
     End,
@@ -101,6 +105,8 @@ pub(crate) struct World {
     pub(crate) weather: Weather,
     pub(crate) machines: Vec<Machine>,
     pub(crate) servers: Vec<SimServer>,
+    /// By the number of their server.
+    pub(crate) hosts: Vec<Host>,
     pub(crate) network: Network,
     pub(crate) site: Site,
     pub(crate) model: Model,
@@ -145,17 +151,18 @@ impl World {
         // Neighbouring seeds must not give neighbouring worlds: one turn of the generator stands between.
         let mut dice = Dice::new(Dice::new(seed).next());
         let weather = Weather::draw(&mut dice);
-        let site = Site::new(&mut dice);
         let machines = (0..weather.agents).map(|agent| Machine::new(agent, &mut dice, &weather)).collect();
-        let servers = (0..crate::servers::SERVERS).map(|server| SimServer::new(server, &weather)).collect();
+        let servers = (0..SERVERS).map(|server| SimServer::new(server, &weather)).collect();
+        let hosts = (0..SERVERS).map(|_| Host::new()).collect();
         Self {
             now_ms: 0,
             dice,
             weather,
             machines,
             servers,
+            hosts,
             network: Network::default(),
-            site,
+            site: Site::new(),
             model: Model::default(),
             tally: Tally::default(),
             trace: Trace::new(is_printed),
@@ -170,7 +177,8 @@ impl World {
         let heals_at_ms = self.weather.heals_at_ms;
         let weather = format!("{:?}", self.weather);
         self.say(format_args!("{weather}"));
-        self.on_head_due();
+        self.make_inbox();
+        self.start_manager_after(0);
         for server in 0..self.servers.len() {
             self.start_server_after(server, 0);
             if self.servers[server].clock_behind_ms > 0 {
@@ -195,9 +203,10 @@ impl World {
         let event_ms = self.events.first_key_value().map(|((at_ms, _), _)| *at_ms);
         let hub = self.next_hub();
         let agent = self.next_agent();
+        let manager_ms = self.site.due_ms.map(|due_ms| due_ms.max(self.now_ms));
         let hub_ms = hub.map(|(at_ms, ..)| at_ms);
         let agent_ms = agent.map(|(at_ms, _)| at_ms);
-        let Some(next_ms) = [event_ms, hub_ms, agent_ms].into_iter().flatten().min() else {
+        let Some(next_ms) = [event_ms, hub_ms, agent_ms, manager_ms].into_iter().flatten().min() else {
             return self.violated("nothing will ever happen again".to_owned());
         };
         self.now_ms = self.now_ms.max(next_ms);
@@ -207,7 +216,9 @@ impl World {
             }
         } else if let (Some((at_ms, server, shard)), true) = (hub, hub_ms == Some(next_ms)) {
             debug_assert_eq!(at_ms, next_ms);
-            self.advance_hub(server, shard);
+            self.advance_shard(server, shard);
+        } else if manager_ms == Some(next_ms) {
+            self.step_manager();
         } else if let Some((_, agent)) = agent {
             self.agent_time_comes(agent);
         }
@@ -231,25 +242,26 @@ impl World {
             Event::ReadsAgain { agent } => self.machines[agent].reads_slowly = false,
             Event::ServerStarts { server, starts } => self.on_server_starts(server, starts),
             Event::ServerDrained { server, life, looks } => self.on_server_drained(server, life, looks),
-            Event::OrdersCome { server, life } => self.on_orders_come(server, life),
-            Event::QueueReadable { server, life } => self.on_queue_readable(server, life),
-            Event::SignInsHeld { server, life, since_ms } => self.on_sign_ins_held(server, life, since_ms),
-            Event::Displaced { server, life, shard, channel } => {
-                self.on_displaced(server, life, shard, channel);
-            }
-            Event::SpoolSynced { server, life } => self.on_spool_synced(server, life),
-            Event::SpoolFileDue { server, life } => self.on_spool_file_due(server, life),
-            Event::PresenceFileDue { server, life } => self.on_presence_file_due(server, life),
-            Event::BarCheck { server, life, bar } => self.on_bar_check(server, life, bar),
-            Event::PresenceComes { server, is_full, rows } => self.on_presence_comes(server, is_full, &rows),
-            Event::ResultsCome { rows } => self.on_results_come(&rows),
-            Event::HeadDue => self.on_head_due(),
+            Event::BrokerLooks { server, life, rung } => self.on_broker_looks(server, life, rung),
+            Event::QueueShown { server } => self.show_queue(server),
+            Event::ShardWakes { server, life, shard } => self.on_shard_wakes(server, life, shard),
+            Event::ServerFails { server, life } => self.on_server_fails(server, life),
+            Event::BarCheck { server, life, shard, bar } => self.on_bar_check(server, life, shard, bar),
+            Event::DoubleCheck { server, life, device } => self.on_double_check(server, life, device),
+            Event::SpoolTurn { server, life } => self.on_spool_turn(server, life),
+            Event::PresenceTurn { server, life } => self.on_presence_turn(server, life),
+            Event::CourierTurn { server, life } => self.on_courier_turn(server, life),
+            Event::HostStarts { host, starts } => self.on_host_starts(host, starts),
+            Event::HostHasRoom { host } => self.on_host_has_room(host),
+            Event::ManagerStarts { starts } => self.on_manager_starts(starts),
+            Event::InboxNoticed => self.on_inbox_noticed(),
             Event::AdministratorActs => self.on_administrator_acts(),
             Event::ReleaseDue { task } => self.on_release_due(task),
             Event::UnblockDue { device } => self.on_unblock_due(device),
             Event::FaultDue => self.on_fault_due(),
             Event::ClocksSet => self.on_clocks_set(),
             Event::Heal => self.on_heal(),
+            Event::PeaceTasks => self.start_peace_tasks(),
             Event::CheckSteady => self.check_steady(),
             Event::CheckAll => self.check_all(),
             Event::End => {
