@@ -15,6 +15,8 @@ use bgb_protocol::queue::QueueItem;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
+use tracing::info;
+
 use crate::connection::{self, DATABASE_MODE};
 use crate::error::SiteError;
 use crate::folder::beside;
@@ -49,6 +51,7 @@ pub fn backup(database: &Path, to: &Path) -> Result<BackupReport, SiteError> {
     let made = copy(&source, &unfinished).and_then(|report| {
         std::fs::rename(&unfinished, to).map_err(SiteError::io(to, "cannot be given its name"))?;
         sync_folder_of(to)?;
+        info!("site database copied to {}", to.display());
         Ok(BackupReport { file: to.to_owned(), ..report })
     });
     if made.is_err() {

@@ -74,7 +74,7 @@ pub enum SiteError {
     },
     /// Something stands in the database that cannot be.
     #[error(
-        "the site database is damaged: {0}; stop the manager, run `bgb site check`, and restore the last copy"
+        "the site database is damaged: {0}; stop the manager, run `bgb site check`, and restore the last copy with `bgb site restore`"
     )]
     Corrupt(String),
     /// Something that was named is not there.

@@ -27,6 +27,7 @@ use bgb_protocol::ids::{Generation, ServerId, SiteCode, UnixMillis};
 use bgb_protocol::status::StatusId;
 use jiff::Timestamp;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use tracing::info;
 
 use crate::backup::{newest_head, remove_if_there, sync_folder_of};
 use crate::connection::{self, DATABASE_MODE};
@@ -137,6 +138,7 @@ pub fn restore(database: &Path, copy: &Path, options: &RestoreOptions) -> Result
     let _lock = lock(&SiteFolder::manager_lock(database), &place.owner)?;
     let prepared = prepare(&place, copy, options).and_then(|(report, former)| {
         put_in_place(&place, former)?;
+        info!("site database restored from {}, generation {}", copy.display(), report.generation);
         Ok(report)
     });
     if prepared.is_err() {
