@@ -20,8 +20,8 @@ pub(crate) const ROWS_DEFAULT: usize = 1_000;
 
 /// Client notification for fleets: ask online machines for something now, and hear from each.
 ///
-/// A site is a folder with a database, an authority for certificates and an inbox. `bgb site` makes and checks it; all
-/// other commands ask the site's manager over its API on this machine.
+/// A site is a folder with a database, an authority for certificates and an inbox. `bgb site` makes, checks and restores
+/// it; all other commands ask the site's manager over its API on this machine.
 #[derive(Debug, Parser)]
 #[command(
     name = "bgb",
@@ -81,7 +81,7 @@ pub(crate) struct Globals {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make a site and check it (works when nothing runs)
+    /// Make a site, check it, copy and restore its database (works when nothing runs)
     #[command(subcommand)]
     Site(SiteCommand),
     /// Devices: add, list, block
@@ -119,6 +119,23 @@ pub(crate) enum SiteCommand {
     ServerAdd(SiteServerAdd),
     /// Prove that the database, its counts and the folder's files are sound
     Check(SiteCheck),
+    /// Copy the database to a file, also while the manager runs
+    #[command(after_help = "\
+The copy is whole, checked and on disk when this is done; a file that is there is never overwritten. It holds no key: keep
+the other files of the site's folder apart, once.
+
+Example:
+  bgb --site lab site backup /mnt/copies/lab-$(date +%F).db")]
+    Backup(SiteCopy),
+    /// Put a copy in the place of the database; the manager must be stopped
+    #[command(after_help = "\
+The former database is kept beside the new one, and the copy stays as it is. Servers may go on: they read everything anew.
+Results that came after the copy was made are taken in again, as far back as done has them (48 h). Tasks, cancels, blocks,
+devices, collections and policies that were ordered after it are gone: order them again.
+
+Example:
+  bgb --site lab site restore /mnt/copies/lab-2026-11-25.db")]
+    Restore(SiteCopy),
 }
 
 /// `bgb site init`
@@ -167,6 +184,14 @@ pub(crate) struct SiteCheck {
     /// The site's folder; that of --site, BGB_SITE or the present one unless named
     #[arg(value_name = "DIR")]
     pub(crate) folder: Option<PathBuf>,
+}
+
+/// `bgb site backup`, `bgb site restore`
+#[derive(Args, Debug)]
+pub(crate) struct SiteCopy {
+    /// The copy
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 /// `bgb device …`

@@ -6,6 +6,7 @@
 /// Something that is done again and again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Chore {
+    FinishRestore,
     WriteHead,
     ExpireTasks,
     ScanInbox,
@@ -38,6 +39,8 @@ impl Chores {
     pub(crate) fn new(mono_ms: u64, scan_ms: u64) -> Self {
         let every = |chore, every_ms| Entry { chore, every_ms, due: mono_ms };
         let entries = vec![
+            // Once, and before the others.
+            every(Chore::FinishRestore, u64::MAX),
             // Agents take their time from heads (docs/promises.md, Time).
             every(Chore::WriteHead, bgb_protocol::head::HEAD_INTERVAL_MS),
             // Pages show a task as expired within a second.
@@ -101,7 +104,7 @@ mod tests {
             chores.done(chore, 1_000, false);
             done += 1;
         }
-        assert_eq!(done, 9);
+        assert_eq!(done, 10);
         assert_eq!(chores.next_due(), 2_000);
         assert_eq!(chores.take_due(1_999), None);
     }

@@ -10,8 +10,8 @@
 //! Presence files come before others: they are few, and a backlog of results must not make the fleet look as it did an hour ago.
 //!
 //! It owns the names and the moves, through [`Disk`], and it moves files only; what is in them it does not know. Laws: a file leaves its
-//! folder only by [`set_aside`](Inbox::set_aside), [`keep`](Inbox::keep) or [`discard`](Inbox::discard), each of which the caller may
-//! repeat after a crash; a file that cannot be moved is left alone for a while instead of being tried without end; a folder that grows
+//! folder only by [`set_aside`](Inbox::set_aside), [`keep`](Inbox::keep) or [`discard`](Inbox::discard), and comes back only by
+//! `retake`, each of which the caller may repeat after a crash; a file that cannot be moved is left alone for a while instead of being tried without end; a folder that grows
 //! is listed by [`sweep`](Inbox::sweep) only, one at a time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -22,6 +22,10 @@ use std::sync::Arc;
 use bgb_daemon::disk::{Disk, ReadAt};
 use bgb_protocol::file::{FileKind, Header};
 use bgb_protocol::ids::{ServerId, UnixMillis};
+
+mod retake;
+
+pub(crate) use retake::Retaken;
 
 /// How files begin that their server has not finished.
 const UNFINISHED: &str = ".tmp-";
@@ -69,6 +73,7 @@ pub struct Inbox {
     /// Folders of `done` that were made, or found, and are durable.
     made: BTreeSet<PathBuf>,
     sweep: Sweep,
+    retake: retake::Retake,
     set_aside: u64,
 }
 
@@ -109,6 +114,7 @@ impl Inbox {
             unreadable: BTreeSet::new(),
             made: BTreeSet::new(),
             sweep: Sweep::default(),
+            retake: retake::Retake::default(),
             set_aside,
         })
     }
@@ -213,7 +219,7 @@ impl Inbox {
     /// # Errors
     /// When it cannot be moved.
     pub fn set_aside(&mut self, file: &Waiting) -> io::Result<String> {
-        let name = self.free_name(&format!("{}-{}", file.server, plain(&file.name)))?;
+        let name = self.free_name(Path::new("bad"), &format!("{}-{}", file.server, plain(&file.name)))?;
         self.move_to(file, Path::new("bad"), &name)?;
         self.set_aside += 1;
         Ok(name)
@@ -235,7 +241,7 @@ impl Inbox {
             }
             _ => {}
         }
-        let name = self.free_name(&wanted)?;
+        let name = self.free_name(Path::new("bad"), &wanted)?;
         let temporary = bad.join(format!("{UNFINISHED}{name}"));
         match self.disk.remove(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -358,11 +364,11 @@ impl Inbox {
         self.disk.sync_dir(from.parent().unwrap_or(&self.root))
     }
 
-    /// `wanted`, or with a number behind it the first name that is free in `bad`.
-    fn free_name(&self, wanted: &str) -> io::Result<String> {
+    /// `wanted`, or with a number behind it the first name that is free in a folder.
+    fn free_name(&self, folder: &Path, wanted: &str) -> io::Result<String> {
         let mut name = wanted.to_owned();
         for number in 2_u64.. {
-            match self.disk.open_read(&self.root.join("bad").join(&name)) {
+            match self.disk.open_read(&self.root.join(folder).join(&name)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                 // Something that is no file, or not ours to read, bears the name all the same.
                 Err(error) if !is_of_one_file(&error) => return Err(error),

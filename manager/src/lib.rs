@@ -19,6 +19,7 @@ pub mod manager;
 mod messages;
 pub mod orders;
 mod refusal;
+mod restored;
 pub mod service;
 #[cfg(test)]
 mod test_site;

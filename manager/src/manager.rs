@@ -22,7 +22,7 @@ use bgb_site::{Authority, SiteError, Store};
 use crate::bell::Bell;
 use crate::chores::{Chore, Chores};
 use crate::figures::Figures;
-use crate::inbox::{Inbox, UnreadableFolder, Waiting, plain};
+use crate::inbox::{Inbox, Retaken, UnreadableFolder, Waiting, plain};
 use crate::ingest::{Desk, Ingest, IngestError, Progress};
 use crate::messages::Messages;
 use crate::verifier::Verifier;
@@ -217,6 +217,15 @@ impl Manager {
         }
     }
 
+    pub(crate) fn say(&mut self, now: UnixMillis, id: StatusId, about: &str, text: String) {
+        self.messages.say(now, id, about, text);
+    }
+
+    /// A step of moving results back that were taken in at `since` or later; what all came to, when it is over.
+    pub(crate) fn retake_step(&mut self, since: UnixMillis) -> Option<Retaken> {
+        self.inbox.retake(since)
+    }
+
     fn work(&mut self, now: Now) -> Result<Next, IngestError> {
         self.messages.flush(&mut self.store)?;
         if let Some(chore) = self.chores.take_due(now.mono_ms) {
@@ -235,6 +244,9 @@ impl Manager {
             }
             self.messages.flush(&mut self.store)?;
             return Ok(Next::Now);
+        }
+        if self.is_being_restored() {
+            return Ok(Next::At(self.chores.next_due()));
         }
         let progress = self.ingest_step(now)?;
         self.messages.flush(&mut self.store)?;
@@ -273,6 +285,7 @@ impl Manager {
     fn do_chore(&mut self, chore: Chore, now: Now) -> Result<bool, SiteError> {
         let unix = UnixMillis(now.unix_ms);
         Ok(match chore {
+            Chore::FinishRestore => self.restore_step(unix)?,
             Chore::WriteHead => {
                 let key = &self.key;
                 self.store.write_head(unix, |statement| SignedHead::sign(statement, key))?;
@@ -292,6 +305,8 @@ impl Manager {
             Chore::MarkNoAnswer => self.store.mark_no_answer(unix)?.more,
             Chore::SweepQueue => self.store.sweep_queue(unix)?.more,
             Chore::SweepHistory => self.store.sweep_history(&Retention::default(), unix)?.more,
+            // What is to be taken in again must not be removed before.
+            Chore::SweepDone if self.is_being_restored() => true,
             Chore::SweepDone => self.inbox.sweep(unix).unwrap_or_else(|error| {
                 tracing::warn!(%error, "old files in done cannot be removed; this is tried again in ten minutes");
                 false

@@ -5,7 +5,6 @@
 //! one; the order of stop is the reverse.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -16,7 +15,7 @@ use bgb_daemon::http_server::HttpServer;
 use bgb_daemon::lock::ProcessLock;
 use bgb_daemon::secret;
 use bgb_protocol::api::BODY_BYTES_MAX;
-use bgb_site::{Authority, Store, signing_key};
+use bgb_site::{Authority, SiteFolder, Store, signing_key};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use uuid::Uuid;
 
@@ -53,7 +52,7 @@ impl Service {
     /// # Errors
     /// One sentence for whoever started it: what is missing, wrong or taken, and what to do.
     pub fn start(config: &ManagerConfig) -> anyhow::Result<Self> {
-        let lock = ProcessLock::take(&lock_file(&config.database), "manager")?;
+        let lock = ProcessLock::take(&SiteFolder::manager_lock(&config.database), "manager")?;
         let store = open_store(config)?;
         let token = secret::read(&config.token)?;
         if token.trim_ascii().len() < TOKEN_BYTES_MIN {
@@ -127,13 +126,6 @@ impl Drop for Service {
             tracing::error!("the writer thread ended with a panic");
         }
     }
-}
-
-/// Beside the database, since that is what two managers must not share.
-fn lock_file(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push(".manager-lock");
-    name.into()
 }
 
 fn open_store(config: &ManagerConfig) -> anyhow::Result<Store> {

@@ -154,6 +154,10 @@ status_ids! {
     DatabaseWritable = 2031, Informational;
     /// The inbox cannot be read.
     InboxUnreadable = 2032, Error;
+    /// The database was restored from a copy: what was ordered after the copy was made is gone.
+    DatabaseRestored = 2033, Warning;
+    /// After a restore, the results that the copy does not have are taken in again.
+    ResultsRetaken = 2034, Informational;
     /// A device was blocked.
     DeviceBlocked = 2040, Warning;
     /// A device was unblocked.

@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, FileControl, MAIN_DB, OpenFlags};
 
 use crate::error::SiteError;
@@ -74,6 +75,35 @@ fn for_writing(connection: Connection, path: &Path) -> Result<Connection, SiteEr
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
     connection.pragma_update(None, "cache_size", -i64::from(CACHE_KIB))?;
     Ok(connection)
+}
+
+/// Opens a database of any version for reading, to copy it.
+pub(crate) fn open_to_copy(path: &Path) -> Result<Connection, SiteError> {
+    let connection = open_with(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    connection.busy_timeout(READ_BUSY_TIMEOUT)?;
+    schema::check_kind(&connection, path)?;
+    schema::check_begun(&connection, path)?;
+    connection.pragma_update(None, "query_only", true)?;
+    Ok(connection)
+}
+
+/// Opens a database that is about to be replaced: what is in its log stays there when it is closed.
+pub(crate) fn open_to_replace(path: &Path) -> Result<Connection, SiteError> {
+    let connection = open_with(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    schema::check_kind(&connection, path)?;
+    schema::check_begun(&connection, path)?;
+    Ok(connection)
+}
+
+/// Opens a copy in `path` that is to become the site's database; `said` is what people call it.
+pub(crate) fn open_copy(path: &Path, said: &Path) -> Result<Connection, SiteError> {
+    let connection = open_with(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    schema::check_kind(&connection, said)?;
+    schema::check_begun(&connection, said)?;
+    for_writing(connection, said)
 }
 
 /// Opens an existing database for reading. Neither the file nor its folder need be writable.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use bgb_daemon::secret::SecretError;
 use bgb_protocol::action::Action;
 use bgb_protocol::codec::CodecError;
+use bgb_protocol::ids::SiteCode;
 use bgb_protocol::task::{VALIDITY_MS_MAX, VALIDITY_MS_MIN};
 use rusqlite::ErrorCode;
 use thiserror::Error;
@@ -73,7 +74,7 @@ pub enum SiteError {
     },
     /// Something stands in the database that cannot be.
     #[error(
-        "the site database is damaged: {0}; stop the manager, run `bgb site check`, and restore the last copy"
+        "the site database is damaged: {0}; stop the manager, run `bgb site check`, and restore the last copy with `bgb site restore`"
     )]
     Corrupt(String),
     /// Something that was named is not there.
@@ -162,6 +163,48 @@ pub enum SiteError {
     /// An address is none.
     #[error("{0:?} is no address; write host:port, such as bgb.example.org:10123")]
     Address(String),
+    /// A manager has the database.
+    #[error("the manager of this site runs (process {holder}): stop it, restore, and start it again")]
+    ManagerRuns {
+        /// Its process id.
+        holder: String,
+    },
+    /// The manager's lock cannot be taken.
+    #[error(transparent)]
+    Lock(bgb_daemon::lock::LockError),
+    /// Somebody reads the database for longer than a moment.
+    #[error(
+        "{}: somebody reads the site database, a check or a backup perhaps; try again when that is over. Nothing was changed",
+        path.display()
+    )]
+    InUse {
+        /// The database.
+        path: PathBuf,
+    },
+    /// A file that is to be made is there.
+    #[error("{}: there is such a file already, and nothing is overwritten; choose another name", path.display())]
+    FileExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A copy is one of another site.
+    #[error("{}: this is a copy of site {found}, and the database is that of site {wanted}; name a copy of {wanted}", path.display())]
+    OtherSite {
+        /// The copy.
+        path: PathBuf,
+        /// Whose it is.
+        found: SiteCode,
+        /// Whose it should be.
+        wanted: SiteCode,
+    },
+    /// A copy cannot be used.
+    #[error("{}: this copy is damaged: {detail}; restore another one. Nothing was changed", path.display())]
+    CopyDamaged {
+        /// The copy.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// A folder that should be new has something in it.
     #[error("{}: the folder is not empty; name a new one, or remove what is in it", path.display())]
     FolderNotEmpty {

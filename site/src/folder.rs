@@ -42,6 +42,12 @@ impl SiteFolder {
         self.root.join("site.db")
     }
 
+    /// The lock that a manager holds on a database while it runs, beside it: that is what two of them must not share.
+    #[must_use]
+    pub fn manager_lock(database: &Path) -> PathBuf {
+        beside(database, ".manager-lock")
+    }
+
     /// The doorbell.
     #[must_use]
     pub fn bell(&self) -> PathBuf {
@@ -173,4 +179,11 @@ impl SiteFolder {
     pub fn log(&self, name: &str) -> PathBuf {
         self.logs().join(name)
     }
+}
+
+/// `path` with more behind its name.
+pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
 }

@@ -10,12 +10,14 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod authority;
+pub mod backup;
 pub mod check;
 mod connection;
 pub mod error;
 pub mod folder;
 pub mod init;
 pub mod queue_reader;
+pub mod restore;
 mod schema;
 pub mod signing_key;
 pub mod store;

@@ -4,10 +4,12 @@
 //! ([`QueueReader::rows_after`]) whenever the bell or [`QueueReader::data_version`] says that something was written. It keeps its
 //! place in memory only. When the generation is another one, or the file was replaced, it reads everything anew.
 
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use bgb_protocol::ids::{Generation, ServerId, UnixMillis};
-use rusqlite::{Connection, FileControl, MAIN_DB, Row, params};
+use rusqlite::{Connection, Row, params};
 
 use crate::connection;
 use crate::error::SiteError;
@@ -15,6 +17,8 @@ use crate::store::columns::{integer, millis, time, unsigned};
 
 /// Rows that are read at a time when all are read.
 const PAGE_ROWS: usize = 1_000;
+/// Attempts to open a database that is replaced in the middle of it: that once is an accident, and more often somebody's mistake.
+const OPEN_ATTEMPTS: u32 = 3;
 
 /// A row of the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +46,12 @@ pub struct QueueSnapshot {
 pub struct QueueReader {
     connection: Connection,
     path: PathBuf,
+    /// Of the file that was opened.
+    file: FileIdentity,
 }
+
+/// Device and inode of a file.
+type FileIdentity = (u64, u64);
 
 impl QueueReader {
     /// Opens the site database at `path`.
@@ -50,8 +59,18 @@ impl QueueReader {
     /// # Errors
     /// When it is missing, not a site's, of another schema, or cannot be read.
     pub fn open(path: &Path) -> Result<Self, SiteError> {
-        let connection = connection::open_read_only(path)?;
-        Ok(Self { connection, path: path.to_owned() })
+        for _ in 0..OPEN_ATTEMPTS {
+            let before = identity(path)?;
+            let connection = connection::open_read_only(path)?;
+            // The same before and after: it is the one that was opened.
+            if identity(path)? == before {
+                return Ok(Self { connection, path: path.to_owned(), file: before });
+            }
+        }
+        Err(SiteError::Unopenable {
+            path: path.to_owned(),
+            detail: "other files are put in its place again and again".to_owned(),
+        })
     }
 
     /// The database that is read.
@@ -78,14 +97,12 @@ impl QueueReader {
         Ok(self.connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
     }
 
-    /// Whether another file stands at the path now: a restore. Open it anew then.
+    /// Whether the path leads to another file now, whatever links are on its way: a restore. Open it anew then.
     ///
     /// # Errors
-    /// When the file cannot be looked at.
+    /// When nothing is there, or it cannot be looked at.
     pub fn is_replaced(&self) -> Result<bool, SiteError> {
-        let mut moved = 0;
-        self.connection.file_control(Some(MAIN_DB), FileControl::HasMoved(&mut moved))?;
-        Ok(moved != 0)
+        Ok(identity(&self.path)? != self.file)
     }
 
     /// Rows with a higher sequence than `sequence` that are valid at `now` and for `server`: at most `limit`, in their order.
@@ -126,6 +143,16 @@ impl QueueReader {
 impl std::fmt::Debug for QueueReader {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "QueueReader({})", self.path.display())
+    }
+}
+
+fn identity(path: &Path) -> Result<FileIdentity, SiteError> {
+    match std::fs::metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(SiteError::Missing { path: path.to_owned() })
+        }
+        Err(error) => Err(SiteError::io(path, "the site database cannot be looked at")(error)),
     }
 }
 

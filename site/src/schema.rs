@@ -12,7 +12,8 @@ use crate::connection::{DATABASE_MODE, of_file};
 use crate::error::SiteError;
 
 /// The versions in their order, from 1.
-const VERSIONS: &[&str] = &[include_str!("../schema/0001_site.sql")];
+const VERSIONS: &[&str] =
+    &[include_str!("../schema/0001_site.sql"), include_str!("../schema/0002_restore.sql")];
 
 /// `application_id` of a site's database: "BGBS".
 const APPLICATION_ID: i32 = 0x4247_4253;
@@ -25,6 +26,11 @@ pub(crate) fn newest() -> u32 {
 /// Brings the database to the newest version.
 pub(crate) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), SiteError> {
     migrate_with(connection, path, VERSIONS)
+}
+
+/// The same for a database that is a copy already, and needs none to go back to.
+pub(crate) fn migrate_copy(connection: &mut Connection, path: &Path) -> Result<(), SiteError> {
+    upgrade(connection, path, VERSIONS)
 }
 
 /// Refuses what is no database, or one of something else. An empty file may become a site's database.
@@ -60,11 +66,16 @@ pub(crate) fn check_version(connection: &Connection, path: &Path) -> Result<(), 
 
 fn migrate_with(connection: &mut Connection, path: &Path, versions: &[&str]) -> Result<(), SiteError> {
     let (found, known) = (version(connection)?, version_count(versions));
-    if found > known {
-        return Err(SiteError::NewerSchema { path: path.to_owned(), found, known });
-    }
     if found > 0 && found < known {
         back_up(connection, path, known)?;
+    }
+    upgrade(connection, path, versions)
+}
+
+fn upgrade(connection: &mut Connection, path: &Path, versions: &[&str]) -> Result<(), SiteError> {
+    let (found, known) = (version(connection)?, version_count(versions));
+    if found > known {
+        return Err(SiteError::NewerSchema { path: path.to_owned(), found, known });
     }
     for (index, sql) in versions.iter().enumerate().skip(found as usize) {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;

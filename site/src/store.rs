@@ -30,6 +30,7 @@ mod files;
 mod policies;
 mod presence;
 mod queue;
+mod restored;
 mod results;
 mod retention;
 mod servers;
@@ -49,6 +50,8 @@ pub use policies::{PolicyAudience, PolicyRow, PutPolicy};
 pub use presence::PresenceOutcome;
 pub use results::{DifferingResult, FinalWord, ResultsOutcome, VerifiedRow};
 pub use retention::Retention;
+pub(crate) use status::say;
+
 pub use servers::{ServerRow, silence_ms};
 pub use site_row::SiteRow;
 pub use status::{StatusFilter, StoredStatus};
@@ -86,6 +89,7 @@ pub struct Store {
     online: RoaringBitmap,
     /// How far the full list that is being finished has been compared. Lost in a crash, which only repeats the comparing.
     full_list: Option<FullListCursor>,
+    retake_since: Option<UnixMillis>,
 }
 
 /// A read-only connection.
@@ -107,11 +111,7 @@ impl Store {
     pub fn create(path: &Path, code: SiteCode, now: UnixMillis) -> Result<Self, SiteError> {
         let mut connection = connection::create(path)?;
         schema::migrate(&mut connection, path)?;
-        let mut generation = [0; 16];
-        rand::fill(&mut generation).map_err(|_| SiteError::Certificate {
-            what: "the database's generation cannot be drawn".to_owned(),
-            detail: "the system gives no randomness".to_owned(),
-        })?;
+        let Generation(generation) = draw_generation()?;
         connection.execute(
             "INSERT INTO site (id, code, generation, created) VALUES (1, ?1, ?2, ?3)",
             params![code.as_str(), generation, millis(now)],
@@ -132,7 +132,8 @@ impl Store {
         let queries = Queries { connection: &connection };
         let (site, online) = (queries.site()?, queries.online_devices()?);
         let (code, generation, path) = (site.code, site.generation, path.to_owned());
-        Ok(Self { connection, path, code, generation, tasks: TaskCache::default(), online, full_list: None })
+        let (tasks, full_list, retake_since) = (TaskCache::default(), None, site.retake_since);
+        Ok(Self { connection, path, code, generation, tasks, online, full_list, retake_since })
     }
 
     /// The database's file.
@@ -180,6 +181,16 @@ impl Store {
     ) -> Result<T, SiteError> {
         write(&self.connection, work)
     }
+}
+
+/// The name of a new life of a database.
+pub(crate) fn draw_generation() -> Result<Generation, SiteError> {
+    let mut generation = [0; 16];
+    rand::fill(&mut generation).map_err(|_| SiteError::Certificate {
+        what: "the database's generation cannot be drawn".to_owned(),
+        detail: "the system gives no randomness".to_owned(),
+    })?;
+    Ok(Generation(generation))
 }
 
 fn write<T>(

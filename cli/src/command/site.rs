@@ -1,4 +1,4 @@
-//! `bgb site`: make a site, add a server to it, check it. The only commands that work on the folder itself.
+//! `bgb site`: make a site, add a server to it, check it, copy and restore its database. The only commands that work on the folder itself.
 //!
 //! What they make is told to `BgbSetup.log` in the site's own logs. Secrets are never printed.
 
@@ -10,11 +10,13 @@ use bgb_site::init::{InitOptions, InitReport, ServerOptions, ServerReport, serve
 use bgb_site::{Authority, Reader, SiteError, SiteFolder, check, signing_key};
 use serde::Serialize;
 
-use crate::arguments::{SiteCheck, SiteCommand, SiteInit, SiteServerAdd};
+use crate::arguments::{SiteCheck, SiteCommand, SiteCopy, SiteInit, SiteServerAdd};
 use crate::endpoint::site_folder;
 use crate::figures::{Clock, exact};
 use crate::outcome::{Exit, Failure};
 use crate::terminal::{Terminal, Tone};
+
+mod copies;
 
 /// The log of set-up, by the name that administrators look for.
 const SETUP_LOG: &str = "BgbSetup.log";
@@ -28,6 +30,8 @@ pub(crate) fn run(command: SiteCommand, site: Option<&Path>, terminal: &Terminal
     match command {
         SiteCommand::Init(init) => self::init(init, terminal),
         SiteCommand::ServerAdd(add) => self::add_server(&folder(add.folder.clone())?, add, terminal),
+        SiteCommand::Backup(SiteCopy { file }) => copies::make(&folder(None)?, &file, terminal),
+        SiteCommand::Restore(SiteCopy { file }) => copies::put_back(&folder(None)?, &file, terminal),
         SiteCommand::Check(SiteCheck { folder: named }) => self::check(&folder(named)?, terminal),
     }
 }
@@ -36,7 +40,7 @@ pub(crate) fn run(command: SiteCommand, site: Option<&Path>, terminal: &Terminal
 pub(crate) fn failure(error: &SiteError) -> Failure {
     let exit = match error {
         SiteError::Missing { .. } | SiteError::NotFound { .. } => Exit::NotFound,
-        SiteError::FolderNotEmpty { .. } => Exit::Conflict,
+        SiteError::FolderNotEmpty { .. } | SiteError::FileExists { .. } => Exit::Conflict,
         SiteError::Address(_) => Exit::Usage,
         _ => Exit::Failed,
     };
@@ -204,7 +208,10 @@ fn checked_in_words(checked: &Checked, folder: &SiteFolder, terminal: &Terminal)
     }
     lines.push(match checked.sound {
         true => terminal.paint(Tone::Good, "● All is in order."),
-        false => "Restore the last copy that was in order, or ask for help with these lines.".to_owned(),
+        false => {
+            "Restore the last copy that was in order (`bgb site restore`), or ask for help with these lines."
+                .to_owned()
+        }
     });
     lines.join("\n")
 }
@@ -256,6 +263,31 @@ mod tests {
         let (_keep, folder) = site();
         std::fs::set_permissions(folder.signing_key(), std::fs::Permissions::from_mode(0o644)).unwrap();
         assert_eq!(check(&folder, &Terminal::plain()).unwrap(), Exit::Failed);
+    }
+
+    #[test]
+    fn a_copy_is_made_once_and_restored_with_what_the_folder_knows() {
+        let (keep, folder) = site();
+        let copy = keep.path().join("copy");
+        assert_eq!(copies::make(&folder, &copy, &Terminal::plain()).unwrap(), Exit::Done);
+        let again = copies::make(&folder, &copy, &Terminal::plain()).unwrap_err();
+        assert_eq!(again.exit(), Exit::Conflict);
+        // A server that the copy does not have.
+        let options = ServerOptions {
+            addresses: vec!["127.0.0.2:10123".to_owned()],
+            listen: "127.0.0.1:1".parse().unwrap(),
+            admin: "127.0.0.1:2".parse().unwrap(),
+            now: UnixMillis(1_795_435_200_000),
+        };
+        server_add(&folder, &options).unwrap();
+        std::fs::remove_file(folder.database()).unwrap();
+        assert_eq!(copies::put_back(&folder, &copy, &Terminal::plain()).unwrap(), Exit::Done);
+        let servers = Reader::open(&folder.database()).unwrap().read().servers().unwrap();
+        assert_eq!(servers.len(), 2);
+        assert_eq!(check(&folder, &Terminal::plain()).unwrap(), Exit::Done);
+        let none = copies::put_back(&folder, &keep.path().join("none"), &Terminal::plain()).unwrap_err();
+        assert_eq!(none.exit(), Exit::NotFound);
+        assert!(none.to_string().contains("bgb site backup"), "{none}");
     }
 
     #[test]

@@ -96,6 +96,24 @@ fn a_file_that_was_put_in_its_place_is_noticed() {
 }
 
 #[test]
+fn a_link_that_leads_elsewhere_is_noticed_and_so_is_one_that_leads_nowhere() {
+    let (folder, path, _store) = site();
+    let (other, link) = (folder.path().join("restored.db"), folder.path().join("current"));
+    drop(Store::create(&other, "LAB".parse().unwrap(), NOW).unwrap());
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    let reader = QueueReader::open(&link).unwrap();
+    assert!(!reader.is_replaced().unwrap());
+    std::fs::remove_file(&link).unwrap();
+    let error = reader.is_replaced().unwrap_err();
+    assert!(matches!(error, SiteError::Missing { .. }), "{error}");
+    std::os::unix::fs::symlink(&other, &link).unwrap();
+    assert!(reader.is_replaced().unwrap());
+    let anew = QueueReader::open(&link).unwrap();
+    assert!(!anew.is_replaced().unwrap());
+    assert_ne!(anew.generation().unwrap(), reader.generation().unwrap());
+}
+
+#[test]
 fn a_missing_database_is_named() {
     let error = QueueReader::open(Path::new("/nowhere/site.db")).unwrap_err().to_string();
     assert!(error.contains("/nowhere/site.db") && error.contains("bgb site init"), "{error}");

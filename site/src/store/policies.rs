@@ -143,6 +143,32 @@ impl Store {
     }
 }
 
+/// Gives a new version to a document whose own is 0, as a restore leaves them: agents, which never go back, may have later ones of
+/// it. `None` when there is none.
+pub(super) fn issue_restored(
+    connection: &Connection,
+    code: SiteCode,
+    now: UnixMillis,
+    sign: impl FnOnce(PolicyStatement) -> SignedPolicy,
+) -> Result<Option<u64>, SiteError> {
+    let sql = "SELECT policy.id, policy.name, priority, settings, collection.name FROM policy \
+        LEFT JOIN collection ON collection.id = policy.collection WHERE version = 0 LIMIT 1";
+    let read = |row: &Row<'_>| {
+        Ok((
+            row.get(0)?,
+            row.get::<_, String>(1)?,
+            row.get(2)?,
+            row.get(3)?,
+            row.get::<_, Option<String>>(4)?,
+        ))
+    };
+    let found = connection.prepare_cached(sql)?.query_row([], read).optional()?;
+    let Some((id, name, priority, settings, collection)) = found else { return Ok(None) };
+    let members = collection.map(|name| members_of(connection, &name)).transpose()?.map(|found| found.1);
+    let issue = Issue { id, name: &name, priority, members: members.as_ref(), settings: Some(settings) };
+    issue.carry_out(connection, code, now, sign).map(Some)
+}
+
 impl Queries<'_> {
     /// The documents in force, those of the highest priority first. There are 64 at most.
     ///

@@ -17,6 +17,8 @@ pub struct SiteRow {
     pub created: UnixMillis,
     /// How many devices were ever given a number; the next one gets this number.
     pub devices: u64,
+    /// The database was restored: result files that were taken in at this time or later are to be taken in again.
+    pub retake_since: Option<UnixMillis>,
 }
 
 impl Queries<'_> {
@@ -25,7 +27,7 @@ impl Queries<'_> {
     /// # Errors
     /// When the database cannot be read.
     pub fn site(&self) -> Result<SiteRow, SiteError> {
-        let sql = "SELECT code, generation, created, device_next FROM site";
+        let sql = "SELECT code, generation, created, device_next, retake_since FROM site";
         let read = |row: &rusqlite::Row<'_>| {
             let code: String = row.get(0)?;
             let site = SiteRow {
@@ -33,6 +35,7 @@ impl Queries<'_> {
                 generation: Generation(row.get(1)?),
                 created: time(row.get(2)?),
                 devices: unsigned(row.get(3)?),
+                retake_since: row.get::<_, Option<i64>>(4)?.map(time),
             };
             Ok((code, site))
         };

@@ -132,7 +132,7 @@ pub(super) fn insert(connection: &Connection, message: &StatusMessage) -> Result
 }
 
 /// Says something of the manager's own accord, in the transaction of what it is about.
-pub(super) fn say(
+pub(crate) fn say(
     connection: &Connection,
     id: StatusId,
     now: UnixMillis,

@@ -1,0 +1,58 @@
+//! What a restored database leaves to be done at the manager's start, a step at a time.
+//!
+//! Policy documents get new versions, since agents never go back to an earlier one; then the results that came after the copy was made are
+//! taken in again from `done`. Until that is over no other file is taken in, and none of `done` is swept. Law: the database
+//! forgets that it was restored only when all is done; whatever is done twice until then changes nothing the second time.
+
+use bgb_protocol::ids::UnixMillis;
+use bgb_protocol::policy::SignedPolicy;
+use bgb_protocol::status::StatusId;
+use bgb_site::SiteError;
+
+use crate::inbox::Retaken;
+use crate::manager::Manager;
+
+impl Manager {
+    /// Whether something is left to do.
+    pub(crate) fn is_being_restored(&self) -> bool {
+        self.store.retake_since().is_some()
+    }
+
+    /// Does a step of it; whether there is more.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub(crate) fn restore_step(&mut self, now: UnixMillis) -> Result<bool, SiteError> {
+        let Some(since) = self.store.retake_since() else { return Ok(false) };
+        let key = &self.key;
+        if self.store.reissue_policy(now, |statement| SignedPolicy::sign(statement, key))?.is_some() {
+            self.bell.ring();
+            return Ok(true);
+        }
+        let Some(retaken) = self.retake_step(since) else { return Ok(true) };
+        self.finish_restore(&retaken, now)?;
+        Ok(false)
+    }
+
+    fn finish_restore(&mut self, retaken: &Retaken, now: UnixMillis) -> Result<(), SiteError> {
+        let Retaken { files, failed, first_failure } = retaken;
+        let text = format!(
+            "The site database was restored. {files} result files that had come after its copy was made, or shortly before, are \
+             taken in again; results that count already change nothing. Each server's next full list shows its devices right."
+        );
+        self.store.finish_restore(&text, now)?;
+        if let Some(first_failure) = first_failure {
+            let text = format!(
+                "{failed} files or folders of done could not be moved back to be taken in again, the first: {first_failure}. Mend that, \
+                 and move the .BTS files that are meant from done into the inbox's folder of their server, under any name that ends \
+                 in .BTS."
+            );
+            self.say(now, StatusId::InboxUnreadable, "done", text);
+        }
+        self.on_inbox_changed();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

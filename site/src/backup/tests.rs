@@ -1,0 +1,97 @@
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::*;
+use crate::check::check;
+use crate::store::Store;
+use bgb_protocol::signature::SigningKey;
+
+const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+
+fn site() -> (tempfile::TempDir, PathBuf, Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("site.db");
+    let store = Store::create(&path, "LAB".parse().unwrap(), NOW).unwrap();
+    (folder, path, store)
+}
+
+fn head(store: &mut Store, now: UnixMillis) {
+    store.write_head(now, |statement| SignedHead::sign(statement, &SigningKey::from_seed([1; 32]))).unwrap();
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_database_is_copied_whole_while_it_is_written() {
+    let (folder, path, mut store) = site();
+    head(&mut store, NOW);
+    let generation = store.generation();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 1.. {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                // One transaction: the name and the set of each collection agree in every copy.
+                store.create_collection(&format!("c-{number}"), NOW).unwrap();
+            }
+        });
+        for number in 0..5 {
+            let to = folder.path().join(format!("copy-{number}"));
+            let report = backup(&path, &to).unwrap();
+            assert_eq!((report.site.as_str(), report.generation), ("LAB", generation));
+            assert_eq!((report.head, report.bytes), (Some(NOW), std::fs::metadata(&to).unwrap().len()));
+            assert_eq!(std::fs::metadata(&to).unwrap().permissions().mode() & 0o777, DATABASE_MODE);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let copies = names(folder.path()).into_iter().filter(|name| name.starts_with("copy"));
+    assert_eq!(
+        copies.collect::<Vec<_>>(),
+        ["copy-0", "copy-1", "copy-2", "copy-3", "copy-4"],
+        "each is one file"
+    );
+    let count = |number: u32| {
+        let copy = folder.path().join(format!("copy-{number}"));
+        assert_eq!(check(&copy).unwrap().findings, []);
+        Store::open(&copy).unwrap().read().collections(None, 100_000).unwrap().len()
+    };
+    let counts: Vec<_> = (0..5).map(count).collect();
+    assert!(counts.is_sorted(), "{counts:?}");
+}
+
+#[test]
+fn what_is_in_the_log_only_is_copied_as_well() {
+    let (folder, path, mut store) = site();
+    store.create_collection("late", NOW).unwrap();
+    assert!(std::fs::metadata(beside(&path, "-wal")).unwrap().len() > 0);
+    let to = folder.path().join("copy");
+    backup(&path, &to).unwrap();
+    assert_eq!(Store::open(&to).unwrap().read().collections(None, 100_000).unwrap().len(), 1);
+}
+
+#[test]
+fn nothing_is_overwritten_and_nothing_is_left_of_what_failed() {
+    let (folder, path, store) = site();
+    drop(store);
+    let to = folder.path().join("copy");
+    std::fs::write(&to, "precious").unwrap();
+    assert!(matches!(backup(&path, &to), Err(SiteError::FileExists { .. })));
+    assert_eq!(std::fs::read(&to).unwrap(), b"precious");
+    let before = names(folder.path());
+    assert!(matches!(backup(&folder.path().join("none"), &to), Err(SiteError::Missing { .. })));
+    // Damaged where it shows only when all is read.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 4096].fill(0xff);
+    std::fs::write(&path, bytes).unwrap();
+    let other = folder.path().join("other");
+    assert!(matches!(backup(&path, &other), Err(SiteError::Corrupt(_))));
+    assert_eq!(names(folder.path()), before);
+}

@@ -1,0 +1,493 @@
+//! `bgb site restore`: puts a copy in the place of the site's database, as a whole or not at all.
+//!
+//! ```text
+//! lock --> copy beside the database (.restoring) --> open, check, bring up to date, note what is left to do --> fsync
+//!      --> keep the former database (.before-restore-TIME) --> an empty log, then the new database under their names
+//! ```
+//!
+//! The copy is left as it is, and so is the former database: until the last rename it is the site's, or, where it could not be read
+//! any more, nothing is. Law: a log (-wal) that is not empty never lies beside a database that it was not written for. So the former's log
+//! is folded into it before anything is renamed; where that cannot be done, the former is moved away together with its log first.
+//!
+//! What goes back in time with the database, and must not:
+//! - its generation: a new one is drawn, so that servers read everything anew;
+//! - device and policy numbers: they go on behind those that were given since, or, where nobody can tell, well behind them;
+//! - which servers there are: those of the former database, and those that have a folder, are made known again;
+//! - results: the manager takes in again, from `done`, what came after the copy was made (`retake_since`).
+//!
+//! Presence needs nothing: sessions only count upwards, and each server's next full list settles what it holds.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use bgb_daemon::lock::{LockError, ProcessLock};
+use bgb_protocol::ids::{Generation, ServerId, SiteCode, UnixMillis};
+use bgb_protocol::status::StatusId;
+use jiff::Timestamp;
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use tracing::info;
+
+use crate::backup::{newest_head, remove_if_there, sync_folder_of};
+use crate::connection::{self, DATABASE_MODE};
+use crate::error::SiteError;
+use crate::folder::{SiteFolder, beside};
+use crate::schema;
+use crate::store::columns::{integer, millis, time, unsigned};
+use crate::store::draw_generation;
+
+/// What SQLite keeps beside a database, by the ending of the name.
+const SIDES: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// How far before the newest head of the copy results are taken in again: one head may be missing, and clocks be set.
+const RETAKE_MARGIN_MS: u64 = 2 * bgb_protocol::head::HEAD_INTERVAL_MS;
+
+/// Device numbers that are passed over when nobody can tell which were given since the copy was made: more than a site adds between
+/// two copies, and a hundredth of those that there are.
+const NUMBERS_PASSED_OVER: u64 = 100_000;
+
+/// The same for versions of policy documents, of which there is no end.
+const VERSIONS_PASSED_OVER: u64 = 1_000_000;
+
+/// Attempts to fold the former database's log into it, each of which waits a second for readers.
+const FOLD_ATTEMPTS: u32 = 5;
+
+/// What is known beside the two databases.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    /// The site that it must be a copy of, where the former database cannot say.
+    pub site: Option<SiteCode>,
+    /// Servers that have a folder, and so are the site's whatever the copy says.
+    pub servers: Vec<ServerId>,
+    /// The time.
+    pub now: UnixMillis,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoreReport {
+    /// The site.
+    pub site: SiteCode,
+    /// Its database's new generation.
+    pub generation: Generation,
+    /// The time of the newest signed head in the copy: what was ordered after it may be gone.
+    pub head: Option<UnixMillis>,
+    /// From when on results are taken in again.
+    pub retake_since: UnixMillis,
+    /// What the former database was.
+    pub former: Former,
+    /// Where it lies now, if there was one.
+    pub kept: Option<PathBuf>,
+    /// Servers that the copy did not have and that were made known again.
+    pub servers_added: Vec<ServerId>,
+}
+
+/// What the former database was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Former {
+    /// It could be read.
+    Readable,
+    /// It could not, for this reason.
+    Unreadable(String),
+    /// There was none.
+    Missing,
+}
+
+/// The places of one restore.
+struct Place {
+    /// The database, links resolved: SQLite puts its log there as well.
+    database: PathBuf,
+    /// The copy on its way.
+    restoring: PathBuf,
+    /// The former database's new name.
+    kept: PathBuf,
+    /// Whose the new files are to be, and their mode.
+    owner: Owner,
+}
+
+struct Owner {
+    user: u32,
+    group: u32,
+    mode: u32,
+}
+
+/// What is read of the former database.
+struct FormerSite {
+    connection: Connection,
+    code: SiteCode,
+    device_next: u64,
+    policy_version: u64,
+    servers: Vec<(u32, Option<String>)>,
+}
+
+enum FormerFile {
+    Readable(Box<FormerSite>),
+    Unreadable(String),
+    Missing,
+}
+
+/// Puts the copy in `copy` in the place of the database at `database`, which may be damaged or missing. The manager must be stopped;
+/// servers may go on.
+///
+/// # Errors
+/// When the manager runs, the copy is damaged, of another site or of a newer schema, or the system refuses; then the former database is the
+/// site's as before. Where that one could not be read, it may have been moved away already, under the name that the error tells.
+pub fn restore(database: &Path, copy: &Path, options: &RestoreOptions) -> Result<RestoreReport, SiteError> {
+    let place = Place::of(database, options.now)?;
+    let _lock = lock(&SiteFolder::manager_lock(database), &place.owner)?;
+    let prepared = prepare(&place, copy, options).and_then(|(report, former)| {
+        put_in_place(&place, former)?;
+        info!("site database restored from {}, generation {}", copy.display(), report.generation);
+        Ok(report)
+    });
+    if prepared.is_err() {
+        let _ = place.remove_unfinished();
+    }
+    prepared
+}
+
+impl Place {
+    fn of(database: &Path, now: UnixMillis) -> Result<Self, SiteError> {
+        let database = match std::fs::canonicalize(database) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => database.to_owned(),
+            resolved => resolved.map_err(SiteError::io(database, "cannot be found"))?,
+        };
+        let folder = database.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        let owner = match std::fs::metadata(&database) {
+            Ok(there) => Owner { user: there.uid(), group: there.gid(), mode: there.mode() & 0o777 },
+            Err(_) => {
+                let folder =
+                    std::fs::metadata(folder).map_err(SiteError::io(folder, "the folder cannot be read"))?;
+                Owner { user: folder.uid(), group: folder.gid(), mode: DATABASE_MODE }
+            }
+        };
+        let kept = beside(&database, &format!(".before-restore-{}", readable(now, "%Y%m%dT%H%M%SZ")));
+        Ok(Self { restoring: beside(&database, ".restoring"), kept, database, owner })
+    }
+
+    fn remove_unfinished(&self) -> Result<(), SiteError> {
+        remove_if_there(&self.restoring)?;
+        SIDES.iter().try_for_each(|side| remove_if_there(&beside(&self.restoring, side)))
+    }
+}
+
+impl Owner {
+    /// Whoever restores may be another account than the manager's: what was the manager's stays so.
+    fn give(&self, path: &Path) -> Result<(), SiteError> {
+        let give = || {
+            let there = std::fs::metadata(path)?;
+            if (there.uid(), there.gid()) != (self.user, self.group) {
+                chown(path, Some(self.user), Some(self.group))?;
+            }
+            Ok(())
+        };
+        give().map_err(SiteError::io(
+            path,
+            "cannot be given to the database's account; restore as root or as that account",
+        ))
+    }
+}
+
+/// A time in UTC.
+fn readable(at: UnixMillis, format: &str) -> String {
+    let at = Timestamp::from_millisecond(integer(at.0));
+    // What is beyond the year 9999 is no time that anybody reads.
+    at.map_or_else(|_| integer(u64::MAX).to_string(), |at| at.strftime(format).to_string())
+}
+
+/// Takes the lock that the manager takes.
+fn lock(path: &Path, owner: &Owner) -> Result<ProcessLock, SiteError> {
+    let is_new = !path.exists();
+    let lock = ProcessLock::take(path, "manager").map_err(|error| match error {
+        LockError::Held { holder, .. } => SiteError::ManagerRuns { holder },
+        error => SiteError::Lock(error),
+    })?;
+    if is_new {
+        // The manager must be able to take it.
+        owner.give(path)?;
+    }
+    Ok(lock)
+}
+
+/// Makes the new database beside the former one, complete and durable.
+fn prepare(
+    place: &Place,
+    copy: &Path,
+    options: &RestoreOptions,
+) -> Result<(RestoreReport, FormerFile), SiteError> {
+    place.remove_unfinished()?;
+    let former = look_at(&place.database)?;
+    bring(place, copy)?;
+    let mut connection = connection::open_copy(&place.restoring, copy).map_err(of_copy(copy))?;
+    check_whole(&connection).map_err(of_copy(copy))?;
+    let site = check_site(&connection, copy, &former, options)?;
+    schema::migrate_copy(&mut connection, copy).map_err(of_copy(copy))?;
+    let generation = draw_generation()?;
+    let (head, retake_since, servers_added) =
+        begin_new_life(&mut connection, generation, copy, &former, options).map_err(of_copy(copy))?;
+    empty_log(&connection)?
+        .then_some(())
+        .ok_or_else(|| SiteError::InUse { path: place.restoring.clone() })?;
+    drop(connection);
+    for path in [place.restoring.clone(), beside(&place.restoring, "-wal"), beside(&place.restoring, "-shm")]
+    {
+        place.owner.give(&path)?;
+        let synced = File::open(&path).and_then(|file| {
+            file.set_permissions(Permissions::from_mode(place.owner.mode))?;
+            file.sync_all()
+        });
+        synced.map_err(SiteError::io(&path, "cannot be made durable"))?;
+    }
+    let (state, kept) = match &former {
+        FormerFile::Readable(_) => (Former::Readable, Some(place.kept.clone())),
+        FormerFile::Unreadable(why) => (Former::Unreadable(why.clone()), Some(place.kept.clone())),
+        FormerFile::Missing => (Former::Missing, None),
+    };
+    let report = RestoreReport { site, generation, head, retake_since, former: state, kept, servers_added };
+    Ok((report, former))
+}
+
+/// Reads the former database, if that can be done at all.
+fn look_at(database: &Path) -> Result<FormerFile, SiteError> {
+    match read_former(database) {
+        Ok(site) => Ok(FormerFile::Readable(Box::new(site))),
+        Err(SiteError::Missing { .. }) => Ok(FormerFile::Missing),
+        Err(error @ (SiteError::Busy | SiteError::ReadOnly | SiteError::DiskFull)) => Err(error),
+        Err(error) => Ok(FormerFile::Unreadable(error.to_string())),
+    }
+}
+
+fn read_former(database: &Path) -> Result<FormerSite, SiteError> {
+    let connection = connection::open_to_replace(database)?;
+    let (code, device_next, policy_version): (String, i64, i64) =
+        connection.query_row("SELECT code, device_next, policy_version FROM site", [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
+    let code = code.parse().map_err(|error| SiteError::Corrupt(format!("the site's row: {error}")))?;
+    let mut statement = connection.prepare("SELECT number, address FROM server")?;
+    let servers = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let servers = servers.collect::<Result<Vec<_>, _>>()?;
+    drop(statement);
+    let (device_next, policy_version) = (unsigned(device_next), unsigned(policy_version));
+    Ok(FormerSite { connection, code, device_next, policy_version, servers })
+}
+
+/// Copies the bytes of the copy, and of a log beside it, to `.restoring`. SQLite never opens the copy: it would write beside it.
+fn bring(place: &Place, copy: &Path) -> Result<(), SiteError> {
+    let there = std::fs::metadata(copy).map_err(SiteError::io(copy, "the copy cannot be read"))?;
+    let is_the_same = std::fs::metadata(&place.database)
+        .is_ok_and(|database| (database.dev(), database.ino()) == (there.dev(), there.ino()));
+    if is_the_same || !there.is_file() {
+        let detail = if is_the_same { "it is the site's database itself" } else { "it is no file" };
+        return Err(SiteError::CopyDamaged { path: copy.to_owned(), detail: detail.to_owned() });
+    }
+    copy_bytes(copy, &place.restoring, place)?;
+    let log = beside(copy, "-wal");
+    if std::fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
+        copy_bytes(&log, &beside(&place.restoring, "-wal"), place)?;
+    }
+    Ok(())
+}
+
+fn copy_bytes(from: &Path, to: &Path, place: &Place) -> Result<(), SiteError> {
+    let mut source = File::open(from).map_err(SiteError::io(from, "the copy cannot be read"))?;
+    let mut copied = || {
+        let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+        io::copy(&mut source, &mut target)?;
+        target.set_permissions(Permissions::from_mode(place.owner.mode))
+    };
+    copied().map_err(SiteError::io(to, "the copy cannot be brought here"))?;
+    place.owner.give(to)
+}
+
+fn check_whole(connection: &Connection) -> Result<(), SiteError> {
+    let said: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+    if said == "ok" { Ok(()) } else { Err(SiteError::Corrupt(said)) }
+}
+
+/// What is wrong with the copy is not to be called a damage of the site's database.
+fn of_copy(copy: &Path) -> impl FnOnce(SiteError) -> SiteError {
+    let path = copy.to_owned();
+    move |error| match error {
+        SiteError::Corrupt(detail) => SiteError::CopyDamaged { path, detail },
+        error => error,
+    }
+}
+
+fn check_site(
+    connection: &Connection,
+    copy: &Path,
+    former: &FormerFile,
+    options: &RestoreOptions,
+) -> Result<SiteCode, SiteError> {
+    let damaged = |detail: String| SiteError::CopyDamaged { path: copy.to_owned(), detail };
+    let code: Result<String, _> = connection.query_row("SELECT code FROM site", [], |row| row.get(0));
+    let code = code.map_err(|error| damaged(format!("the site's row: {error}")))?;
+    let found: SiteCode = code.parse().map_err(|error| damaged(format!("the site's row: {error}")))?;
+    let wanted = match former {
+        FormerFile::Readable(former) => Some(former.code),
+        _ => options.site,
+    };
+    match wanted {
+        Some(wanted) if wanted != found => Err(SiteError::OtherSite { path: copy.to_owned(), found, wanted }),
+        _ => Ok(found),
+    }
+}
+
+/// Writes into the copy what makes it a new life of the site: the copy's newest head, from when on results are taken in again, and
+/// servers that were added.
+fn begin_new_life(
+    connection: &mut Connection,
+    generation: Generation,
+    copy: &Path,
+    former: &FormerFile,
+    options: &RestoreOptions,
+) -> Result<(Option<UnixMillis>, UnixMillis, Vec<ServerId>), SiteError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let head = newest_head(&transaction)?;
+    let since = head.map_or(UnixMillis(0), |head| UnixMillis(head.0.saturating_sub(RETAKE_MARGIN_MS)));
+    // One that was made before an earlier restore's work was done has that left to do as well.
+    let earlier: Option<i64> =
+        transaction.query_row("SELECT retake_since FROM site", [], |row| row.get(0))?;
+    let since = earlier.map_or(since, |earlier| since.min(time(earlier)));
+    transaction.execute(
+        "UPDATE site SET generation = ?1, retake_since = ?2",
+        params![generation.0, millis(since)],
+    )?;
+    pass_over_numbers(&transaction, former)?;
+    // Documents of version 0 are issued anew: an agent that has a later one takes no earlier.
+    transaction.execute("UPDATE policy SET version = 0", [])?;
+    let added = add_servers(&transaction, former, options)?;
+    let text = format!(
+        "The site database was restored from {}, as of {}. Tasks, cancels, blocks, devices and policies that came after that are \
+         gone: order them again.",
+        copy.display(),
+        head.map_or_else(|| "a time that is not known".to_owned(), |head| readable(head, "%FT%TZ")),
+    );
+    crate::store::say(&transaction, StatusId::DatabaseRestored, options.now, "", text)?;
+    transaction.commit()?;
+    Ok((head, since, added))
+}
+
+fn pass_over_numbers(transaction: &Transaction<'_>, former: &FormerFile) -> Result<(), SiteError> {
+    let (devices, versions): (i64, i64) =
+        transaction.query_row("SELECT device_next, policy_version FROM site", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
+    let (devices, versions) = (unsigned(devices), unsigned(versions));
+    let (devices_given, versions_given) = match former {
+        FormerFile::Readable(former) => (former.device_next, former.policy_version),
+        _ => (devices.saturating_add(NUMBERS_PASSED_OVER), versions.saturating_add(VERSIONS_PASSED_OVER)),
+    };
+    let skipped = devices_given.saturating_sub(devices);
+    transaction.execute(
+        "UPDATE site SET device_next = device_next + ?1, numbers_skipped = numbers_skipped + ?1, policy_version = ?2",
+        params![integer(skipped), integer(versions.max(versions_given))],
+    )?;
+    Ok(())
+}
+
+fn add_servers(
+    transaction: &Transaction<'_>,
+    former: &FormerFile,
+    options: &RestoreOptions,
+) -> Result<Vec<ServerId>, SiteError> {
+    let of_former = match former {
+        FormerFile::Readable(former) => former.servers.as_slice(),
+        _ => &[],
+    };
+    let of_folders = options.servers.iter().map(|server| (server.0, None));
+    let mut added = Vec::new();
+    for (server, address) in of_former.iter().cloned().chain(of_folders) {
+        let sql = "INSERT INTO server (number, address) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+        if transaction.execute(sql, params![server, address])? > 0 {
+            added.push(ServerId(server));
+        }
+    }
+    Ok(added)
+}
+
+/// Moves all of the log into the database and cuts it to nothing; whether nobody was in the way.
+fn empty_log(connection: &Connection) -> Result<bool, SiteError> {
+    let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    Ok(busy == 0)
+}
+
+/// Puts the former database away and the new one in its place.
+fn put_in_place(place: &Place, former: FormerFile) -> Result<(), SiteError> {
+    let held = match former {
+        FormerFile::Readable(former) => match fold(place, &former.connection) {
+            Ok(()) => {
+                keep_beside(place)?;
+                Some(former)
+            }
+            Err(error @ (SiteError::InUse { .. } | SiteError::Busy | SiteError::DiskFull)) => {
+                return Err(error);
+            }
+            // Damaged further in.
+            Err(_) => {
+                drop(former);
+                move_away(place)?;
+                None
+            }
+        },
+        FormerFile::Unreadable(_) | FormerFile::Missing => {
+            move_away(place)?;
+            None
+        }
+    };
+    for (from, to) in renames(place) {
+        std::fs::rename(&from, &to).map_err(SiteError::io(&to, "cannot be put in place"))?;
+    }
+    sync_folder_of(&place.database)?;
+    // Nobody has written the former one between its log's end and its own.
+    drop(held);
+    Ok(())
+}
+
+/// In their order: whoever opens the database in between finds the former one with an empty log.
+fn renames(place: &Place) -> [(PathBuf, PathBuf); 3] {
+    ["-wal", "-shm", ""].map(|side| (beside(&place.restoring, side), beside(&place.database, side)))
+}
+
+/// Makes the former database whole by itself, and keeps others from writing it for as long as the connection lives.
+fn fold(place: &Place, former: &Connection) -> Result<(), SiteError> {
+    let log = beside(&place.database, "-wal");
+    for _ in 0..FOLD_ATTEMPTS {
+        if !empty_log(former)? {
+            continue;
+        }
+        former.execute_batch("BEGIN IMMEDIATE")?;
+        if std::fs::metadata(&log).map_or(0, |log| log.len()) == 0 {
+            return Ok(());
+        }
+        former.execute_batch("ROLLBACK")?;
+    }
+    Err(SiteError::InUse { path: place.database.clone() })
+}
+
+/// A second name for the former database, which keeps its own until the new one takes it.
+fn keep_beside(place: &Place) -> Result<(), SiteError> {
+    std::fs::hard_link(&place.database, &place.kept)
+        .map_err(SiteError::io(&place.kept, "the former database cannot be kept under this name"))?;
+    sync_folder_of(&place.database)
+}
+
+/// A former database that cannot be read goes away first, and its log with it: nothing is the site's then until the new one is.
+fn move_away(place: &Place) -> Result<(), SiteError> {
+    for side in [""].into_iter().chain(SIDES) {
+        let (from, to) = (beside(&place.database, side), beside(&place.kept, side));
+        match std::fs::rename(&from, &to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(SiteError::io(from, "the former database cannot be moved away")(error));
+            }
+            _ => {}
+        }
+    }
+    sync_folder_of(&place.database)
+}
+
+#[cfg(test)]
+mod tests;
