@@ -191,16 +191,17 @@ impl World {
             not_before.since(committed),
             expires.since(not_before)
         ));
-        let rings = vec![Ring { from: not_before, committed, devices: first_ring }];
-        let facts = TaskFacts { action, targets, not_before, expires, rings, cancelled: None };
+        let rings = vec![Ring { from: not_before, committed, devices: first_ring, is_disowned: false }];
+        let facts =
+            TaskFacts { action, targets, not_before, expires, rings, cancelled: None, is_disowned: false };
         self.model.tasks.insert(task, facts);
     }
 
     /// The second ring of a task: everybody.
     pub(crate) fn on_release_due(&mut self, task: TaskId) {
         let (from, committed) = (self.unix(), self.unix());
-        let Some(facts) = self.model.tasks.get_mut(&task) else { return };
-        facts.rings.push(Ring { from, committed, devices: None });
+        let Some(facts) = self.model.tasks.get_mut(&task).filter(|facts| !facts.is_disowned) else { return };
+        facts.rings.push(Ring { from, committed, devices: None, is_disowned: false });
         let expires = facts.expires;
         self.say(format_args!("task {task} is released to all its targets"));
         self.add_row(&QueueItem::Release { task, devices: None, from }, expires);
@@ -228,7 +229,7 @@ impl World {
 
     fn cancel_some_task(&mut self) {
         let now = self.unix();
-        let open = |facts: &TaskFacts| facts.cancelled.is_none() && facts.expires > now;
+        let open = |facts: &TaskFacts| facts.cancelled.is_none() && facts.expires > now && !facts.is_disowned;
         let valid: Vec<_> =
             self.model.tasks.iter().filter(|(_, facts)| open(facts)).map(|(task, _)| *task).collect();
         if valid.is_empty() {

@@ -79,11 +79,12 @@ impl World {
         let now = self.unix();
         let mut missing: Vec<(TaskId, &str)> = Vec::new();
         for (task, facts) in self.model.tasks.iter().filter(|(_, facts)| facts.expires > now) {
-            let is_due = facts.released_to(machine.device).is_some_and(|from| from <= by);
+            let is_due = facts.is_promised_to(machine.device).is_some_and(|from| from <= by);
             match (present.task_state(*task), facts.cancelled) {
                 (None, None) if is_due => missing.push((*task, "task")),
                 (Some(state), Some(cancelled))
-                    if cancelled <= by
+                    if !facts.is_disowned
+                        && cancelled <= by
                         && !state.is_final()
                         && !self.model.cancels_heard.contains(&(*task, machine.device)) =>
                 {

@@ -132,8 +132,10 @@ impl World {
             89..91 => self.stall_spool(server),
             91..94 => self.repeat_file(),
             94..96 => self.revoke_certificate(agent),
-            96..98 => self.let_certificate_end(agent),
-            _ => self.switch_off_for_good(agent),
+            96 => self.let_certificate_end(agent),
+            97 => self.switch_off_for_good(agent),
+            _ if self.copy.is_none() => self.back_up(),
+            _ => self.restore_database(),
         }
         let after_ms = self.dice.around(self.weather.fault_gap_ms);
         self.after(after_ms, Event::FaultDue);

@@ -18,6 +18,7 @@ mod faults; // the weather of a seed, the faults that it brings, the healing
 mod hosts; // the machines of servers and manager: power, disks, the inbox that they share
 mod model; // the plain model: what may be begun, pushed, ended and counted
 mod network; // links and connections that carry bytes, late, in pieces, and not always
+mod restore; // copies of the database, and what putting one back means
 mod seeds; // many seeds on many cores
 mod server_life; // how servers are put together, follow the queue, stop and are killed
 mod servers; // shards, their channels, the letters between threads

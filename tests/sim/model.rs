@@ -31,6 +31,8 @@ pub(crate) struct TaskFacts {
     pub(crate) expires: UnixMillis,
     pub(crate) rings: Vec<Ring>,
     pub(crate) cancelled: Option<UnixMillis>,
+    /// The site has gone back to before its start, or its cancel: nobody is promised anything of it any more.
+    pub(crate) is_disowned: bool,
 }
 
 /// A release.
@@ -40,6 +42,8 @@ pub(crate) struct Ring {
     pub(crate) committed: UnixMillis,
     /// `None`: all targets.
     pub(crate) devices: Option<BTreeSet<DeviceId>>,
+    /// The site has gone back to before it.
+    pub(crate) is_disowned: bool,
 }
 
 /// See the module.
@@ -88,12 +92,22 @@ pub(crate) struct Witness {
 
 impl TaskFacts {
     /// From when on the device may have the task; `None` while it may not at all.
-    pub(crate) fn released_to(&self, device: DeviceId) -> Option<UnixMillis> {
+    fn may_be_had_by(&self, device: DeviceId) -> Option<UnixMillis> {
+        self.first_ring(device, |_| true)
+    }
+
+    /// From when on the device must get the task; `None` while that is not promised.
+    pub(crate) fn is_promised_to(&self, device: DeviceId) -> Option<UnixMillis> {
+        self.first_ring(device, |ring| !self.is_disowned && !ring.is_disowned)
+    }
+
+    fn first_ring(&self, device: DeviceId, counts: impl Fn(&Ring) -> bool) -> Option<UnixMillis> {
         if !self.targets.contains(&device) {
             return None;
         }
         let reaches = |ring: &&Ring| ring.devices.as_ref().is_none_or(|devices| devices.contains(&device));
-        self.rings.iter().filter(reaches).map(|ring| ring.from.max(ring.committed)).min()
+        let rings = self.rings.iter().filter(|ring| counts(ring)).filter(reaches);
+        rings.map(|ring| ring.from.max(ring.committed)).min()
     }
 }
 
@@ -152,7 +166,7 @@ impl Model {
         let Some(facts) = self.tasks.get(&task) else {
             return Err(format!("task {task} is pushed, which nobody started"));
         };
-        let Some(from) = facts.released_to(device) else {
+        let Some(from) = facts.may_be_had_by(device) else {
             return Err(format!("task {task} is pushed to device {device}, which may not have it"));
         };
         let Some(now) = now else { return Ok(()) };
@@ -245,6 +259,22 @@ impl Model {
         Ok(())
     }
 
+    /// The site has gone back to when it had these tasks, each with so many releases, cancelled or not.
+    pub(crate) fn on_restored(&mut self, kept: &BTreeMap<TaskId, (usize, Option<UnixMillis>)>) {
+        self.counted.clear();
+        for (task, facts) in &mut self.tasks {
+            let (rings, cancelled) = kept.get(task).copied().unwrap_or((0, facts.cancelled));
+            let is_cancel_lost = facts.cancelled.is_some() && cancelled.is_none();
+            facts.is_disowned |= rings == 0 || is_cancel_lost;
+            facts.rings.iter_mut().skip(rings).for_each(|ring| ring.is_disowned = true);
+        }
+    }
+
+    /// Whether the site must count what devices say of a task.
+    fn counts_for(&self, task: TaskId) -> bool {
+        self.tasks.get(&task).is_some_and(|facts| facts.rings.iter().any(|ring| !ring.is_disowned))
+    }
+
     /// All final words that the site has: those that are new. Each is a target's, is what its device ended with, and stays. Invariant 5.
     pub(crate) fn on_counted(
         &mut self,
@@ -289,7 +319,10 @@ impl Model {
     /// Every end that the device's journal had by `until`, and every one that a server has acknowledged, has reached the site.
     /// Invariants 1 and 5.
     pub(crate) fn all_counted(&self, device: DeviceId, until: UnixMillis) -> Result<(), String> {
-        let due = self.ended.iter().filter(|((_, by), (_, since))| *by == device && *since <= until);
+        let due = self
+            .ended
+            .iter()
+            .filter(|((task, by), (_, since))| *by == device && *since <= until && self.counts_for(*task));
         for ((task, by), (state, _)) in due {
             let counted = self.counted.get(&(*task, *by));
             if counted != Some(state) {
@@ -303,7 +336,10 @@ impl Model {
                 ));
             }
         }
-        let due = self.acknowledged.iter().filter(|((_, by), since)| *by == device && **since <= until);
+        let due = self
+            .acknowledged
+            .iter()
+            .filter(|((task, by), since)| *by == device && **since <= until && self.counts_for(*task));
         match due.map(|(key, _)| key).find(|key| !self.counted.contains_key(key)) {
             Some((task, _)) => {
                 Err(format!("the answer of device {device} to task {task} was acknowledged and is lost"))

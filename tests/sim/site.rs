@@ -245,6 +245,12 @@ impl Site {
         Some((server as usize - 1, presence.boot?, presence.session?))
     }
 
+    /// Nobody looks on while the file is replaced.
+    pub(crate) fn close(&mut self) {
+        self.watch = None;
+        self.results_mark = (0, 0, 0);
+    }
+
     fn watch(&mut self) -> &Connection {
         let database = self.folder.database();
         self.watch.get_or_insert_with(|| {

@@ -52,6 +52,7 @@ kinds! {
     HostSyncFails => "fault: fsync fails on a host",
     HostDiskFull => "fault: disk full on a host",
     HostUnsyncedLost => "fault: unsynced bytes or names lost on a host",
+    DatabaseRestored => "fault: database restored from a copy",
     FileRepeated => "fault: file comes a second time",
     ServerClockBehind => "fault: server's wall clock is behind",
     CertificateRevoked => "fault: certificate revoked",

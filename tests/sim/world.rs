@@ -19,6 +19,7 @@ use crate::faults::Weather;
 use crate::hosts::Host;
 use crate::model::Model;
 use crate::network::{ConnId, Network, Way};
+use crate::restore::Copy;
 use crate::servers::{SERVERS, SimServer};
 use crate::site::Site;
 use crate::tally::{Kind, Tally};
@@ -111,6 +112,9 @@ pub(crate) struct World {
     pub(crate) site: Site,
     pub(crate) model: Model,
     pub(crate) tally: Tally,
+    /// The last copy of the database that has not been put back, and how many were made.
+    pub(crate) copy: Option<Copy>,
+    pub(crate) copies_made: u64,
     trace: Trace,
     violation: Option<String>,
     events: BTreeMap<(u64, u64), Event>,
@@ -165,6 +169,8 @@ impl World {
             site: Site::new(),
             model: Model::default(),
             tally: Tally::default(),
+            copy: None,
+            copies_made: 0,
             trace: Trace::new(is_printed),
             violation: None,
             events: BTreeMap::new(),
