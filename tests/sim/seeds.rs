@@ -1,7 +1,7 @@
 //! Running many seeds: on all cores, each on a thread of its own choosing, with the counts added up.
 //!
 //! A world is one thread's; threads share nothing but the number of the next seed. A panic of the product inside a
-//! world is a violation like any other, told with its seed.
+//! world is a violation like any other, told with its seed. Every hundredth seed runs a second time, and must give the same trace.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -10,14 +10,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::tally::Tally;
 use crate::world::{Report, World};
 
+/// Every so manieth seed runs twice, and the traces are compared.
+const COMPARED: u64 = 100;
+
 /// What came of many seeds.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Summary {
     pub(crate) seeds: u64,
     pub(crate) tally: Tally,
     pub(crate) steps: u64,
     pub(crate) virtual_ms: u64,
     pub(crate) violations: Vec<(u64, String)>,
+}
+
+/// Whether seeds are run on after one that breaks a promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    GoOn,
+    /// Only those before it are still run.
+    Stop,
 }
 
 /// A number from the environment, where there is one.
@@ -42,21 +53,45 @@ pub(crate) fn run_seed(seed: u64, is_printed: bool) -> Report {
     })
 }
 
-/// Runs the seeds from `first` up to `end` exclusively.
-pub(crate) fn run_seeds(first: u64, end: u64) -> Summary {
-    let next = AtomicU64::new(first);
+/// Runs a seed, and a second time where it is its turn to be compared.
+fn run_and_compare(seed: u64) -> Report {
+    let mut report = run_seed(seed, false);
+    if seed % COMPARED == 0 && report.violation.is_none() {
+        let again = run_seed(seed, false);
+        if (report.steps, report.hash) != (again.steps, again.hash) {
+            report.violation = Some(format!(
+                "seed {seed}: two runs differ: {} steps and {}; something comes from outside of the world",
+                report.steps, again.steps
+            ));
+        }
+    }
+    report
+}
+
+/// Runs the seeds from `first` up to `end` exclusively, on so many threads; `heard` is told of each.
+pub(crate) fn run_seeds(
+    first: u64,
+    end: u64,
+    threads: usize,
+    after: After,
+    heard: impl Fn() + Sync,
+) -> Summary {
+    let (next, last) = (AtomicU64::new(first), AtomicU64::new(u64::MAX));
     let summary = Mutex::new(Summary::default());
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end {
+                    if seed >= end || seed > last.load(Ordering::Relaxed) {
                         return;
                     }
-                    let report = run_seed(seed, false);
+                    let report = run_and_compare(seed);
+                    if report.violation.is_some() && after == After::Stop {
+                        last.fetch_min(seed, Ordering::Relaxed);
+                    }
                     summary.lock().expect("no thread panics while it adds up").add(report);
+                    heard();
                 }
             });
         }
@@ -73,5 +108,15 @@ impl Summary {
         self.steps += report.steps;
         self.virtual_ms += report.virtual_ms;
         self.violations.extend(report.violation.map(|what| (report.seed, what)));
+    }
+
+    /// Takes in what another process has found.
+    pub(crate) fn take_in(&mut self, other: Self) {
+        self.seeds += other.seeds;
+        self.tally.add(&other.tally);
+        self.steps += other.steps;
+        self.virtual_ms += other.virtual_ms;
+        self.violations.extend(other.violations);
+        self.violations.sort_by_key(|(seed, _)| *seed);
     }
 }

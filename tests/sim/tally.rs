@@ -137,6 +137,16 @@ impl Tally {
         }
     }
 
+    /// The count of each kind, in the order in which they are named.
+    pub(crate) fn counts(&self) -> &[u64] {
+        &self.counts
+    }
+
+    /// Counts that another process of this program has told.
+    pub(crate) fn of(counts: Vec<u64>) -> Option<Self> {
+        (counts.len() == Kind::ALL.len()).then_some(Self { counts })
+    }
+
     /// Kinds that never happened.
     pub(crate) fn never(&self) -> Vec<&'static str> {
         Kind::ALL.iter().filter(|(kind, _)| self.counts[*kind as usize] == 0).map(|(_, name)| *name).collect()
