@@ -4,7 +4,7 @@
 //! valid. A fault is drawn, done and counted here; what it does to its victim is the victim's file. After `heals_at_ms` no
 //! fault begins, and what is broken is mended within `MENDED_MS`.
 
-use crate::agents::{Certificate, Power, draw_skew};
+use crate::agents::{Certificate, Machine, Power, draw_skew};
 use crate::dice::Dice;
 use crate::hosts::SITE_HOST;
 use crate::network::{Farewell, RETRANSMISSION_MS};
@@ -131,9 +131,10 @@ impl World {
             }
             89..91 => self.stall_spool(server),
             91..94 => self.repeat_file(),
-            94..96 => self.revoke_certificate(agent),
-            96 => self.let_certificate_end(agent),
-            97 => self.switch_off_for_good(agent),
+            94 => self.revoke_certificate(agent),
+            95 | 96 => self.let_certificate_end(agent),
+            97 => self.clone_some_device(agent),
+            98 => self.switch_off_for_good(agent),
             _ if self.copy.is_none() => self.back_up(),
             _ => self.restore_database(),
         }
@@ -243,6 +244,13 @@ impl World {
     }
 
     /// The device dies at one of its next writes.
+    fn clone_some_device(&mut self, agent: usize) {
+        if self.machines[agent].agent.is_some() && !self.is_cloned(agent) {
+            let for_ms = self.dice.around(60_000).min(self.left_ms());
+            self.clone_device(agent, for_ms);
+        }
+    }
+
     fn doom_disk(&mut self, agent: usize) {
         let machine = &mut self.machines[agent];
         if machine.agent.is_some() && !machine.is_dying {
@@ -349,7 +357,8 @@ impl World {
     }
 
     fn switch_off_for_good(&mut self, agent: usize) {
-        let left = self.machines.iter().filter(|machine| machine.power != Power::OffForGood).count();
+        let is_left = |machine: &&Machine| machine.power != Power::OffForGood && !machine.is_copy;
+        let left = self.machines.iter().filter(is_left).count();
         if left > 2 && self.machines[agent].power == Power::On {
             self.tally.count(Kind::DeviceOffForGood);
             self.cut_power(agent, 0);

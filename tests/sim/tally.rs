@@ -33,6 +33,7 @@ kinds! {
     AgentStopped => "fault: agent stopped by its owner",
     DevicePowerCut => "fault: device loses power",
     DeviceOffForGood => "fault: device switched off for good",
+    DeviceCloned => "fault: device copied, both are there",
     DiskDiesMidStep => "fault: device dies at a write",
     SyncFails => "fault: fsync fails on a device",
     DiskFull => "fault: disk full on a device",
