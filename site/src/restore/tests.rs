@@ -3,7 +3,7 @@ use crate::QueueReader;
 use crate::authority::CertificateRecord;
 use crate::backup::backup;
 use crate::check::check;
-use crate::store::{Labels, NewDevice, PolicyAudience, PutPolicy, Store};
+use crate::store::{Labels, NewDevice, PolicyAudience, PutPolicy, Store, Targets};
 use bgb_protocol::head::SignedHead;
 use bgb_protocol::ids::{DeviceId, KeyId};
 use bgb_protocol::policy::{PolicySettings, SignedPolicy};
@@ -315,6 +315,8 @@ fn numbers_that_were_given_since_are_not_given_again() {
         // And they are not counted as devices.
         assert_eq!(store.read().fleet_counts().unwrap().all, 2);
         assert_eq!(store.read().device_counts().unwrap().1, 2);
+        // Whoever has such a number is nobody's target.
+        assert_eq!(store.read().preview(&Targets::Everyone).unwrap().targets, 2);
         drop(store);
         assert_eq!(check(&site.database).unwrap().findings, []);
     }
@@ -347,7 +349,8 @@ fn a_copy_with_a_log_of_its_own_and_one_of_an_older_schema_are_restored() {
 
     let old = Connection::open(&site.copy).unwrap();
     old.execute_batch(
-        "ALTER TABLE site DROP COLUMN retake_since; ALTER TABLE site DROP COLUMN numbers_skipped",
+        "ALTER TABLE site DROP COLUMN retake_since; ALTER TABLE site DROP COLUMN passed_over; \
+         ALTER TABLE site DROP COLUMN passed_over_count",
     )
     .unwrap();
     old.pragma_update(None, "user_version", 1).unwrap();
