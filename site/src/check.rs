@@ -235,7 +235,8 @@ fn presence(connection: &Connection, report: &mut CheckReport) -> Result<(), Sit
     match set.map_or(Ok(RoaringBitmap::new()), |set| read_bitmap(&set)) {
         Ok(set) if i64::try_from(set.len()) == Ok(count) => {}
         Ok(set) => {
-            report.find("devices", format!("{} numbers were passed over, {count} are counted", set.len()))
+            let passed_over = set.len();
+            report.find("devices", format!("{passed_over} numbers were passed over, {count} are counted"));
         }
         Err(_) => report.find("devices", "the set of numbers that were passed over cannot be read"),
     }

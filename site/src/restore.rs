@@ -38,6 +38,9 @@ use crate::folder::{SiteFolder, beside};
 use crate::schema;
 use crate::store::columns::{device_number, integer, millis, read_set, set_bytes, time, unsigned};
 use crate::store::draw_generation;
+pub use lost::Lost;
+
+mod lost;
 
 /// What SQLite keeps beside a database, by the ending of the name.
 const SIDES: [&str; 3] = ["-wal", "-shm", "-journal"];
@@ -83,6 +86,8 @@ pub struct RestoreReport {
     pub kept: Option<PathBuf>,
     /// Servers that the copy did not have and that were made known again.
     pub servers_added: Vec<ServerId>,
+    /// What the former database had and the copy has not; `None` where nobody can tell.
+    pub lost: Option<Lost>,
 }
 
 /// What the former database was.
@@ -226,6 +231,11 @@ fn prepare(
     check_whole(&connection).map_err(of_copy(copy))?;
     let site = check_site(&connection, copy, &former, options)?;
     schema::migrate_copy(&mut connection, copy).map_err(of_copy(copy))?;
+    let lost = match &former {
+        // Whatever cannot be read of it is in nobody's way.
+        FormerFile::Readable(former) => lost::compare(&former.connection, &connection).ok(),
+        _ => None,
+    };
     let generation = draw_generation()?;
     let (head, retake_since, servers_added) =
         begin_new_life(&mut connection, generation, copy, &former, options).map_err(of_copy(copy))?;
@@ -247,7 +257,8 @@ fn prepare(
         FormerFile::Unreadable(why) => (Former::Unreadable(why.clone()), Some(place.kept.clone())),
         FormerFile::Missing => (Former::Missing, None),
     };
-    let report = RestoreReport { site, generation, head, retake_since, former: state, kept, servers_added };
+    let report =
+        RestoreReport { site, generation, head, retake_since, former: state, kept, servers_added, lost };
     Ok((report, former))
 }
 

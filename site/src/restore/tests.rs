@@ -3,11 +3,13 @@ use crate::QueueReader;
 use crate::authority::CertificateRecord;
 use crate::backup::backup;
 use crate::check::check;
-use crate::store::{Labels, NewDevice, PolicyAudience, PutPolicy, Store, Targets};
+use crate::store::{Labels, NewDevice, NewTask, PolicyAudience, PutPolicy, Store, Targets};
+use bgb_protocol::action::{Action, Parameters};
 use bgb_protocol::head::SignedHead;
-use bgb_protocol::ids::{DeviceId, KeyId};
+use bgb_protocol::ids::{DeviceId, KeyId, TaskId};
 use bgb_protocol::policy::{PolicySettings, SignedPolicy};
 use bgb_protocol::signature::SigningKey;
+use bgb_protocol::task::{SignedCancel, SignedTask};
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 
@@ -397,4 +399,34 @@ fn a_database_behind_a_link_is_replaced_where_it_lies() {
     restore(&link, &site.copy, &options()).unwrap();
     assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!(devices(&site.database), ["early"]);
+}
+
+#[test]
+fn what_is_lost_is_told_as_far_as_the_former_database_can() {
+    let (site, mut store) = site();
+    let start = |store: &mut Store, mark: u8| {
+        let task = NewTask {
+            id: TaskId::from_bytes([mark; 16]),
+            action: Action::Ping,
+            parameters: Parameters::none(),
+            targets: Targets::Everyone,
+            expected: None,
+            not_before: NOW,
+            validity_ms: 3_600_000,
+            by: "anna".to_owned(),
+        };
+        store.start_task(&task, NOW, |statement| SignedTask::sign(statement, &key())).unwrap();
+        task.id
+    };
+    let task = start(&mut store, 1);
+    let copy = site.folder.path().join("second");
+    backup(&site.database, &copy).unwrap();
+    start(&mut store, 2);
+    store.cancel_task(task, "anna", NOW, |statement| SignedCancel::sign(statement, &key())).unwrap();
+    store.block_device(DeviceId(0), "anna", NOW).unwrap();
+    add_device(&mut store, "later");
+    drop(store);
+    let report = restore(&site.database, &copy, &options()).unwrap();
+    let lost = Lost { blocks: vec!["early".to_owned()], cancels: vec![task], tasks: 1, devices: 1 };
+    assert_eq!(report.lost, Some(lost));
 }
