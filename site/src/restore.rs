@@ -139,7 +139,7 @@ enum FormerFile {
 ///
 /// # Errors
 /// When the manager runs, the copy is damaged, of another site or of a newer schema, or the system refuses; then the former database is the
-/// site's as before. Where that one could not be read, it may have been moved away already, under the name that the error tells.
+/// site's as before. Where that one could not be read, it may have been moved away already (`.before-restore-TIME` beside it).
 pub fn restore(database: &Path, copy: &Path, options: &RestoreOptions) -> Result<RestoreReport, SiteError> {
     let place = Place::of(database, options.now)?;
     let _lock = lock(&SiteFolder::manager_lock(database), &place.owner)?;
@@ -264,6 +264,13 @@ fn prepare(
 
 /// Reads the former database, if that can be done at all.
 fn look_at(database: &Path) -> Result<FormerFile, SiteError> {
+    if let Err(error) = File::open(database)
+        && error.kind() == io::ErrorKind::PermissionDenied
+    {
+        // It may well be whole: that this account may not see it is no reason to do without what it knows.
+        let what = "the former database cannot be read; restore as root or as its account";
+        return Err(SiteError::io(database, what)(error));
+    }
     match read_former(database) {
         Ok(site) => Ok(FormerFile::Readable(Box::new(site))),
         Err(SiteError::Missing { .. }) => Ok(FormerFile::Missing),
