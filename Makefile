@@ -1,6 +1,6 @@
 # Thin on purpose: each goal is a line or two; what takes more is in scripts/.
 
-.PHONY: help setup build demo test fuzz fmt lint
+.PHONY: help setup build demo test sim fuzz fmt lint
 .DEFAULT_GOAL := help
 
 help: ## shows this list
@@ -19,6 +19,9 @@ demo: build ## a site with five agents on this machine; EXIT=1 ends by itself, A
 
 test: setup ## everything that must hold: format, lints, docs, dependencies, tests
 	@scripts/test
+
+sim: ## the simulator over many seeds: SEEDS=10000
+	@scripts/sim "$(or $(SEEDS),512)"
 
 fuzz: ## fuzzes one target: T=frame SECONDS=60 (fuzz/corpus has their names)
 	@scripts/fuzz "$(T)" "$(or $(SECONDS),60)"

@@ -106,8 +106,9 @@ impl World {
             0..12 => self.cut_link(agent, server),
             12..15 => self.cut_server_off(server),
             15..22 => self.forget_connection(agent, Kind::ConnectionForgotten),
-            22..27 => self.roam(agent),
-            27..33 => self.kill_agent(agent),
+            22..26 => self.roam(agent),
+            26..28 => self.forge(agent),
+            28..33 => self.kill_agent(agent),
             33..39 => self.cut_power_now(agent),
             39..45 => self.doom_disk(agent),
             45..48 => self.fail_sync(agent),
@@ -339,7 +340,12 @@ impl World {
     fn revoke_certificate(&mut self, agent: usize) {
         self.tally.count(Kind::CertificateRevoked);
         let fingerprint = self.machines[agent].certificate.fingerprint;
-        self.renew_certificate(agent, None);
+        // Whoever has it gets a new one: a copy of a device has the same.
+        for holder in 0..self.machines.len() {
+            if self.machines[holder].certificate.fingerprint == fingerprint {
+                self.renew_certificate(holder, None);
+            }
+        }
         self.say(format_args!("the certificate of device {agent} is revoked; it has a new one"));
         self.revoke(fingerprint);
     }

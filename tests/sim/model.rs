@@ -303,6 +303,14 @@ impl Model {
         }
     }
 
+    /// Every task that an administrator was told to be started is there, unless the site has gone back to before. Invariant 1.
+    pub(crate) fn has_all_tasks(&self, there: &BTreeSet<TaskId>) -> Result<(), String> {
+        match self.tasks.keys().find(|task| self.counts_for(**task) && !there.contains(task)) {
+            Some(task) => Err(format!("task {task} was started and is gone")),
+            None => Ok(()),
+        }
+    }
+
     /// Whether the site must count what devices say of a task.
     fn counts_for(&self, task: TaskId) -> bool {
         self.tasks.get(&task).is_some_and(|facts| facts.rings.iter().any(|ring| !ring.is_disowned))

@@ -68,6 +68,10 @@ kinds! {
     FullListWritten => "server: full online list written",
     NobodyTakesOrders => "site: manager down when an order is given",
     DeviceBlocked => "site: device blocked",
+    // What a server in hostile hands says.
+    PushReplayed => "fault: push repeated by a hostile server",
+    PushMisdirected => "fault: push of another device sent by a hostile server",
+    PushChanged => "fault: push with a changed byte sent by a hostile server",
     // Sessions.
     SignedIn => "session: signed in",
     MovedServer => "session: moved to another server",

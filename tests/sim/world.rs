@@ -16,6 +16,7 @@ use bgb_protocol::ids::{DeviceId, TaskId, UnixMillis};
 use crate::agents::Machine;
 use crate::dice::Dice;
 use crate::faults::Weather;
+use crate::forger::HeardPush;
 use crate::hosts::Host;
 use crate::model::Model;
 use crate::network::{ConnId, Network, Way};
@@ -113,6 +114,8 @@ pub(crate) struct World {
     pub(crate) site: Site,
     pub(crate) model: Model,
     pub(crate) tally: Tally,
+    /// What a hostile server has to say.
+    pub(crate) overheard: Vec<HeardPush>,
     /// The last copy of the database that has not been put back, and how many were made.
     pub(crate) copy: Option<Copy>,
     pub(crate) copies_made: u64,
@@ -173,6 +176,7 @@ impl World {
             site: Site::new(),
             model,
             tally: Tally::default(),
+            overheard: Vec::new(),
             copy: None,
             copies_made: 0,
             trace: Trace::new(is_printed),
