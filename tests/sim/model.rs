@@ -259,6 +259,22 @@ impl Model {
         Ok(())
     }
 
+    /// A server tells a device that its result is kept: some server has heard it from that device.
+    pub(crate) fn on_acknowledged(
+        &mut self,
+        task: TaskId,
+        device: DeviceId,
+        now: UnixMillis,
+    ) -> Result<(), String> {
+        if !self.results_heard.contains(&(task, device)) {
+            return Err(format!(
+                "device {device} is told that its result of task {task} is kept; nobody has heard it"
+            ));
+        }
+        self.acknowledged.entry((task, device)).or_insert(now);
+        Ok(())
+    }
+
     /// The site has gone back to when it had these tasks, each with so many releases, cancelled or not.
     pub(crate) fn on_restored(&mut self, kept: &BTreeMap<TaskId, (usize, Option<UnixMillis>)>) {
         self.counted.clear();

@@ -245,6 +245,21 @@ impl Site {
         Some((server as usize - 1, presence.boot?, presence.session?))
     }
 
+    /// Devices that the site shows as offline, and the session that each had last.
+    fn shown_as_gone(&mut self) -> Vec<(DeviceId, Shown)> {
+        let sql =
+            "SELECT number, server, boots, session FROM device WHERE presence = 2 AND session IS NOT NULL";
+        let mut statement = self.watch().prepare_cached(sql).expect("the database has these columns");
+        let read = |row: &rusqlite::Row<'_>| {
+            let boots: Vec<u8> = row.get(2)?;
+            let boot = boots.first_chunk().copied().unwrap_or_default();
+            let session = SessionNumber(row.get::<_, i64>(3)? as u64);
+            Ok((DeviceId(row.get(0)?), (row.get::<_, u32>(1)? as usize - 1, BootId(boot), session)))
+        };
+        let rows = statement.query_map([], read).expect("the database can be read");
+        rows.collect::<Result<_, _>>().expect("the database can be read")
+    }
+
     /// Nobody looks on while the file is replaced.
     pub(crate) fn close(&mut self) {
         self.watch = None;
@@ -395,6 +410,7 @@ impl World {
     fn after_manager(&mut self) {
         if self.site.has_changed() {
             self.compare_results();
+            self.compare_presence();
         }
         let rung = self.site.bell.load(Ordering::Relaxed);
         if std::mem::replace(&mut self.site.bell_heard, rung) != rung {
@@ -413,6 +429,20 @@ impl World {
         match self.model.on_counted(&finals) {
             Ok(new) => new.into_iter().for_each(|state| self.count_state(state)),
             Err(what) => self.violated(what),
+        }
+    }
+
+    /// A session that its server holds is not shown as ended, whatever files come late or again. Invariants 7 and 12.
+    fn compare_presence(&mut self) {
+        for (device, (server, boot, session)) in self.site.shown_as_gone() {
+            let shards = self.servers[server].process.iter().flat_map(|process| &process.shards);
+            let mut sessions = shards.filter_map(|own| own.active.get(&device));
+            if sessions.any(|active| (active.boot, active.session) == (boot, session)) {
+                let server = server + 1;
+                self.violated(format!(
+                    "device {device} is shown as gone from server {server}, which holds its session {session}"
+                ));
+            }
         }
     }
 
