@@ -1,6 +1,6 @@
 # Thin on purpose: each goal is a line or two; what takes more is in scripts/.
 
-.PHONY: help setup build demo test fuzz sim-plants fmt lint
+.PHONY: help setup build demo test sim sim-plants fuzz fmt lint
 .DEFAULT_GOAL := help
 
 help: ## shows this list
@@ -20,11 +20,14 @@ demo: build ## a site with five agents on this machine; EXIT=1 ends by itself, A
 test: setup ## everything that must hold: format, lints, docs, dependencies, tests
 	@scripts/test
 
-fuzz: ## fuzzes one target: T=frame SECONDS=60 (fuzz/corpus has their names)
-	@scripts/fuzz "$(T)" "$(or $(SECONDS),60)"
+sim: ## the simulator over many seeds: SEEDS=10000
+	@scripts/sim "$(or $(SEEDS),512)"
 
 sim-plants: ## tests the simulator with mistakes that it must find: PLANT=wheel for those with this name
 	@scripts/sim-plants "$(PLANT)"
+
+fuzz: ## fuzzes one target: T=frame SECONDS=60 (fuzz/corpus has their names)
+	@scripts/fuzz "$(T)" "$(or $(SECONDS),60)"
 
 fmt: ## formats the source
 	cargo fmt --all

@@ -1,9 +1,8 @@
 //! `bgb`: what an administrator of BGB types.
 //!
 //! It reads the command line, finds the site's manager, asks it over its API, and shows the answer: tables for people,
-//! JSON for programs. It owns no state and no site: `site …` works on the folder through the site
-//! crate, `files` reads a server's files through the protocol crate, since these must work when nothing runs;
-//! everything else goes over the wire. It must not know the database, the queue or a device's session.
+//! JSON for programs. It owns no state and no site: `site …` works on the folder through the site crate, `files` reads
+//! a server's files through the protocol crate, since these must work when nothing runs; everything else goes over the wire. It must not know the database, the queue or a device's session.
 #![cfg_attr(test, allow(clippy::unwrap_used))] // A test that cannot go on should stop where it stands.
 
 mod arguments;

@@ -2,5 +2,7 @@
 
 -- Result files of `done` that were taken in at this time or later are to be taken in again; NULL when there are none.
 ALTER TABLE site ADD COLUMN retake_since INTEGER;
--- Device numbers that were passed over: machines that this database does not know may bear them.
-ALTER TABLE site ADD COLUMN numbers_skipped INTEGER NOT NULL DEFAULT 0;
+-- Device numbers below device_next that no device of this database ever got: machines that it does not know may bear them. A set, NULL
+-- when there are none, and how many they are.
+ALTER TABLE site ADD COLUMN passed_over BLOB;
+ALTER TABLE site ADD COLUMN passed_over_count INTEGER NOT NULL DEFAULT 0;

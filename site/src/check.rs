@@ -229,6 +229,17 @@ fn presence(connection: &Connection, report: &mut CheckReport) -> Result<(), Sit
          WHERE number >= (SELECT device_next FROM site)",
     )?;
     report.find_all("devices", findings);
+    let sql = "SELECT passed_over, passed_over_count FROM site";
+    let (set, count): (Option<Vec<u8>>, i64) =
+        connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    match set.map_or(Ok(RoaringBitmap::new()), |set| read_bitmap(&set)) {
+        Ok(set) if i64::try_from(set.len()) == Ok(count) => {}
+        Ok(set) => {
+            let passed_over = set.len();
+            report.find("devices", format!("{passed_over} numbers were passed over, {count} are counted"));
+        }
+        Err(_) => report.find("devices", "the set of numbers that were passed over cannot be read"),
+    }
     report.checked.push(format!("{} devices", number(connection, "SELECT count(*) FROM device")?));
     Ok(())
 }

@@ -124,6 +124,8 @@ fn open_with(path: &Path, flags: OpenFlags) -> Result<Connection, SiteError> {
     let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)
         .map_err(|error| of_file(path, error))?;
     connection.file_control(Some(MAIN_DB), FileControl::PersistWal(&mut 1))?;
+    // A statement's plan holds whatever its values are: else SQLite makes many of them anew each time that they are run.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     Ok(connection)
 }

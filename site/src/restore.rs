@@ -11,7 +11,8 @@
 //!
 //! What goes back in time with the database, and must not:
 //! - its generation: a new one is drawn, so that servers read everything anew;
-//! - device and policy numbers: they go on behind those that were given since, or, where nobody can tell, well behind them;
+//! - device numbers and policy versions: they go on behind those that were given since, or, where nobody can tell, well behind them. A machine
+//!   that was added since has a certificate that holds; its number is never given to another one, and no task is for it;
 //! - which servers there are: those of the former database, and those that have a folder, are made known again;
 //! - results: the manager takes in again, from `done`, what came after the copy was made (`retake_since`).
 //!
@@ -26,6 +27,7 @@ use bgb_daemon::lock::{LockError, ProcessLock};
 use bgb_protocol::ids::{Generation, ServerId, SiteCode, UnixMillis};
 use bgb_protocol::status::StatusId;
 use jiff::Timestamp;
+use roaring::RoaringBitmap;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use tracing::info;
 
@@ -34,8 +36,11 @@ use crate::connection::{self, DATABASE_MODE};
 use crate::error::SiteError;
 use crate::folder::{SiteFolder, beside};
 use crate::schema;
-use crate::store::columns::{integer, millis, time, unsigned};
+use crate::store::columns::{device_number, integer, millis, read_set, set_bytes, time, unsigned};
 use crate::store::draw_generation;
+pub use lost::Lost;
+
+mod lost;
 
 /// What SQLite keeps beside a database, by the ending of the name.
 const SIDES: [&str; 3] = ["-wal", "-shm", "-journal"];
@@ -81,6 +86,8 @@ pub struct RestoreReport {
     pub kept: Option<PathBuf>,
     /// Servers that the copy did not have and that were made known again.
     pub servers_added: Vec<ServerId>,
+    /// What the former database had and the copy has not; `None` where nobody can tell.
+    pub lost: Option<Lost>,
 }
 
 /// What the former database was.
@@ -132,7 +139,7 @@ enum FormerFile {
 ///
 /// # Errors
 /// When the manager runs, the copy is damaged, of another site or of a newer schema, or the system refuses; then the former database is the
-/// site's as before. Where that one could not be read, it may have been moved away already, under the name that the error tells.
+/// site's as before. Where that one could not be read, it may have been moved away already (`.before-restore-TIME` beside it).
 pub fn restore(database: &Path, copy: &Path, options: &RestoreOptions) -> Result<RestoreReport, SiteError> {
     let place = Place::of(database, options.now)?;
     let _lock = lock(&SiteFolder::manager_lock(database), &place.owner)?;
@@ -224,6 +231,11 @@ fn prepare(
     check_whole(&connection).map_err(of_copy(copy))?;
     let site = check_site(&connection, copy, &former, options)?;
     schema::migrate_copy(&mut connection, copy).map_err(of_copy(copy))?;
+    let lost = match &former {
+        // Whatever cannot be read of it is in nobody's way.
+        FormerFile::Readable(former) => lost::compare(&former.connection, &connection).ok(),
+        _ => None,
+    };
     let generation = draw_generation()?;
     let (head, retake_since, servers_added) =
         begin_new_life(&mut connection, generation, copy, &former, options).map_err(of_copy(copy))?;
@@ -245,12 +257,20 @@ fn prepare(
         FormerFile::Unreadable(why) => (Former::Unreadable(why.clone()), Some(place.kept.clone())),
         FormerFile::Missing => (Former::Missing, None),
     };
-    let report = RestoreReport { site, generation, head, retake_since, former: state, kept, servers_added };
+    let report =
+        RestoreReport { site, generation, head, retake_since, former: state, kept, servers_added, lost };
     Ok((report, former))
 }
 
 /// Reads the former database, if that can be done at all.
 fn look_at(database: &Path) -> Result<FormerFile, SiteError> {
+    if let Err(error) = File::open(database)
+        && error.kind() == io::ErrorKind::PermissionDenied
+    {
+        // It may well be whole: that this account may not see it is no reason to do without what it knows.
+        let what = "the former database cannot be read; restore as root or as its account";
+        return Err(SiteError::io(database, what)(error));
+    }
     match read_former(database) {
         Ok(site) => Ok(FormerFile::Readable(Box::new(site))),
         Err(SiteError::Missing { .. }) => Ok(FormerFile::Missing),
@@ -372,19 +392,21 @@ fn begin_new_life(
 }
 
 fn pass_over_numbers(transaction: &Transaction<'_>, former: &FormerFile) -> Result<(), SiteError> {
-    let (devices, versions): (i64, i64) =
-        transaction.query_row("SELECT device_next, policy_version FROM site", [], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })?;
+    let sql = "SELECT device_next, policy_version, passed_over FROM site";
+    let (devices, versions, passed_over): (i64, i64, Option<Vec<u8>>) =
+        transaction.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     let (devices, versions) = (unsigned(devices), unsigned(versions));
     let (devices_given, versions_given) = match former {
         FormerFile::Readable(former) => (former.device_next, former.policy_version),
         _ => (devices.saturating_add(NUMBERS_PASSED_OVER), versions.saturating_add(VERSIONS_PASSED_OVER)),
     };
-    let skipped = devices_given.saturating_sub(devices);
+    let next = devices.max(devices_given);
+    let mut passed_over = passed_over.map_or(Ok(RoaringBitmap::new()), |set| read_set(&set))?;
+    passed_over.insert_range(device_number(integer(devices))..device_number(integer(next)));
+    let set = (!passed_over.is_empty()).then(|| set_bytes(&passed_over));
     transaction.execute(
-        "UPDATE site SET device_next = device_next + ?1, numbers_skipped = numbers_skipped + ?1, policy_version = ?2",
-        params![integer(skipped), integer(versions.max(versions_given))],
+        "UPDATE site SET device_next = ?1, policy_version = ?2, passed_over = ?3, passed_over_count = ?4",
+        params![integer(next), integer(versions.max(versions_given)), set, integer(passed_over.len())],
     )?;
     Ok(())
 }

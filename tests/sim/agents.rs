@@ -45,6 +45,8 @@ pub(crate) struct Machine {
     /// The wall clock less the true time.
     pub(crate) skew_ms: i64,
     pub(crate) reads_slowly: bool,
+    /// It is a copy of another one, and calls itself the same device.
+    pub(crate) is_copy: bool,
     /// The next error of the disk is its machine's death.
     pub(crate) is_dying: bool,
     /// Syncs that were told to fail.
@@ -110,6 +112,7 @@ impl Machine {
             power: Power::Off,
             skew_ms: if dice.chance(weather.skew_per_mille) { draw_skew(dice) } else { 0 },
             reads_slowly: false,
+            is_copy: false,
             is_dying: false,
             syncs_to_fail: 0,
             certificate: Certificate { fingerprint: dice.bytes(), ends_ms: None },
@@ -127,6 +130,29 @@ impl Machine {
             serial: 0,
             ended: 0,
             last_server: None,
+        }
+    }
+
+    /// A machine with a copy of this one's disk, which has not been switched on yet.
+    fn copy(&self, dice: &mut Dice) -> Self {
+        Self {
+            disk: self.disk.image(),
+            agent: None,
+            conn: None,
+            power: Power::Off,
+            reads_slowly: false,
+            is_copy: true,
+            is_dying: false,
+            syncs_to_fail: 0,
+            servers: self.servers.clone(),
+            key: self.key.clone(),
+            boot: BootId(dice.bytes()),
+            has_head: false,
+            has_head_kept: false,
+            is_full: false,
+            starts: 0,
+            actions: BTreeMap::new(),
+            ..*self
         }
     }
 
@@ -192,6 +218,33 @@ impl World {
         self.start_agent(agent);
     }
 
+    /// Somebody copies the device's disk, and switches the copy on beside it for a while.
+    pub(crate) fn clone_device(&mut self, agent: usize, for_ms: u64) {
+        let copy = self.machines[agent].copy(&mut self.dice);
+        let number = self.machines.len();
+        self.say(format_args!("device {agent} is copied; the copy, {number}, is there for {for_ms} ms"));
+        self.tally.count(Kind::DeviceCloned);
+        self.model.on_cloned(agent, number);
+        self.machines.push(copy);
+        let after_ms = self.dice.between(1, 5_000);
+        self.start_device_after(number, after_ms);
+        self.after(for_ms, Event::CopyGoes { agent: number });
+    }
+
+    /// A copy of a device is switched off for good.
+    pub(crate) fn on_copy_goes(&mut self, agent: usize) {
+        if self.machines[agent].power != Power::OffForGood {
+            self.cut_power(agent, 0);
+            self.machines[agent].power = Power::OffForGood;
+        }
+    }
+
+    /// Whether somebody else has called itself the same device.
+    pub(crate) fn is_cloned(&self, agent: usize) -> bool {
+        let device = self.machines[agent].device;
+        self.machines.iter().filter(|machine| machine.device == device).count() > 1
+    }
+
     fn start_agent(&mut self, agent: usize) {
         let machine = &self.machines[agent];
         let options = AgentOptions {
@@ -216,7 +269,7 @@ impl World {
                 machine.ended = 0;
                 machine.has_head = machine.has_head_kept;
                 (machine.life, machine.life_since_ms) = (machine.life + 1, now_ms);
-                self.expect(self.model.journal_is_whole(&self.machines[agent]));
+                self.expect(self.model.journal_is_whole(agent, &self.machines[agent]));
                 self.note_ends(agent);
                 self.carry_out_agent(agent);
             }
@@ -363,7 +416,7 @@ impl World {
         let machine = &self.machines[agent];
         let is_on_time = machine.skew_ms == 0 || machine.has_head;
         let witness = self.witness(agent);
-        let begun = self.model.on_begun(machine.device, *task, *action, witness, is_on_time);
+        let begun = self.model.on_begun(agent, *task, *action, witness, is_on_time);
         // One that the agent has given up, since nothing ended it, is over for it.
         let is_over = |task: &TaskId| machine.agent.as_ref().is_some_and(|present| has_ended(present, *task));
         let scans =
@@ -453,7 +506,7 @@ impl World {
         self.say(format_args!("agent {agent} hears {}", said_by_server(&message)));
         let was_active = self.machines[agent].is_signed_in();
         match &message {
-            ServerMessage::Refused(RefusedReason::Superseded) => {
+            ServerMessage::Refused(RefusedReason::Superseded) if !self.is_cloned(agent) => {
                 self.violated(format!("agent {agent} is told of a newer session than its newest"));
             }
             ServerMessage::Policy(part) if part.index + 1 == part.count => {
@@ -468,7 +521,7 @@ impl World {
             _ => None,
         };
         let before = cancelled.and_then(|task| self.machines[agent].agent.as_ref()?.task_state(task));
-        self.model.cancels_said.extend(cancelled.map(|task| (task, self.machines[agent].device)));
+        self.model.cancels_said.extend(cancelled.map(|task| (task, agent)));
         let brings_head = matches!(&message, ServerMessage::Welcome(welcome) if !welcome.head.is_empty());
         self.tell_agent(agent, Input::Said(message));
         let machine = &mut self.machines[agent];
@@ -486,15 +539,14 @@ impl World {
             Some(_) => self.tally.count(Kind::CancelHeardEnded),
             None => {}
         }
-        let device = self.machines[agent].device;
         // Without room it is known for this life only.
         if !self.machines[agent].is_full {
-            self.model.cancels_heard.insert((task, device));
+            self.model.cancels_heard.insert((task, agent));
         }
         // An action can have ended although the journal does not say so: its disk is full, and the end waits for room.
         let is_over = before == Some(TaskState::Running) && !self.machines[agent].runs(task);
         if before.is_some_and(|state| !state.is_final()) && !is_over && !self.machines[agent].is_full {
-            self.model.cancelled_in_time.insert((task, device));
+            self.model.cancelled_in_time.insert((task, agent));
         }
         self.tempt_fate(agent);
     }
@@ -508,7 +560,7 @@ impl World {
             return;
         }
         machine.ended = present.counters().ended;
-        let kept = self.model.on_ends(&self.machines[agent], witness);
+        let kept = self.model.on_ends(agent, &self.machines[agent], witness);
         self.expect(kept);
     }
 

@@ -4,7 +4,7 @@
 //! valid. A fault is drawn, done and counted here; what it does to its victim is the victim's file. After `heals_at_ms` no
 //! fault begins, and what is broken is mended within `MENDED_MS`.
 
-use crate::agents::{Certificate, Power, draw_skew};
+use crate::agents::{Certificate, Machine, Power, draw_skew};
 use crate::dice::Dice;
 use crate::hosts::SITE_HOST;
 use crate::network::{Farewell, RETRANSMISSION_MS};
@@ -106,8 +106,9 @@ impl World {
             0..12 => self.cut_link(agent, server),
             12..15 => self.cut_server_off(server),
             15..22 => self.forget_connection(agent, Kind::ConnectionForgotten),
-            22..27 => self.roam(agent),
-            27..33 => self.kill_agent(agent),
+            22..26 => self.roam(agent),
+            26..28 => self.forge(agent),
+            28..33 => self.kill_agent(agent),
             33..39 => self.cut_power_now(agent),
             39..45 => self.doom_disk(agent),
             45..48 => self.fail_sync(agent),
@@ -131,9 +132,10 @@ impl World {
             }
             89..91 => self.stall_spool(server),
             91..94 => self.repeat_file(),
-            94..96 => self.revoke_certificate(agent),
-            96 => self.let_certificate_end(agent),
-            97 => self.switch_off_for_good(agent),
+            94 => self.revoke_certificate(agent),
+            95 | 96 => self.let_certificate_end(agent),
+            97 => self.clone_some_device(agent),
+            98 => self.switch_off_for_good(agent),
             _ if self.copy.is_none() => self.back_up(),
             _ => self.restore_database(),
         }
@@ -243,6 +245,13 @@ impl World {
     }
 
     /// The device dies at one of its next writes.
+    fn clone_some_device(&mut self, agent: usize) {
+        if self.machines[agent].agent.is_some() && !self.is_cloned(agent) {
+            let for_ms = self.dice.around(60_000).min(self.left_ms());
+            self.clone_device(agent, for_ms);
+        }
+    }
+
     fn doom_disk(&mut self, agent: usize) {
         let machine = &mut self.machines[agent];
         if machine.agent.is_some() && !machine.is_dying {
@@ -331,7 +340,12 @@ impl World {
     fn revoke_certificate(&mut self, agent: usize) {
         self.tally.count(Kind::CertificateRevoked);
         let fingerprint = self.machines[agent].certificate.fingerprint;
-        self.renew_certificate(agent, None);
+        // Whoever has it gets a new one: a copy of a device has the same.
+        for holder in 0..self.machines.len() {
+            if self.machines[holder].certificate.fingerprint == fingerprint {
+                self.renew_certificate(holder, None);
+            }
+        }
         self.say(format_args!("the certificate of device {agent} is revoked; it has a new one"));
         self.revoke(fingerprint);
     }
@@ -349,7 +363,8 @@ impl World {
     }
 
     fn switch_off_for_good(&mut self, agent: usize) {
-        let left = self.machines.iter().filter(|machine| machine.power != Power::OffForGood).count();
+        let is_left = |machine: &&Machine| machine.power != Power::OffForGood && !machine.is_copy;
+        let left = self.machines.iter().filter(is_left).count();
         if left > 2 && self.machines[agent].power == Power::On {
             self.tally.count(Kind::DeviceOffForGood);
             self.cut_power(agent, 0);

@@ -18,6 +18,7 @@ mod agents; // devices: boot, clock, disk, power, the agent on it and its modell
 mod checks; // what must have come about after the healing
 mod dice; // chance, from the seed
 mod faults; // the weather of a seed, the faults that it brings, the healing
+mod forger; // a server in hostile hands
 mod hosts; // the machines of servers and manager: power, disks, the inbox that they share
 mod model; // the plain model: what may be begun, pushed, ended and counted
 mod network; // links and connections that carry bytes, late, in pieces, and not always

@@ -46,9 +46,14 @@ pub(crate) struct Ring {
     pub(crate) is_disowned: bool,
 }
 
+/// A task in a journal. Each agent has a journal of its own, also where two of them are copies that call themselves the same device.
+pub(crate) type Entry = (TaskId, usize);
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Model {
+    /// Which device each agent is.
+    pub(crate) devices: Vec<DeviceId>,
     pub(crate) tasks: BTreeMap<TaskId, TaskFacts>,
     /// The last session number of each agent.
     pub(crate) session_numbers: BTreeMap<usize, SessionNumber>,
@@ -58,14 +63,14 @@ pub(crate) struct Model {
     pub(crate) results_heard: BTreeSet<(TaskId, DeviceId)>,
     pub(crate) pushed: BTreeSet<(TaskId, DeviceId)>,
     /// Cancels that an agent has taken in, durably.
-    pub(crate) cancels_heard: BTreeSet<(TaskId, DeviceId)>,
+    pub(crate) cancels_heard: BTreeSet<Entry>,
     /// And those of them that came before the task's end.
-    pub(crate) cancelled_in_time: BTreeSet<(TaskId, DeviceId)>,
+    pub(crate) cancelled_in_time: BTreeSet<Entry>,
     /// Cancels that came to an agent, whether it was still there to take them in or not.
-    pub(crate) cancels_said: BTreeSet<(TaskId, DeviceId)>,
-    begun: BTreeMap<(TaskId, DeviceId), Beginnings>,
+    pub(crate) cancels_said: BTreeSet<Entry>,
+    begun: BTreeMap<Entry, Beginnings>,
     /// Ends that an agent has in its journal, and since when.
-    ended: BTreeMap<(TaskId, DeviceId), (TaskState, UnixMillis)>,
+    ended: BTreeMap<Entry, (TaskState, UnixMillis)>,
     /// Final words that the site has.
     counted: BTreeMap<(TaskId, DeviceId), TaskState>,
 }
@@ -115,13 +120,13 @@ impl Model {
     /// An agent begins an action: how often it has by now. Invariants 3 and 4.
     pub(crate) fn on_begun(
         &mut self,
-        device: DeviceId,
+        agent: usize,
         task: TaskId,
         action: Action,
         witness: Witness,
         is_on_time: bool,
     ) -> Result<u32, String> {
-        let own_now = witness.own_now;
+        let (device, own_now) = (self.devices[agent], witness.own_now);
         let Some(facts) = self.tasks.get(&task) else {
             return Err(format!("device {device} begins task {task}, which nobody started"));
         };
@@ -144,13 +149,13 @@ impl Model {
         if is_on_time && witness.now > facts.expires.plus(AGENT_LAG_MS_MAX) {
             return Err(format!("{what} long after its expiry by the site's time"));
         }
-        if self.cancels_heard.contains(&(task, device)) {
+        if self.cancels_heard.contains(&(task, agent)) {
             return Err(format!("{what} after it heard of its cancel"));
         }
-        if self.ended.contains_key(&(task, device)) {
+        if self.ended.contains_key(&(task, agent)) {
             return Err(format!("{what} after its end"));
         }
-        let Beginnings { times, life } = self.begun.entry((task, device)).or_default();
+        let Beginnings { times, life } = self.begun.entry((task, agent)).or_default();
         (*times, *life) = (*times + 1, witness.life);
         let most = if action.is_repeatable() { BEGINNINGS_MAX } else { 1 };
         if *times > most { Err(format!("{what} for the {times}. time")) } else { Ok(*times) }
@@ -180,7 +185,7 @@ impl Model {
     }
 
     /// What an agent's journal says has ended: each end has its cause, and stays as it is. Invariant 5.
-    pub(crate) fn on_ends(&mut self, machine: &Machine, witness: Witness) -> Result<(), String> {
+    pub(crate) fn on_ends(&mut self, at: usize, machine: &Machine, witness: Witness) -> Result<(), String> {
         let now = witness.now;
         let Some(agent) = &machine.agent else { return Ok(()) };
         for (task, facts) in &self.tasks {
@@ -189,16 +194,16 @@ impl Model {
             }
             let state = agent.task_state(*task).filter(|state| state.is_final());
             let Some(state) = state else { continue };
-            let key = (*task, machine.device);
+            let (key, device) = ((*task, at), machine.device);
             match self.ended.get(&key) {
                 None => {
                     self.is_justified(key, facts, state, witness).map_err(|why| {
-                        format!("task {task} ({}) ended as {state} on device {}: {why}", facts.action, key.1)
+                        format!("task {task} ({}) ended as {state} on device {device}: {why}", facts.action)
                     })?;
                     self.ended.insert(key, (state, now));
                 }
                 Some((before, _)) if *before != state => {
-                    return Err(format!("task {task} ended as {before} on device {}, now {state}", key.1));
+                    return Err(format!("task {task} ended as {before} on device {device}, now {state}"));
                 }
                 Some(_) => {}
             }
@@ -209,7 +214,7 @@ impl Model {
     /// Whether what has happened to a task on a device can end as `state`.
     fn is_justified(
         &self,
-        key: (TaskId, DeviceId),
+        key: Entry,
         facts: &TaskFacts,
         state: TaskState,
         witness: Witness,
@@ -246,10 +251,11 @@ impl Model {
     }
 
     /// An agent has opened its journal: every end that it had is there.
-    pub(crate) fn journal_is_whole(&self, machine: &Machine) -> Result<(), String> {
+    pub(crate) fn journal_is_whole(&self, at: usize, machine: &Machine) -> Result<(), String> {
         let Some(agent) = &machine.agent else { return Ok(()) };
-        for ((task, device), (state, _)) in &self.ended {
-            if *device == machine.device && agent.task_state(*task) != Some(*state) {
+        let device = machine.device;
+        for ((task, by), (state, _)) in &self.ended {
+            if *by == at && agent.task_state(*task) != Some(*state) {
                 let now = agent.task_state(*task);
                 return Err(format!(
                     "device {device} had ended task {task} as {state}; its journal now says {now:?}"
@@ -275,6 +281,33 @@ impl Model {
         Ok(())
     }
 
+    /// Somebody has copied the disk of an agent's machine: the copy knows what that one knows.
+    pub(crate) fn on_cloned(&mut self, from: usize, to: usize) {
+        fn copied<V: Clone>(map: &mut BTreeMap<Entry, V>, from: usize, to: usize) {
+            let of = map.iter().filter(|((_, by), _)| *by == from);
+            let copies: Vec<_> = of.map(|((task, _), value)| ((*task, to), value.clone())).collect();
+            map.extend(copies);
+        }
+        debug_assert_eq!(to, self.devices.len());
+        self.devices.push(self.devices[from]);
+        copied(&mut self.begun, from, to);
+        copied(&mut self.ended, from, to);
+        for set in [&mut self.cancels_heard, &mut self.cancelled_in_time, &mut self.cancels_said] {
+            let copies: Vec<_> =
+                set.iter().filter(|(_, by)| *by == from).map(|(task, _)| (*task, to)).collect();
+            set.extend(copies);
+        }
+        if let Some(number) = self.session_numbers.get(&from).copied() {
+            self.session_numbers.insert(to, number);
+        }
+    }
+
+    /// What the agents that are this device have ended a task with.
+    fn ends_of(&self, task: TaskId, device: DeviceId) -> BTreeSet<TaskState> {
+        let agents = self.devices.iter().enumerate().filter(|(_, of)| **of == device);
+        agents.filter_map(|(agent, _)| self.ended.get(&(task, agent))).map(|(state, _)| *state).collect()
+    }
+
     /// The site has gone back to when it had these tasks, each with so many releases, cancelled or not.
     pub(crate) fn on_restored(&mut self, kept: &BTreeMap<TaskId, (usize, Option<UnixMillis>)>) {
         self.counted.clear();
@@ -283,6 +316,14 @@ impl Model {
             let is_cancel_lost = facts.cancelled.is_some() && cancelled.is_none();
             facts.is_disowned |= rings == 0 || is_cancel_lost;
             facts.rings.iter_mut().skip(rings).for_each(|ring| ring.is_disowned = true);
+        }
+    }
+
+    /// Every task that an administrator was told to be started is there, unless the site has gone back to before. Invariant 1.
+    pub(crate) fn has_all_tasks(&self, there: &BTreeSet<TaskId>) -> Result<(), String> {
+        match self.tasks.keys().find(|task| self.counts_for(**task) && !there.contains(task)) {
+            Some(task) => Err(format!("task {task} was started and is gone")),
+            None => Ok(()),
         }
     }
 
@@ -308,8 +349,8 @@ impl Model {
                     "the site counts an answer of device {device} to task {task}; it is no target"
                 ));
             }
-            let journaled = self.ended.get(&(task, device)).map(|(state, _)| *state);
-            if journaled.is_some_and(|journaled| journaled != state) {
+            let journaled = self.ends_of(task, device);
+            if !journaled.is_empty() && !journaled.contains(&state) {
                 return Err(format!(
                     "task {task} ended as {journaled:?} on device {device}; the site counts {state}"
                 ));
@@ -335,20 +376,19 @@ impl Model {
     /// Every end that the device's journal had by `until`, and every one that a server has acknowledged, has reached the site.
     /// Invariants 1 and 5.
     pub(crate) fn all_counted(&self, device: DeviceId, until: UnixMillis) -> Result<(), String> {
-        let due = self
-            .ended
-            .iter()
-            .filter(|((task, by), (_, since))| *by == device && *since <= until && self.counts_for(*task));
-        for ((task, by), (state, _)) in due {
-            let counted = self.counted.get(&(*task, *by));
-            if counted != Some(state) {
-                let said = if self.acknowledged.contains_key(&(*task, *by)) {
+        let due = self.ended.iter().filter(|((task, by), (_, since))| {
+            self.devices[*by] == device && *since <= until && self.counts_for(*task)
+        });
+        for ((task, _), (state, _)) in due {
+            let counted = self.counted.get(&(*task, device));
+            if !counted.is_some_and(|counted| self.ends_of(*task, device).contains(counted)) {
+                let said = if self.acknowledged.contains_key(&(*task, device)) {
                     "acknowledged"
                 } else {
                     "not acknowledged"
                 };
                 return Err(format!(
-                    "device {by} ended task {task} as {state}, which was {said}; the site has counted {counted:?}"
+                    "device {device} ended task {task} as {state}, which was {said}; the site has counted {counted:?}"
                 ));
             }
         }

@@ -15,7 +15,7 @@ use bgb_hub::{ChannelKey, CloseReason, HubOptions, Now as HubNow, Order, Peer, T
 use bgb_protocol::file::presence::{Presence, PresenceRow};
 use bgb_protocol::frame::Frame;
 use bgb_protocol::ids::{BootId, DeviceId, ServerId, SessionNumber, TaskId, UnixMillis};
-use bgb_protocol::message::{AgentMessage, RefusedReason, ServerMessage};
+use bgb_protocol::message::{AgentMessage, RefusedReason, ServerMessage, TaskPush};
 use bgb_protocol::status::StatusMessage;
 use bgb_protocol::task::SignedTask;
 use bgb_server::broker::Broker;
@@ -29,6 +29,7 @@ use crossbeam_channel::Receiver;
 
 use crate::agents::{Certificate, said_by_server};
 use crate::faults::Weather;
+use crate::forger::HeardPush;
 use crate::network::{Conn, ConnId, End, Farewell, Way};
 use crate::tally::Kind;
 use crate::world::{Bar, EPOCH_UNIX_MS, Event, World};
@@ -440,7 +441,7 @@ impl World {
         };
         match &message {
             ServerMessage::Task(push) => match SignedTask::decode(&push.signed) {
-                Ok(task) => self.on_push(server, shard, channel, id, task.statement().task),
+                Ok(task) => self.on_push(server, shard, channel, id, task.statement().task, push),
                 Err(error) => self.violated(format!("a task that is pushed cannot be read: {error}")),
             },
             ServerMessage::KeepaliveAnswer(_) => self.tally.count(Kind::KeepaliveAnswered),
@@ -461,7 +462,15 @@ impl World {
         self.write_down(server, shard, channel, id, bytes);
     }
 
-    fn on_push(&mut self, server: usize, shard: usize, channel: ChannelKey, id: ConnId, task: TaskId) {
+    fn on_push(
+        &mut self,
+        server: usize,
+        shard: usize,
+        channel: ChannelKey,
+        id: ConnId,
+        task: TaskId,
+        push: &TaskPush,
+    ) {
         let Some(device) = self.network.conns.get(&id).map(|conn| self.machines[conn.agent].device) else {
             return;
         };
@@ -489,6 +498,7 @@ impl World {
         if !self.model.pushed.insert((task, device)) {
             self.tally.count(Kind::PushedAgain);
         }
+        self.overhear(HeardPush { task, device, push: push.clone() });
     }
 
     fn write_down(&mut self, server: usize, shard: usize, channel: ChannelKey, id: ConnId, bytes: &[u8]) {

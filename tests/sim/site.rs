@@ -298,6 +298,14 @@ impl Site {
         Some((finals, self.miscounted()))
     }
 
+    /// The tasks that the site has.
+    fn tasks(&mut self) -> BTreeSet<TaskId> {
+        let mut statement =
+            self.watch().prepare_cached("SELECT id FROM task").expect("the database has this column");
+        let tasks = statement.query_map([], |row| Ok(TaskId::from_bytes(row.get(0)?)));
+        tasks.expect("the database can be read").collect::<Result<_, _>>().expect("the database can be read")
+    }
+
     /// What devices have said of tasks so far: the state's code.
     fn words(&mut self) -> Vec<(TaskId, DeviceId, u8)> {
         let sql = "SELECT id, device, result.state FROM result JOIN task ON task.number = result.task";
@@ -449,7 +457,10 @@ impl World {
     /// `bgb site check`.
     pub(crate) fn check_site(&mut self) {
         match check::check(&self.site.database()) {
-            Ok(report) if report.is_sound() => {}
+            Ok(report) if report.is_sound() => {
+                let there = self.site.tasks();
+                self.expect(self.model.has_all_tasks(&there));
+            }
             Ok(report) => self.violated(format!("the site is not sound: {:?}", report.findings)),
             Err(error) => self.violated(format!("the site cannot be checked: {error}")),
         }

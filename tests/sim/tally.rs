@@ -33,6 +33,7 @@ kinds! {
     AgentStopped => "fault: agent stopped by its owner",
     DevicePowerCut => "fault: device loses power",
     DeviceOffForGood => "fault: device switched off for good",
+    DeviceCloned => "fault: device copied, both are there",
     DiskDiesMidStep => "fault: device dies at a write",
     SyncFails => "fault: fsync fails on a device",
     DiskFull => "fault: disk full on a device",
@@ -67,6 +68,10 @@ kinds! {
     FullListWritten => "server: full online list written",
     NobodyTakesOrders => "site: manager down when an order is given",
     DeviceBlocked => "site: device blocked",
+    // What a server in hostile hands says.
+    PushReplayed => "fault: push repeated by a hostile server",
+    PushMisdirected => "fault: push of another device sent by a hostile server",
+    PushChanged => "fault: push with a changed byte sent by a hostile server",
     // Sessions.
     SignedIn => "session: signed in",
     MovedServer => "session: moved to another server",

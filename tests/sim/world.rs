@@ -16,6 +16,7 @@ use bgb_protocol::ids::{DeviceId, TaskId, UnixMillis};
 use crate::agents::Machine;
 use crate::dice::Dice;
 use crate::faults::Weather;
+use crate::forger::HeardPush;
 use crate::hosts::Host;
 use crate::model::Model;
 use crate::network::{ConnId, Network, Way};
@@ -49,6 +50,7 @@ pub(crate) enum Event {
     ActionEnds { agent: usize, task: TaskId, serial: u64 },
     PowerFails { agent: usize },
     DiskHasRoom { agent: usize },
+    CopyGoes { agent: usize },
     ReadsAgain { agent: usize },
     // servers.rs
     ServerStarts { server: usize, starts: u64 },
@@ -112,6 +114,8 @@ pub(crate) struct World {
     pub(crate) site: Site,
     pub(crate) model: Model,
     pub(crate) tally: Tally,
+    /// What a hostile server has to say.
+    pub(crate) overheard: Vec<HeardPush>,
     /// The last copy of the database that has not been put back, and how many were made.
     pub(crate) copy: Option<Copy>,
     pub(crate) copies_made: u64,
@@ -155,8 +159,11 @@ impl World {
         // Neighbouring seeds must not give neighbouring worlds: one turn of the generator stands between.
         let mut dice = Dice::new(Dice::new(seed).next());
         let weather = Weather::draw(&mut dice);
-        let machines = (0..weather.agents).map(|agent| Machine::new(agent, &mut dice, &weather)).collect();
+        let machines: Vec<_> =
+            (0..weather.agents).map(|agent| Machine::new(agent, &mut dice, &weather)).collect();
         let servers = (0..SERVERS).map(|server| SimServer::new(server, &weather)).collect();
+        let mut model = Model::default();
+        model.devices.extend(machines.iter().map(|machine: &Machine| machine.device));
         let hosts = (0..SERVERS).map(|_| Host::new()).collect();
         Self {
             now_ms: 0,
@@ -167,8 +174,9 @@ impl World {
             hosts,
             network: Network::default(),
             site: Site::new(),
-            model: Model::default(),
+            model,
             tally: Tally::default(),
+            overheard: Vec::new(),
             copy: None,
             copies_made: 0,
             trace: Trace::new(is_printed),
@@ -245,6 +253,7 @@ impl World {
             Event::ActionEnds { agent, task, serial } => self.on_action_ends(agent, task, serial),
             Event::PowerFails { agent } => self.on_power_fails(agent),
             Event::DiskHasRoom { agent } => self.machines[agent].set_full(false),
+            Event::CopyGoes { agent } => self.on_copy_goes(agent),
             Event::ReadsAgain { agent } => self.machines[agent].reads_slowly = false,
             Event::ServerStarts { server, starts } => self.on_server_starts(server, starts),
             Event::ServerDrained { server, life, looks } => self.on_server_drained(server, life, looks),

@@ -23,6 +23,7 @@ mod false_servers;
 mod inbox;
 mod moving;
 mod orders;
+mod restoring;
 mod road;
 mod signals;
 mod slow_peers;

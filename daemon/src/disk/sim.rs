@@ -127,6 +127,12 @@ impl SimDisk {
         self.state.lock().ops
     }
 
+    /// Another disk with the names and bytes that this one shows, all of them durable: what somebody gets who copies it.
+    pub fn image(&self) -> SimDisk {
+        let names = self.state.lock().names.image();
+        SimDisk { state: Arc::new(Mutex::new(State { names, ..State::default() })) }
+    }
+
     /// What was injected so far.
     pub fn faults(&self) -> SimFaults {
         self.state.lock().faults
@@ -405,6 +411,11 @@ struct FileData {
 }
 
 impl FileData {
+    fn image(&self) -> Self {
+        let (visible, length) = (self.visible.clone(), self.visible.len());
+        Self { platter: visible.clone(), visible, clean: length, promised: length }
+    }
+
     fn sync(&mut self) {
         self.platter.truncate(self.clean);
         self.platter.extend_from_slice(&self.visible[self.clean..]);

@@ -14,7 +14,7 @@ use bgb_protocol::ids::{ServerId, UnixMillis};
 use super::{Inbox, time_in_done_name};
 
 /// Files that one step moves: a rename takes some ten microseconds, and an order may come meanwhile.
-const MOVED_PER_STEP: usize = 500;
+const MOVED_PER_STEP: usize = 250;
 
 /// How far a pass is; nothing of all is one that is to begin.
 #[derive(Default)]

@@ -82,6 +82,7 @@ fn whatever_disagrees_is_found() {
         ("UPDATE sqlite_sequence SET seq = 1 WHERE name = 'queue'", "queue"),
         ("UPDATE device SET presence = 1", "devices"),
         ("UPDATE site SET device_next = 0", "devices"),
+        ("UPDATE site SET passed_over_count = 7", "devices"),
         ("DELETE FROM certificate; DELETE FROM membership; DELETE FROM device", "references"),
     ];
     for (damage, expected) in damages {

@@ -3,11 +3,13 @@ use crate::QueueReader;
 use crate::authority::CertificateRecord;
 use crate::backup::backup;
 use crate::check::check;
-use crate::store::{Labels, NewDevice, PolicyAudience, PutPolicy, Store};
+use crate::store::{Labels, NewDevice, NewTask, PolicyAudience, PutPolicy, Store, Targets};
+use bgb_protocol::action::{Action, Parameters};
 use bgb_protocol::head::SignedHead;
-use bgb_protocol::ids::{DeviceId, KeyId};
+use bgb_protocol::ids::{DeviceId, KeyId, TaskId};
 use bgb_protocol::policy::{PolicySettings, SignedPolicy};
 use bgb_protocol::signature::SigningKey;
+use bgb_protocol::task::{SignedCancel, SignedTask};
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 
@@ -315,6 +317,8 @@ fn numbers_that_were_given_since_are_not_given_again() {
         // And they are not counted as devices.
         assert_eq!(store.read().fleet_counts().unwrap().all, 2);
         assert_eq!(store.read().device_counts().unwrap().1, 2);
+        // Whoever has such a number is nobody's target.
+        assert_eq!(store.read().preview(&Targets::Everyone).unwrap().targets, 2);
         drop(store);
         assert_eq!(check(&site.database).unwrap().findings, []);
     }
@@ -347,7 +351,8 @@ fn a_copy_with_a_log_of_its_own_and_one_of_an_older_schema_are_restored() {
 
     let old = Connection::open(&site.copy).unwrap();
     old.execute_batch(
-        "ALTER TABLE site DROP COLUMN retake_since; ALTER TABLE site DROP COLUMN numbers_skipped",
+        "ALTER TABLE site DROP COLUMN retake_since; ALTER TABLE site DROP COLUMN passed_over; \
+         ALTER TABLE site DROP COLUMN passed_over_count",
     )
     .unwrap();
     old.pragma_update(None, "user_version", 1).unwrap();
@@ -394,4 +399,34 @@ fn a_database_behind_a_link_is_replaced_where_it_lies() {
     restore(&link, &site.copy, &options()).unwrap();
     assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!(devices(&site.database), ["early"]);
+}
+
+#[test]
+fn what_is_lost_is_told_as_far_as_the_former_database_can() {
+    let (site, mut store) = site();
+    let start = |store: &mut Store, mark: u8| {
+        let task = NewTask {
+            id: TaskId::from_bytes([mark; 16]),
+            action: Action::Ping,
+            parameters: Parameters::none(),
+            targets: Targets::Everyone,
+            expected: None,
+            not_before: NOW,
+            validity_ms: 3_600_000,
+            by: "anna".to_owned(),
+        };
+        store.start_task(&task, NOW, |statement| SignedTask::sign(statement, &key())).unwrap();
+        task.id
+    };
+    let task = start(&mut store, 1);
+    let copy = site.folder.path().join("second");
+    backup(&site.database, &copy).unwrap();
+    start(&mut store, 2);
+    store.cancel_task(task, "anna", NOW, |statement| SignedCancel::sign(statement, &key())).unwrap();
+    store.block_device(DeviceId(0), "anna", NOW).unwrap();
+    add_device(&mut store, "later");
+    drop(store);
+    let report = restore(&site.database, &copy, &options()).unwrap();
+    let lost = Lost { blocks: vec!["early".to_owned()], cancels: vec![task], tasks: 1, devices: 1 };
+    assert_eq!(report.lost, Some(lost));
 }

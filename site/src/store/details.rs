@@ -79,7 +79,7 @@ impl Queries<'_> {
 }
 
 /// The statements of this file; the indexes on presence and of inactive devices answer the counts.
-pub(super) const FLEET_COUNTS: &str = "SELECT (SELECT device_next - numbers_skipped FROM site), (SELECT count(*) FROM device WHERE presence = 1), \
+pub(super) const FLEET_COUNTS: &str = "SELECT (SELECT device_next - passed_over_count FROM site), (SELECT count(*) FROM device WHERE presence = 1), \
      (SELECT count(*) FROM device WHERE presence = 3), (SELECT count(*) FROM device WHERE state <> 2 AND state = 3)";
 pub(super) const CERTIFICATES_OF_DEVICE: &str =
     "SELECT fingerprint, serial, not_after, state FROM certificate WHERE device = ?1 ORDER BY not_after DESC";

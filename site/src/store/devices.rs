@@ -297,7 +297,7 @@ impl Queries<'_> {
     /// # Errors
     /// When the database cannot be read.
     pub fn device_counts(&self) -> Result<(u64, u64), SiteError> {
-        let sql = "SELECT (SELECT count(*) FROM device WHERE presence = 1), (SELECT device_next - numbers_skipped FROM site)";
+        let sql = "SELECT (SELECT count(*) FROM device WHERE presence = 1), (SELECT device_next - passed_over_count FROM site)";
         let read = |row: &Row<'_>| Ok((unsigned(row.get(0)?), unsigned(row.get(1)?)));
         Ok(self.connection.prepare_cached(sql)?.query_row([], read)?)
     }

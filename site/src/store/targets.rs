@@ -9,6 +9,7 @@ use roaring::RoaringBitmap;
 
 use super::Queries;
 use super::collections::members_of;
+use super::columns::{device_number, read_set};
 use super::devices::{name_of, numbers};
 use crate::error::SiteError;
 
@@ -65,11 +66,18 @@ impl Queries<'_> {
     fn meant(&self, targets: &Targets) -> Result<RoaringBitmap, SiteError> {
         match targets {
             Targets::Everyone => {
-                // Numbers are dense, and none is taken back.
-                let next = u32::try_from(self.site()?.devices).unwrap_or(u32::MAX);
+                // Numbers are dense save for those that restores passed over, and none is taken back.
+                let sql = "SELECT device_next, passed_over FROM site";
+                let (next, passed_over): (i64, Option<Vec<u8>>) = self
+                    .connection
+                    .prepare_cached(sql)?
+                    .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
                 let mut everyone = RoaringBitmap::new();
-                everyone.insert_range(0..next);
-                Ok(everyone)
+                everyone.insert_range(0..device_number(next));
+                Ok(match passed_over {
+                    Some(passed_over) => everyone - read_set(&passed_over)?,
+                    None => everyone,
+                })
             }
             Targets::Collection(name) => Ok(members_of(self.connection, name)?.1),
             Targets::Devices(devices) => {

@@ -6,13 +6,16 @@ use bgb_daemon::config;
 use bgb_protocol::ids::{ServerId, SiteCode};
 use bgb_site::SiteFolder;
 use bgb_site::backup::{BackupReport, backup};
-use bgb_site::restore::{Former, RestoreOptions, RestoreReport, restore};
+use bgb_site::restore::{Former, Lost, RestoreOptions, RestoreReport, restore};
 use serde::{Deserialize, Serialize};
 
 use super::{failure, set_up_log};
 use crate::figures::{Clock, counted, exact};
 use crate::outcome::{Exit, Failure};
 use crate::terminal::Terminal;
+
+/// Names that a line shows; the former database has them all.
+const NAMES_SHOWN: usize = 20;
 
 /// What `site backup --json` tells.
 #[derive(Serialize)]
@@ -36,6 +39,16 @@ struct Restored<'a> {
     former_unreadable: Option<&'a str>,
     kept: Option<&'a Path>,
     servers_added: Vec<u32>,
+    lost: Option<LostOrders<'a>>,
+}
+
+/// What the former database had and the copy has not.
+#[derive(Serialize)]
+struct LostOrders<'a> {
+    blocks: &'a [String],
+    cancels: Vec<String>,
+    tasks: u64,
+    devices: u64,
 }
 
 /// What is read of `manager.toml`.
@@ -96,9 +109,44 @@ pub(super) fn put_back(folder: &SiteFolder, copy: &Path, terminal: &Terminal) ->
         former_unreadable,
         kept: report.kept.as_deref(),
         servers_added: report.servers_added.iter().map(|server| server.0).collect(),
+        lost: report.lost.as_ref().map(|lost| LostOrders {
+            blocks: &lost.blocks,
+            cancels: lost.cancels.iter().map(ToString::to_string).collect(),
+            tasks: lost.tasks,
+            devices: lost.devices,
+        }),
     };
     terminal.answer(&restored, || restored_in_words(&report, folder, copy))?;
     Ok(Exit::Done)
+}
+
+/// A line for each kind of order that is lost.
+fn lost_in_words(lost: &Lost) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !lost.blocks.is_empty() {
+        lines.push(format!("Blocked since: {}. `bgb device block` blocks each again.", names(&lost.blocks)));
+    }
+    if !lost.cancels.is_empty() {
+        let tasks: Vec<_> = lost.cancels.iter().map(ToString::to_string).collect();
+        lines.push(format!(
+            "Cancelled since, and active again: {}. `bgb task cancel` cancels each.",
+            names(&tasks)
+        ));
+    }
+    if lost.tasks > 0 || lost.devices > 0 {
+        let (tasks, devices) =
+            (counted(lost.tasks, "task", "tasks"), counted(lost.devices, "device", "devices"));
+        lines.push(format!("Started since: {tasks}. Added since: {devices}."));
+    }
+    lines
+}
+
+/// Some of many.
+fn names(all: &[String]) -> String {
+    let shown = all.len().min(NAMES_SHOWN);
+    let more =
+        if all.len() > shown { format!(" and {} more (--json)", all.len() - shown) } else { String::new() };
+    format!("{}{more}", all[..shown].join(", "))
 }
 
 /// The servers that have a folder with a configuration.
@@ -138,5 +186,8 @@ fn restored_in_words(report: &RestoreReport, folder: &SiteFolder, copy: &Path) -
          the copy was made are gone.\nOrder them again, blocks first: until then a device that was blocked since may sign in.",
         folder.manager_config().display()
     ));
+    if let Some(lost) = &report.lost {
+        lines.extend(lost_in_words(lost));
+    }
     lines.join("\n")
 }

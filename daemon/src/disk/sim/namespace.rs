@@ -105,6 +105,19 @@ impl Namespace {
             .collect()
     }
 
+    /// The same names, with files of their own, all of them durable.
+    pub(super) fn image(&self) -> Self {
+        let entries = self.visible.iter().map(|(path, entry)| {
+            let entry = match entry {
+                Entry::File(file) => Entry::File(Arc::new(Mutex::new(file.lock().image()))),
+                Entry::Dir => Entry::Dir,
+            };
+            (path.clone(), entry)
+        });
+        let visible: BTreeMap<_, _> = entries.collect();
+        Self { platter: visible.clone(), visible, pending: Vec::new() }
+    }
+
     pub(super) fn files(&self) -> Vec<Arc<Mutex<FileData>>> {
         self.visible
             .values()

@@ -31,6 +31,20 @@ fn after_crashes(prepare: impl Fn() -> SimDisk) -> Vec<Option<Vec<u8>>> {
 }
 
 #[test]
+fn a_copy_has_what_could_be_read_and_goes_its_own_way() {
+    let (disk, mut file) = with_file(b"synced");
+    file.append(b", and not").unwrap();
+    let copy = disk.image();
+    file.append(b" copied").unwrap();
+    for seed in 0..SEEDS {
+        copy.crash(seed);
+    }
+    assert_eq!(copy.read(Path::new("file")).unwrap(), b"synced, and not");
+    copy.remove(Path::new("file")).unwrap();
+    assert_eq!(disk.read(Path::new("file")).unwrap(), b"synced, and not copied");
+}
+
+#[test]
 fn what_was_synced_survives_every_crash() {
     let left = after_crashes(|| with_file(b"synced").0);
     assert!(left.iter().all(|bytes| bytes.as_deref() == Some(b"synced")));
