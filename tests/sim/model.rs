@@ -277,7 +277,10 @@ impl Model {
                 "device {device} is told that its result of task {task} is kept; nobody has heard it"
             ));
         }
-        self.acknowledged.entry((task, device)).or_insert(now);
+        // Who is no target refuses what was pushed to it by mistake, and the site counts none of that.
+        if self.tasks.get(&task).is_some_and(|facts| facts.targets.contains(&device)) {
+            self.acknowledged.entry((task, device)).or_insert(now);
+        }
         Ok(())
     }
 
