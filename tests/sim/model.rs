@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bgb_protocol::action::Action;
-use bgb_protocol::ids::{DeviceId, SessionNumber, TaskId, UnixMillis};
+use bgb_protocol::ids::{BootId, DeviceId, SessionNumber, TaskId, UnixMillis};
 use bgb_protocol::state::TaskState;
 use bgb_protocol::task::NOT_BEFORE_TOLERANCE_MS;
 
@@ -73,6 +73,8 @@ pub(crate) struct Model {
     ended: BTreeMap<Entry, (TaskState, UnixMillis)>,
     /// Final words that the site has.
     counted: BTreeMap<(TaskId, DeviceId), TaskState>,
+    /// Sessions that the site has shown as gone.
+    gone: BTreeSet<(DeviceId, (BootId, SessionNumber))>,
 }
 
 /// How often an action was begun, and in which of its agent's lives last.
@@ -311,9 +313,30 @@ impl Model {
         agents.filter_map(|(agent, _)| self.ended.get(&(task, agent))).map(|(state, _)| *state).collect()
     }
 
+    /// The site shows a session as online, or as gone.
+    pub(crate) fn on_shown(
+        &mut self,
+        device: DeviceId,
+        session: (BootId, SessionNumber),
+        is_online: bool,
+    ) -> Result<(), String> {
+        let key = (device, session);
+        if is_online && self.gone.contains(&key) {
+            return Err(format!(
+                "device {device} is shown as online with session {}, which had gone",
+                session.1
+            ));
+        }
+        if !is_online {
+            self.gone.insert(key);
+        }
+        Ok(())
+    }
+
     /// The site has gone back to when it had these tasks, each with so many releases, cancelled or not.
     pub(crate) fn on_restored(&mut self, kept: &BTreeMap<TaskId, (usize, Option<UnixMillis>)>) {
         self.counted.clear();
+        self.gone.clear();
         for (task, facts) in &mut self.tasks {
             let (rings, cancelled) = kept.get(task).copied().unwrap_or((0, facts.cancelled));
             let is_cancel_lost = facts.cancelled.is_some() && cancelled.is_none();

@@ -245,16 +245,15 @@ impl Site {
         Some((server as usize - 1, presence.boot?, presence.session?))
     }
 
-    /// Devices that the site shows as offline, and the session that each had last.
-    fn shown_as_gone(&mut self) -> Vec<(DeviceId, Shown)> {
-        let sql =
-            "SELECT number, server, boots, session FROM device WHERE presence = 2 AND session IS NOT NULL";
+    /// Devices that the site shows as online, or as gone, and with which session.
+    fn sessions_shown(&mut self) -> Vec<(DeviceId, Shown, bool)> {
+        let sql = "SELECT number, server, boots, session, presence = 1 FROM device WHERE presence IN (1, 2)";
         let mut statement = self.watch().prepare_cached(sql).expect("the database has these columns");
         let read = |row: &rusqlite::Row<'_>| {
             let boots: Vec<u8> = row.get(2)?;
-            let boot = boots.first_chunk().copied().unwrap_or_default();
+            let boot = BootId(boots.first_chunk().copied().unwrap_or_default());
             let session = SessionNumber(row.get::<_, i64>(3)? as u64);
-            Ok((DeviceId(row.get(0)?), (row.get::<_, u32>(1)? as usize - 1, BootId(boot), session)))
+            Ok((DeviceId(row.get(0)?), (row.get::<_, u32>(1)? as usize - 1, boot, session), row.get(4)?))
         };
         let rows = statement.query_map([], read).expect("the database can be read");
         rows.collect::<Result<_, _>>().expect("the database can be read")
@@ -440,17 +439,21 @@ impl World {
         }
     }
 
-    /// A session that its server holds is not shown as ended, whatever files come late or again. Invariants 7 and 12.
+    /// A session that its server holds is not shown as gone, and one that has gone does not come back, whatever files come late or
+    /// again. Invariants 7 and 12.
     fn compare_presence(&mut self) {
-        for (device, (server, boot, session)) in self.site.shown_as_gone() {
+        for (device, (server, boot, session), is_online) in self.site.sessions_shown() {
             let shards = self.servers[server].process.iter().flat_map(|process| &process.shards);
             let mut sessions = shards.filter_map(|own| own.active.get(&device));
-            if sessions.any(|active| (active.boot, active.session) == (boot, session)) {
-                let server = server + 1;
+            let is_held = sessions.any(|active| (active.boot, active.session) == (boot, session));
+            let server = server + 1;
+            if !is_online && is_held {
                 self.violated(format!(
                     "device {device} is shown as gone from server {server}, which holds its session {session}"
                 ));
             }
+            let kept = self.model.on_shown(device, (boot, session), is_online);
+            self.expect(kept);
         }
     }
 
