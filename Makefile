@@ -1,10 +1,10 @@
 # Thin on purpose: each goal is a line or two; what takes more is in scripts/.
 
-.PHONY: help setup build demo test sim fuzz fmt lint
+.PHONY: help setup build demo test sim sim-plants fuzz fmt lint
 .DEFAULT_GOAL := help
 
 help: ## shows this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## installs what is missing on this machine (asks apt only for that)
 	@scripts/setup
@@ -22,6 +22,9 @@ test: setup ## everything that must hold: format, lints, docs, dependencies, tes
 
 sim: ## the simulator over many seeds: SEEDS=10000
 	@scripts/sim "$(or $(SEEDS),512)"
+
+sim-plants: ## tests the simulator with mistakes that it must find: PLANT=wheel for those with this name
+	@scripts/sim-plants "$(PLANT)"
 
 fuzz: ## fuzzes one target: T=frame SECONDS=60 (fuzz/corpus has their names)
 	@scripts/fuzz "$(T)" "$(or $(SECONDS),60)"

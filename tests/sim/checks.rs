@@ -83,7 +83,10 @@ impl World {
         let now = self.unix();
         let mut missing: Vec<(TaskId, &str)> = Vec::new();
         for (task, facts) in self.model.tasks.iter().filter(|(_, facts)| facts.expires > now) {
-            let is_due = facts.is_promised_to(machine.device).is_some_and(|from| from <= by);
+            // What its copy has answered is answered: no server pushes it again to the device that they both are.
+            let is_answered =
+                self.is_cloned(agent) && self.model.results_heard.contains(&(*task, machine.device));
+            let is_due = !is_answered && facts.is_promised_to(machine.device).is_some_and(|from| from <= by);
             match (present.task_state(*task), facts.cancelled) {
                 (None, None) if is_due => missing.push((*task, "task")),
                 (Some(state), Some(cancelled))

@@ -10,7 +10,8 @@
 //! - `cargo test --test sim`: the seeds from 0 to 511;
 //! - `make sim SEEDS=n`: so many seeds, in several processes, and how often everything happened;
 //! - `BGB_SIM_SEED=n cargo test --test sim -- --nocapture`: replays one and prints its steps;
-//! - `BGB_SIM_HUNT=n`: the seeds from 0 to n - 1, up to the first that breaks a promise.
+//! - `BGB_SIM_HUNT=n`: the seeds from 0 to n - 1, up to the first that breaks a promise;
+//! - `make sim-plants`: the simulator itself is tested, with mistakes in the product that it must find (`plants/`).
 
 mod administrator; // orders of all kinds, and what the model is told of them
 mod agents; // devices: boot, clock, disk, power, the agent on it and its modelled actions
@@ -21,6 +22,7 @@ mod forger; // a server in hostile hands
 mod hosts; // the machines of servers and manager: power, disks, the inbox that they share
 mod model; // the plain model: what may be begun, pushed, ended and counted
 mod network; // links and connections that carry bytes, late, in pieces, and not always
+mod plants; // mistakes in the product, which test the simulator
 mod processes; // many seeds in several processes
 mod restore; // copies of the database, and what putting one back means
 mod seeds; // many seeds on many cores

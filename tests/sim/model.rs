@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bgb_protocol::action::Action;
-use bgb_protocol::ids::{DeviceId, SessionNumber, TaskId, UnixMillis};
+use bgb_protocol::ids::{BootId, DeviceId, SessionNumber, TaskId, UnixMillis};
 use bgb_protocol::state::TaskState;
 use bgb_protocol::task::NOT_BEFORE_TOLERANCE_MS;
 
@@ -73,6 +73,8 @@ pub(crate) struct Model {
     ended: BTreeMap<Entry, (TaskState, UnixMillis)>,
     /// Final words that the site has.
     counted: BTreeMap<(TaskId, DeviceId), TaskState>,
+    /// Sessions that the site has shown as gone.
+    gone: BTreeSet<(DeviceId, (BootId, SessionNumber))>,
 }
 
 /// How often an action was begun, and in which of its agent's lives last.
@@ -265,6 +267,25 @@ impl Model {
         Ok(())
     }
 
+    /// A server tells a device that its result is kept: some server has heard it from that device.
+    pub(crate) fn on_acknowledged(
+        &mut self,
+        task: TaskId,
+        device: DeviceId,
+        now: UnixMillis,
+    ) -> Result<(), String> {
+        if !self.results_heard.contains(&(task, device)) {
+            return Err(format!(
+                "device {device} is told that its result of task {task} is kept; nobody has heard it"
+            ));
+        }
+        // Who is no target refuses what was pushed to it by mistake, and the site counts none of that.
+        if self.tasks.get(&task).is_some_and(|facts| facts.targets.contains(&device)) {
+            self.acknowledged.entry((task, device)).or_insert(now);
+        }
+        Ok(())
+    }
+
     /// Somebody has copied the disk of an agent's machine: the copy knows what that one knows.
     pub(crate) fn on_cloned(&mut self, from: usize, to: usize) {
         fn copied<V: Clone>(map: &mut BTreeMap<Entry, V>, from: usize, to: usize) {
@@ -292,9 +313,30 @@ impl Model {
         agents.filter_map(|(agent, _)| self.ended.get(&(task, agent))).map(|(state, _)| *state).collect()
     }
 
+    /// The site shows a session as online, or as gone.
+    pub(crate) fn on_shown(
+        &mut self,
+        device: DeviceId,
+        session: (BootId, SessionNumber),
+        is_online: bool,
+    ) -> Result<(), String> {
+        let key = (device, session);
+        if is_online && self.gone.contains(&key) {
+            return Err(format!(
+                "device {device} is shown as online with session {}, which had gone",
+                session.1
+            ));
+        }
+        if !is_online {
+            self.gone.insert(key);
+        }
+        Ok(())
+    }
+
     /// The site has gone back to when it had these tasks, each with so many releases, cancelled or not.
     pub(crate) fn on_restored(&mut self, kept: &BTreeMap<TaskId, (usize, Option<UnixMillis>)>) {
         self.counted.clear();
+        self.gone.clear();
         for (task, facts) in &mut self.tasks {
             let (rings, cancelled) = kept.get(task).copied().unwrap_or((0, facts.cancelled));
             let is_cancel_lost = facts.cancelled.is_some() && cancelled.is_none();

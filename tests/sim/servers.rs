@@ -450,7 +450,8 @@ impl World {
                 if let Some(conn) = self.network.conns.get(&id) {
                     let device = self.machines[conn.agent].device;
                     let now = UnixMillis(EPOCH_UNIX_MS + self.now_ms);
-                    self.model.acknowledged.entry((*task, device)).or_insert(now);
+                    let acknowledged = self.model.on_acknowledged(*task, device, now);
+                    self.expect(acknowledged);
                 }
             }
             ServerMessage::Refused(RefusedReason::Blocked) => self.tally.count(Kind::RefusedBlocked),

@@ -245,6 +245,20 @@ impl Site {
         Some((server as usize - 1, presence.boot?, presence.session?))
     }
 
+    /// Devices that the site shows as online, or as gone, and with which session.
+    fn sessions_shown(&mut self) -> Vec<(DeviceId, Shown, bool)> {
+        let sql = "SELECT number, server, boots, session, presence = 1 FROM device WHERE presence IN (1, 2)";
+        let mut statement = self.watch().prepare_cached(sql).expect("the database has these columns");
+        let read = |row: &rusqlite::Row<'_>| {
+            let boots: Vec<u8> = row.get(2)?;
+            let boot = BootId(boots.first_chunk().copied().unwrap_or_default());
+            let session = SessionNumber(row.get::<_, i64>(3)? as u64);
+            Ok((DeviceId(row.get(0)?), (row.get::<_, u32>(1)? as usize - 1, boot, session), row.get(4)?))
+        };
+        let rows = statement.query_map([], read).expect("the database can be read");
+        rows.collect::<Result<_, _>>().expect("the database can be read")
+    }
+
     /// Nobody looks on while the file is replaced.
     pub(crate) fn close(&mut self) {
         self.watch = None;
@@ -403,6 +417,7 @@ impl World {
     fn after_manager(&mut self) {
         if self.site.has_changed() {
             self.compare_results();
+            self.compare_presence();
         }
         let rung = self.site.bell.load(Ordering::Relaxed);
         if std::mem::replace(&mut self.site.bell_heard, rung) != rung {
@@ -421,6 +436,24 @@ impl World {
         match self.model.on_counted(&finals) {
             Ok(new) => new.into_iter().for_each(|state| self.count_state(state)),
             Err(what) => self.violated(what),
+        }
+    }
+
+    /// A session that its server holds is not shown as gone, and one that has gone does not come back, whatever files come late or
+    /// again. Invariants 7 and 12.
+    fn compare_presence(&mut self) {
+        for (device, (server, boot, session), is_online) in self.site.sessions_shown() {
+            let shards = self.servers[server].process.iter().flat_map(|process| &process.shards);
+            let mut sessions = shards.filter_map(|own| own.active.get(&device));
+            let is_held = sessions.any(|active| (active.boot, active.session) == (boot, session));
+            let server = server + 1;
+            if !is_online && is_held {
+                self.violated(format!(
+                    "device {device} is shown as gone from server {server}, which holds its session {session}"
+                ));
+            }
+            let kept = self.model.on_shown(device, (boot, session), is_online);
+            self.expect(kept);
         }
     }
 
