@@ -131,7 +131,8 @@ impl World {
                 self.fill_host(server, for_ms);
             }
             89..91 => self.stall_spool(server),
-            91..94 => self.repeat_file(),
+            91..93 => self.repeat_file(),
+            93 => self.servers[server].next_file_is_late = true,
             94 => self.revoke_certificate(agent),
             95 | 96 => self.let_certificate_end(agent),
             97 => self.clone_some_device(agent),

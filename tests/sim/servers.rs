@@ -58,6 +58,8 @@ pub(crate) struct SimServer {
     pub(crate) stalls_until_ms: u64,
     /// It cannot read the queue, since then.
     pub(crate) queue_hidden_since: Option<u64>,
+    /// The next of its files is overtaken on its way.
+    pub(crate) next_file_is_late: bool,
     /// Counts the processes: what was meant for an earlier one is void.
     pub(crate) life: u64,
     pub(crate) starts: u64,
@@ -163,6 +165,7 @@ impl SimServer {
             clock_behind_ms: if server == 0 { weather.clock_behind_ms } else { 0 },
             stalls_until_ms: 0,
             queue_hidden_since: None,
+            next_file_is_late: false,
             life: 0,
             starts: 0,
             options,

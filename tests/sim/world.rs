@@ -71,6 +71,7 @@ pub(crate) enum Event {
     // site.rs and administrator.rs
     ManagerStarts { starts: u64 },
     InboxNoticed,
+    LateFileComes { server: usize, name: String },
     AdministratorActs,
     ReleaseDue { task: TaskId },
     UnblockDue { device: DeviceId },
@@ -270,6 +271,7 @@ impl World {
             Event::HostHasRoom { host } => self.on_host_has_room(host),
             Event::ManagerStarts { starts } => self.on_manager_starts(starts),
             Event::InboxNoticed => self.on_inbox_noticed(),
+            Event::LateFileComes { server, name } => self.on_late_file_comes(server, name),
             Event::AdministratorActs => self.on_administrator_acts(),
             Event::ReleaseDue { task } => self.on_release_due(task),
             Event::UnblockDue { device } => self.on_unblock_due(device),
