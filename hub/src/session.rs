@@ -163,7 +163,8 @@ impl Active {
         Self {
             boot: hello.boot,
             session: hello.session,
-            signed_in: time.wall(),
+            // Compared with what other servers say of the device: a wall clock that is behind must not make a session look old.
+            signed_in: time.time(),
             abilities: hello.abilities,
             silence_ticks_max: u32::try_from(silence_ticks_max).unwrap_or(u32::MAX),
             in_line: false,

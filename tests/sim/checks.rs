@@ -72,8 +72,12 @@ impl World {
         self.after(ONLINE_WITHIN_MS, Event::CheckSteady);
     }
 
-    /// The device has every valid task that was released to it by `by`, and knows of every cancel.
+    /// The device has every valid task that was released to it by `by`, and knows of every cancel. What a copy of it has answered, it is not
+    /// asked again.
     fn check_has_tasks(&mut self, agent: usize, by: UnixMillis) {
+        if self.is_cloned(agent) {
+            return;
+        }
         let machine = &self.machines[agent];
         let Some(present) = machine.agent.as_ref() else { return };
         let now = self.unix();
@@ -136,7 +140,7 @@ impl World {
             let is_online = self.should_be_online(agent);
             if is_online {
                 let until = UnixMillis(self.unix().0 - COUNTED_WITHIN_MS);
-                self.expect(self.model.all_counted(device, until));
+                self.expect(self.model.all_counted(agent, until));
                 self.check_tasks_are_over(agent);
             }
             let truth = is_online.then(|| self.truth(agent)).flatten();

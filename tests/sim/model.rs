@@ -401,10 +401,12 @@ impl Model {
 
     /// Every end that the device's journal had by `until`, and every one that a server has acknowledged, has reached the site.
     /// Invariants 1 and 5.
-    pub(crate) fn all_counted(&self, device: DeviceId, until: UnixMillis) -> Result<(), String> {
-        let due = self.ended.iter().filter(|((task, by), (_, since))| {
-            self.devices[*by] == device && *since <= until && self.counts_for(*task)
-        });
+    pub(crate) fn all_counted(&self, agent: usize, until: UnixMillis) -> Result<(), String> {
+        let device = self.devices[agent];
+        let due = self
+            .ended
+            .iter()
+            .filter(|((task, by), (_, since))| *by == agent && *since <= until && self.counts_for(*task));
         for ((task, _), (state, _)) in due {
             let counted = self.counted.get(&(*task, device));
             if !counted.is_some_and(|counted| self.ends_of(*task, device).contains(counted)) {
@@ -418,10 +420,12 @@ impl Model {
                 ));
             }
         }
-        let due = self
-            .acknowledged
-            .iter()
-            .filter(|((task, by), since)| *by == device && **since <= until && self.counts_for(*task));
+        // One who was not asked may have refused what a hostile server said.
+        let is_asked =
+            |task: &TaskId| self.tasks.get(task).is_some_and(|facts| facts.targets.contains(&device));
+        let due = self.acknowledged.iter().filter(|((task, by), since)| {
+            *by == device && **since <= until && self.counts_for(*task) && is_asked(task)
+        });
         match due.map(|(key, _)| key).find(|key| !self.counted.contains_key(key)) {
             Some((task, _)) => {
                 Err(format!("the answer of device {device} to task {task} was acknowledged and is lost"))

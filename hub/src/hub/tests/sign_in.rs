@@ -39,6 +39,17 @@ fn the_online_row_carries_what_the_hello_and_the_certificate_said() {
 }
 
 #[test]
+fn a_sign_in_is_dated_by_the_newest_head_where_the_wall_clock_is_behind() {
+    let mut rig = Rig::new();
+    rig.order(Order::Head { signed: vec![7].into(), time: START.plus(HOUR_MS) });
+    rig.pass(30);
+    let channel = rig.open(5);
+    let out = rig.hello(channel, hello(9));
+    let Some(Output::Online { row, .. }) = out.first() else { panic!("{out:?}") };
+    assert_eq!(row.signed_in, START.plus(HOUR_MS + 30 * TICK_MS));
+}
+
+#[test]
 fn a_claim_that_is_not_granted_is_refused_as_superseded_and_releases_nothing() {
     let mut rig = Rig::new();
     let channel = rig.open(5);
