@@ -14,6 +14,7 @@ use bgb_hub::{Now as HubNow, TICK_MS, Tick};
 use bgb_protocol::ids::{DeviceId, TaskId, UnixMillis};
 
 use crate::agents::Machine;
+use crate::checks::SILENT_CHECK_MS;
 use crate::dice::Dice;
 use crate::faults::Weather;
 use crate::forger::HeardPush;
@@ -80,6 +81,7 @@ pub(crate) enum Event {
     ClocksSet,
     Heal,
     PeaceTasks,
+    CheckSilent,
     CheckSteady,
     CheckAll,
     End,
@@ -210,6 +212,7 @@ impl World {
             self.start_device_after(agent, after_ms);
         }
         self.after(5_000, Event::AdministratorActs);
+        self.after(SILENT_CHECK_MS, Event::CheckSilent);
         self.begin_faults();
     }
 
@@ -279,6 +282,7 @@ impl World {
             Event::ClocksSet => self.on_clocks_set(),
             Event::Heal => self.on_heal(),
             Event::PeaceTasks => self.start_peace_tasks(),
+            Event::CheckSilent => self.check_silent(),
             Event::CheckSteady => self.check_steady(),
             Event::CheckAll => self.check_all(),
             Event::End => {
