@@ -24,7 +24,7 @@ sim: ## the simulator over many seeds: SEEDS=10000
 	@scripts/sim "$(or $(SEEDS),512)"
 
 sim-plants: ## tests the simulator with mistakes that it must find: PLANT=wheel for those with this name
-	@scripts/sim-plants "$(PLANT)"
+	@scripts/sim-plants $(PLANT)
 
 fuzz: ## fuzzes one target: T=frame SECONDS=60 (fuzz/corpus has their names)
 	@scripts/fuzz "$(T)" "$(or $(SECONDS),60)"

@@ -11,6 +11,7 @@ use bgb_protocol::ids::{TaskId, UnixMillis};
 use crate::agents::Power;
 use crate::faults::MENDED_MS;
 use crate::network::End;
+use crate::servers::{Channel, SimShard};
 use crate::tally::Kind;
 use crate::world::{Event, World};
 
@@ -23,6 +24,10 @@ const PRESENCE_MARGIN_MS: u64 = 10_000;
 /// How long after their expiry tasks are over on a device that is online: the longest action modelled and what gives up one that
 /// hangs, one after the other for as many scans as queue up.
 const OVER_AFTER_MS: u64 = 240_000;
+/// How often it is looked whether a server holds a channel that has been silent for longer than it may, and how much later than that a
+/// tick and a turn may end it.
+pub(crate) const SILENT_CHECK_MS: u64 = 10_000;
+const SILENT_MARGIN_MS: u64 = 1_000;
 /// A result is counted within this time when nothing is broken: spool, file, its way, and the next file's turn.
 const COUNTED_WITHIN_MS: u64 = 15_000;
 
@@ -44,6 +49,22 @@ impl World {
         let everybody = self.some_targets(1_000);
         self.start_task(Action::CollectInventory, Some(&everybody), 2 * ANYBODY_WITHIN_MS);
         self.start_task(Action::QuickScan, Some(&everybody), 2 * ANYBODY_WITHIN_MS);
+    }
+
+    /// No server holds a channel that says no hello, or a session that is silent beyond its limit (docs/promises.md, Presence).
+    pub(crate) fn check_silent(&mut self) {
+        let now_ms = self.now_ms;
+        let overdue = |own: &&Channel| now_ms > own.heard_ms + own.silent_ms_max + SILENT_MARGIN_MS;
+        let processes = self.servers.iter().filter_map(|server| server.process.as_ref());
+        let channels: Vec<_> =
+            processes.flat_map(|process| &process.shards).flat_map(SimShard::channels).collect();
+        if let Some(own) = channels.into_iter().find(overdue) {
+            let (silent_ms, most_ms) = (now_ms - own.heard_ms, own.silent_ms_max);
+            self.violated(format!(
+                "a server holds a channel that has been silent for {silent_ms} ms, {most_ms} at the most"
+            ));
+        }
+        self.after(SILENT_CHECK_MS, Event::CheckSilent);
     }
 
     /// Whether both ends of the device's connection hold the same session and the network has not forgotten it; since when.

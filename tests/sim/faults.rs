@@ -18,6 +18,9 @@ pub(crate) const MENDED_MS: u64 = RETRANSMISSION_MS;
 /// So many connections in a thousand are lost by the network in its last moment of faults: those take the longest to be noticed.
 const FORGOTTEN_AT_HEALING_PER_MILLE: u64 = 250;
 
+/// So many agents in a thousand are killed while a spool's disk is slow.
+const DIES_IN_STALL_PER_MILLE: u64 = 300;
+
 /// What has just begun is this young at most: a disk's delay, and an action's first moments.
 const BAD_LUCK_MS: u64 = 300;
 
@@ -131,7 +134,8 @@ impl World {
                 self.fill_host(server, for_ms);
             }
             89..91 => self.stall_spool(server),
-            91..94 => self.repeat_file(),
+            91..93 => self.repeat_file(),
+            93 => self.servers[server].next_file_is_late = true,
             94 => self.revoke_certificate(agent),
             95 | 96 => self.let_certificate_end(agent),
             97 => self.clone_some_device(agent),
@@ -208,6 +212,12 @@ impl World {
         self.forget_connection(agent, Kind::Roamed);
         let for_ms = self.dice.around(60_000);
         self.set_link(agent, server, false, false, for_ms);
+    }
+
+    pub(crate) fn on_agent_dies(&mut self, agent: usize) {
+        if !self.has_healed() {
+            self.kill_agent(agent);
+        }
     }
 
     fn kill_agent(&mut self, agent: usize) {
@@ -335,6 +345,13 @@ impl World {
         let for_ms = self.dice.around(10_000).min(self.left_ms());
         self.servers[server].stalls_until_ms = self.now_ms + for_ms;
         self.say(format_args!("server {}: the spool's disk is slow for {for_ms} ms", server + 1));
+        // Whose result waits may come back before it is durable.
+        for agent in 0..self.machines.len() {
+            if self.dice.chance(DIES_IN_STALL_PER_MILLE) {
+                let after_ms = self.dice.below(for_ms);
+                self.after(after_ms, Event::AgentDies { agent });
+            }
+        }
     }
 
     fn revoke_certificate(&mut self, agent: usize) {

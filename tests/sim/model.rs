@@ -267,23 +267,12 @@ impl Model {
         Ok(())
     }
 
-    /// A server tells a device that its result is kept: some server has heard it from that device.
-    pub(crate) fn on_acknowledged(
-        &mut self,
-        task: TaskId,
-        device: DeviceId,
-        now: UnixMillis,
-    ) -> Result<(), String> {
-        if !self.results_heard.contains(&(task, device)) {
-            return Err(format!(
-                "device {device} is told that its result of task {task} is kept; nobody has heard it"
-            ));
-        }
-        // Who is no target refuses what was pushed to it by mistake, and the site counts none of that.
+    /// A server tells a device that it has a result for good. Who is no target refuses what was pushed to it by mistake, and the site counts
+    /// none of that.
+    pub(crate) fn on_acknowledged(&mut self, task: TaskId, device: DeviceId, now: UnixMillis) {
         if self.tasks.get(&task).is_some_and(|facts| facts.targets.contains(&device)) {
             self.acknowledged.entry((task, device)).or_insert(now);
         }
-        Ok(())
     }
 
     /// Somebody has copied the disk of an agent's machine: the copy knows what that one knows.

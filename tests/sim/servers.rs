@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use bgb_hub::{ChannelKey, CloseReason, HubOptions, Now as HubNow, Order, Peer, Tick};
+use bgb_hub::{ChannelKey, CloseReason, HubOptions, Now as HubNow, Order, Peer, TICK_MS, Tick};
 use bgb_protocol::file::presence::{Presence, PresenceRow};
 use bgb_protocol::frame::Frame;
 use bgb_protocol::ids::{BootId, DeviceId, ServerId, SessionNumber, TaskId, UnixMillis};
@@ -58,6 +58,8 @@ pub(crate) struct SimServer {
     pub(crate) stalls_until_ms: u64,
     /// It cannot read the queue, since then.
     pub(crate) queue_hidden_since: Option<u64>,
+    /// The next of its files is overtaken on its way.
+    pub(crate) next_file_is_late: bool,
     /// Counts the processes: what was meant for an earlier one is void.
     pub(crate) life: u64,
     pub(crate) starts: u64,
@@ -134,6 +136,19 @@ pub(crate) struct Channel {
     fingerprint: [u8; 32],
     /// Tasks that the hello named.
     known: BTreeSet<TaskId>,
+    /// Results that were said here and are not known to be kept.
+    owed: Vec<TaskId>,
+    /// When something was heard here last, and how long it may stay silent from then on.
+    pub(crate) heard_ms: u64,
+    pub(crate) silent_ms_max: u64,
+}
+
+impl Channel {
+    /// Whether a result of this task was said here and was not known to be kept until now.
+    fn is_owed(&mut self, task: TaskId) -> bool {
+        let place = self.owed.iter().position(|owed| *owed == task);
+        place.map(|place| self.owed.swap_remove(place)).is_some()
+    }
 }
 
 /// The address of a server, as agents are configured with it.
@@ -163,6 +178,7 @@ impl SimServer {
             clock_behind_ms: if server == 0 { weather.clock_behind_ms } else { 0 },
             stalls_until_ms: 0,
             queue_hidden_since: None,
+            next_file_is_late: false,
             life: 0,
             starts: 0,
             options,
@@ -202,7 +218,15 @@ impl World {
         let machine = &self.machines[agent];
         let fingerprint = machine.certificate.fingerprint;
         let own = &mut process.shards[shard];
-        let channel = hub_key(own.slots.insert(Channel { conn: id, fingerprint, known: BTreeSet::new() }));
+        let tenant = Channel {
+            conn: id,
+            fingerprint,
+            known: BTreeSet::new(),
+            owed: Vec::new(),
+            heard_ms: self.now_ms,
+            silent_ms_max: HELLO_TICKS * TICK_MS,
+        };
+        let channel = hub_key(own.slots.insert(tenant));
         conn.server_end = End::Open;
         conn.channel = Some(channel);
         let address = SocketAddr::from(([127, 0, 0, 1], 40_000 + agent as u16));
@@ -242,6 +266,10 @@ impl World {
         let Some(conn) = self.network.conns.get(&id) else { return };
         let (server, shard, agent) = (conn.server, conn.shard, conn.agent);
         let Some(channel) = conn.channel else { return };
+        let now_ms = self.now_ms;
+        if let Some(own) = self.channel_mut(server, shard, channel) {
+            own.heard_ms = now_ms;
+        }
         match &message {
             AgentMessage::Hello(hello) => {
                 if let Some(own) = self.channel_mut(server, shard, channel) {
@@ -251,6 +279,9 @@ impl World {
             AgentMessage::Result(result) => {
                 let device = self.machines[agent].device;
                 let task = result.read().ok().map(|statement| statement.task);
+                if let Some(own) = self.channel_mut(server, shard, channel) {
+                    own.owed.extend(task);
+                }
                 if task.is_some_and(|task| !self.model.results_heard.insert((task, device))) {
                     self.tally.count(Kind::ResultSentAgain);
                 }
@@ -444,14 +475,24 @@ impl World {
                 Ok(task) => self.on_push(server, shard, channel, id, task.statement().task, push),
                 Err(error) => self.violated(format!("a task that is pushed cannot be read: {error}")),
             },
+            ServerMessage::Welcome(welcome) => {
+                if let Some(own) = self.channel_mut(server, shard, channel) {
+                    own.silent_ms_max = u64::from(welcome.keepalive_secs) * 1_500;
+                }
+            }
             ServerMessage::KeepaliveAnswer(_) => self.tally.count(Kind::KeepaliveAnswered),
             ServerMessage::ResultKept(task) => {
                 self.tally.count(Kind::ResultAcknowledged);
                 if let Some(conn) = self.network.conns.get(&id) {
                     let device = self.machines[conn.agent].device;
                     let now = UnixMillis(EPOCH_UNIX_MS + self.now_ms);
-                    let acknowledged = self.model.on_acknowledged(*task, device, now);
-                    self.expect(acknowledged);
+                    self.model.on_acknowledged(*task, device, now);
+                }
+                let own = self.channel_mut(server, shard, channel);
+                if !own.is_some_and(|own| own.is_owed(*task)) {
+                    self.violated(format!(
+                        "{channel:?} hears that a result of task {task} is kept, and has said none"
+                    ));
                 }
             }
             ServerMessage::Refused(RefusedReason::Blocked) => self.tally.count(Kind::RefusedBlocked),
@@ -705,6 +746,11 @@ impl SimShard {
             is_called: false,
             frame: Vec::new(),
         }
+    }
+
+    /// All channels.
+    pub(crate) fn channels(&self) -> impl Iterator<Item = &Channel> {
+        self.slots.keys().filter_map(|key| self.slots.tenant(key))
     }
 
     /// The certificate that was shown on a channel.

@@ -30,7 +30,7 @@ use rustls_pki_types::pem::PemObject as _;
 use tempfile::TempDir;
 
 use crate::dice::Dice;
-use crate::hosts::{INBOX, SITE_HOST};
+use crate::hosts::{INBOX, SITE_HOST, inbox_of};
 use crate::servers::{SERVERS, address_of};
 use crate::tally::Kind;
 use crate::world::{EPOCH_UNIX_MS, Event, World};
@@ -45,6 +45,8 @@ pub(crate) const NUMBERS_OF_NOBODY: u64 = SECOND_BLOCK as u64 - 5;
 const SCAN_MS: u64 = 10_000;
 /// A change of the inbox is noticed within this.
 const NOTICED_MS_MAX: u64 = 30;
+/// A late file that the disk refuses tries again after this.
+const LATE_FILE_AGAIN_MS: u64 = 500;
 /// Whoever starts a manager that could not start tries again within this.
 const START_AGAIN_MS_MAX: u64 = 5_000;
 
@@ -326,6 +328,11 @@ impl Site {
     }
 }
 
+/// What a file is called until it comes: names that begin with a dot are not finished.
+fn late(name: &str) -> String {
+    format!(".late-{name}")
+}
+
 fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder can be made");
     for entry in std::fs::read_dir(from).expect("the template is there").flatten() {
@@ -494,6 +501,42 @@ impl World {
             self.tally.count(Kind::FileRepeated);
             self.say(format_args!("file {name} of server {server} comes again"));
             self.inbox_changes();
+        }
+        self.check_hosts();
+    }
+
+    /// If a file of the server is to be late, one that has just come is on its way again: those after it overtake it, as they do where
+    /// one cannot be carried for itself.
+    pub(crate) fn hold_up_file(&mut self, server: usize) {
+        use bgb_daemon::disk::Disk as _;
+        let left_ms = self.weather.heals_at_ms.saturating_sub(self.now_ms);
+        if !std::mem::take(&mut self.servers[server].next_file_is_late) || left_ms == 0 {
+            return;
+        }
+        let (disk, folder) = (self.hosts[SITE_HOST].disk.clone(), inbox_of(server));
+        let there = disk.list(&folder).unwrap_or_default().into_iter().map(|entry| entry.name);
+        let names: Vec<_> = there.filter(|name| !name.starts_with('.')).collect();
+        let Some(name) = names.into_iter().next_back() else { return };
+        if disk.rename(&folder.join(&name), &folder.join(late(&name))).is_ok() {
+            // If this fails, a crash may bring it back under its own name, and then it is not late.
+            let _ = disk.sync_dir(&folder);
+            self.tally.count(Kind::FileOvertaken);
+            self.say(format_args!("file {name} of server {} is held up", server + 1));
+            let after_ms = self.dice.around(20_000).min(left_ms);
+            self.after(after_ms, Event::LateFileComes { server, name });
+        }
+    }
+
+    pub(crate) fn on_late_file_comes(&mut self, server: usize, name: String) {
+        use bgb_daemon::disk::Disk as _;
+        let (disk, folder) = (self.hosts[SITE_HOST].disk.clone(), inbox_of(server));
+        let came =
+            disk.rename(&folder.join(late(&name)), &folder.join(&name)).and_then(|()| disk.sync_dir(&folder));
+        if came.is_ok() {
+            self.say(format_args!("file {name} of server {} comes, late", server + 1));
+            self.inbox_changes();
+        } else if disk.open_read(&folder.join(late(&name))).is_ok() {
+            self.after(LATE_FILE_AGAIN_MS, Event::LateFileComes { server, name });
         }
         self.check_hosts();
     }

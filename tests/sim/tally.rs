@@ -55,6 +55,7 @@ kinds! {
     HostUnsyncedLost => "fault: unsynced bytes or names lost on a host",
     DatabaseRestored => "fault: database restored from a copy",
     FileRepeated => "fault: file comes a second time",
+    FileOvertaken => "fault: file is overtaken by those after it",
     ServerClockBehind => "fault: server's wall clock is behind",
     CertificateRevoked => "fault: certificate revoked",
     // What faults bring about on servers.

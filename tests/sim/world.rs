@@ -14,6 +14,7 @@ use bgb_hub::{Now as HubNow, TICK_MS, Tick};
 use bgb_protocol::ids::{DeviceId, TaskId, UnixMillis};
 
 use crate::agents::Machine;
+use crate::checks::SILENT_CHECK_MS;
 use crate::dice::Dice;
 use crate::faults::Weather;
 use crate::forger::HeardPush;
@@ -49,6 +50,7 @@ pub(crate) enum Event {
     DeviceStarts { agent: usize, starts: u64 },
     ActionEnds { agent: usize, task: TaskId, serial: u64 },
     PowerFails { agent: usize },
+    AgentDies { agent: usize },
     DiskHasRoom { agent: usize },
     CopyGoes { agent: usize },
     ReadsAgain { agent: usize },
@@ -71,6 +73,7 @@ pub(crate) enum Event {
     // site.rs and administrator.rs
     ManagerStarts { starts: u64 },
     InboxNoticed,
+    LateFileComes { server: usize, name: String },
     AdministratorActs,
     ReleaseDue { task: TaskId },
     UnblockDue { device: DeviceId },
@@ -79,6 +82,7 @@ pub(crate) enum Event {
     ClocksSet,
     Heal,
     PeaceTasks,
+    CheckSilent,
     CheckSteady,
     CheckAll,
     End,
@@ -209,6 +213,7 @@ impl World {
             self.start_device_after(agent, after_ms);
         }
         self.after(5_000, Event::AdministratorActs);
+        self.after(SILENT_CHECK_MS, Event::CheckSilent);
         self.begin_faults();
     }
 
@@ -252,6 +257,7 @@ impl World {
             Event::DeviceStarts { agent, starts } => self.on_device_starts(agent, starts),
             Event::ActionEnds { agent, task, serial } => self.on_action_ends(agent, task, serial),
             Event::PowerFails { agent } => self.on_power_fails(agent),
+            Event::AgentDies { agent } => self.on_agent_dies(agent),
             Event::DiskHasRoom { agent } => self.machines[agent].set_full(false),
             Event::CopyGoes { agent } => self.on_copy_goes(agent),
             Event::ReadsAgain { agent } => self.machines[agent].reads_slowly = false,
@@ -270,6 +276,7 @@ impl World {
             Event::HostHasRoom { host } => self.on_host_has_room(host),
             Event::ManagerStarts { starts } => self.on_manager_starts(starts),
             Event::InboxNoticed => self.on_inbox_noticed(),
+            Event::LateFileComes { server, name } => self.on_late_file_comes(server, name),
             Event::AdministratorActs => self.on_administrator_acts(),
             Event::ReleaseDue { task } => self.on_release_due(task),
             Event::UnblockDue { device } => self.on_unblock_due(device),
@@ -277,6 +284,7 @@ impl World {
             Event::ClocksSet => self.on_clocks_set(),
             Event::Heal => self.on_heal(),
             Event::PeaceTasks => self.start_peace_tasks(),
+            Event::CheckSilent => self.check_silent(),
             Event::CheckSteady => self.check_steady(),
             Event::CheckAll => self.check_all(),
             Event::End => {

@@ -180,6 +180,7 @@ impl World {
         let round = process.courier.run(now);
         if round.carried > 0 {
             self.say(format_args!("server {}: the courier has carried {} files", server + 1, round.carried));
+            self.hold_up_file(server);
             self.inbox_changes();
         }
         if let Some(error) = round.ended {
