@@ -231,6 +231,11 @@ impl Process {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
+    /// Whether a library whose name holds this is part of it.
+    pub(crate) fn has_loaded(&self, library: &str) -> bool {
+        fs::read_to_string(format!("/proc/{}/maps", self.child.id())).unwrap().contains(library)
+    }
+
     /// Leaves it no descriptor to open; gives the limit that it had.
     pub(crate) fn exhaust_descriptors(&self) -> u64 {
         let open: BTreeSet<u64> = fs::read_dir(format!("/proc/{}/fd", self.child.id()))
