@@ -31,3 +31,4 @@ fmt: ## formats the source
 
 lint: ## clippy, warnings are errors
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --test faults -- -D warnings

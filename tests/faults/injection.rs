@@ -20,6 +20,10 @@ const AGENT_CLOCK_SECS: i64 = 400 * 24 * 3600;
 /// How far the site's own clocks are moved, either way: tasks are valid for an hour by them, and must not expire by it.
 const SITE_CLOCK_SECS: i64 = 20 * 60;
 
+/// A manager whose clock is ahead starts tasks that servers hold back until their time has come for everybody: so far ahead people order
+/// all the same, and everybody waits; further ahead nobody orders, since a run ends before.
+const AHEAD_SECS_MAX: i64 = 20;
+
 /// Strangers who connect to a server that has no descriptor left.
 const STRANGERS: usize = 3;
 
@@ -88,16 +92,25 @@ pub(crate) fn lasts_ms(kind: Kind) -> (u64, u64) {
     }
 }
 
-/// What those whose outputs begin so say, or were told, when they feel a fault of this kind; `None` where they have nothing to say, or where
-/// it shows elsewhere. A round that nobody has felt has shown nothing.
-pub(crate) fn felt_as(kind: Kind) -> Option<(&'static str, &'static str)> {
+/// How it shows that a fault was felt.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sign {
+    /// Those whose outputs begin so say this, or were told it.
+    Said(&'static str, &'static str),
+    /// A server counts it, by this name.
+    Counted(&'static str),
+}
+
+/// How a fault of this kind is felt; `None` where that shows elsewhere. A round that nobody has felt has shown nothing.
+pub(crate) fn felt_as(kind: Kind) -> Option<Sign> {
     match kind {
-        Kind::JournalFull => Some(("agent-", "No space left")),
-        Kind::SpoolFull | Kind::InboxFull => Some(("server-", "No space left")),
-        Kind::DatabaseFull => Some(("administrator", "database is full")),
-        Kind::DatabaseBusy => Some(("administrator", "database is busy")),
-        Kind::ServerWithoutDescriptors => Some(("server-", "Too many open files")),
-        Kind::ManagerWithoutDescriptors => Some(("manager", "Too many open files")),
+        Kind::JournalFull => Some(Sign::Said("agent-", "No space left")),
+        Kind::SpoolFull => Some(Sign::Said("server-", "No space left")),
+        Kind::InboxFull => Some(Sign::Counted("bgb_server_carry_failures_total")),
+        Kind::DatabaseFull => Some(Sign::Said("administrator", "database is full")),
+        Kind::DatabaseBusy => Some(Sign::Said("administrator", "database is busy")),
+        Kind::ServerWithoutDescriptors => Some(Sign::Counted("bgb_server_accept_failures_total")),
+        Kind::ManagerWithoutDescriptors => Some(Sign::Said("manager", "Too many open files")),
         _ => None,
     }
 }
@@ -161,7 +174,10 @@ impl World {
                 drop(strangers);
             }
             Held::Cut(at, way) => self.machines[at].link.mend(way),
-            Held::Misled(victim) => self.clock(victim).move_by(0),
+            Held::Misled(victim) => {
+                self.clock(victim).move_by(0);
+                self.administrator.work();
+            }
         }
     }
 
@@ -249,7 +265,12 @@ impl World {
     }
 
     fn mislead(&mut self, victim: Victim, most_secs: i64) -> Held {
+        // Near ones as often as far ones.
+        let most_secs = if self.dice.chance(500) { most_secs } else { AHEAD_SECS_MAX };
         let seconds = far(&mut self.dice, most_secs);
+        if victim == Victim::ManagerClock && seconds > AHEAD_SECS_MAX {
+            self.administrator.rest();
+        }
         self.clock(victim).move_by(seconds);
         Held::Misled(victim)
     }

@@ -14,19 +14,12 @@
 // What is unwrapped here is the harness's own, and fails with the line that did it.
 #![allow(clippy::unwrap_used)]
 
-macro_rules! rig {
-    ($name:ident, $path:literal) => {
-        #[path = $path]
-        #[allow(dead_code, reason = "shared: the system tests use the rest")]
-        mod $name;
-    };
-}
-rig!(api, "../rig/api.rs");
-rig!(peer, "../rig/peer.rs");
-rig!(process, "../rig/process.rs");
-rig!(site, "../rig/site.rs");
-rig!(wait, "../rig/wait.rs");
-rig!(dice, "../sim/dice.rs");
+#[path = "../sim/dice.rs"]
+#[allow(dead_code, reason = "the simulator's, who throws them in more ways")]
+mod dice;
+#[path = "../rig/mod.rs"]
+mod rig;
+use rig::{api, peer, process, site, wait};
 
 mod administrator; // starts tasks, and remembers which were accepted
 mod clock; // wall clocks that can be moved

@@ -27,7 +27,7 @@ use crate::dice::Dice;
 use crate::disk::SmallDisk;
 use crate::footprint::{Footprint, Footprints, wait_near};
 use crate::ground;
-use crate::injection::{Held, Victim, at_once_max, felt_as, lasts_ms, machine_of};
+use crate::injection::{Held, Sign, Victim, at_once_max, felt_as, lasts_ms, machine_of};
 use crate::judge::Judge;
 use crate::kind::{Kind, Tally};
 use crate::link::{self, Link};
@@ -82,16 +82,20 @@ const WARM_UP: Duration = Duration::from_secs(5);
 const MIXED_WAVES: u64 = 12;
 const MIXED_AT_ONCE: (u64, u64) = (1, 4);
 
+/// Small disks and movable clocks that are no machine's.
+type Disks = Vec<(Victim, SmallDisk)>;
+type Clocks = Vec<(Victim, Clock)>;
+
 /// See the module.
 pub(crate) struct World {
     plan: &'static Plan,
     pub(crate) dice: Dice,
     pub(crate) tally: Arc<Tally>,
     pub(crate) suffering: BTreeSet<Victim>,
-    administrator: Administrator,
+    pub(crate) administrator: Administrator,
     pub(crate) machines: Vec<Machine>,
-    disks: Vec<(Victim, SmallDisk)>,
-    clocks: Vec<(Victim, Clock)>,
+    disks: Disks,
+    clocks: Clocks,
     deaf: Vec<Device>,
     deaf_tasks: BTreeSet<TaskId>,
     judge: Judge,
@@ -231,14 +235,20 @@ impl World {
         assert!(is_felt, "{times} times {}, and nobody has felt it", kind.label());
     }
 
-    /// How often the processes have said that they feel this.
-    fn felt(&self, kind: Kind) -> usize {
-        let Some((whose, words)) = felt_as(kind) else { return 0 };
+    /// How often it was felt so far.
+    fn felt(&self, kind: Kind) -> u64 {
+        let (whose, words) = match felt_as(kind) {
+            None => return 0,
+            Some(Sign::Counted(metric)) => {
+                return SERVERS.map(|server| self.site.metric(server as u16, metric)).sum();
+            }
+            Some(Sign::Said(whose, words)) => (whose, words),
+        };
         let is_theirs =
             |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(whose));
         let said =
             self.outputs().filter(|(path, _)| is_theirs(path)).map(|(_, text)| text.matches(words).count());
-        said.sum()
+        said.sum::<usize>() as u64
     }
 
     /// Faults of these kinds at a time, and their end; how many there were.
@@ -486,12 +496,12 @@ fn find<T>(all: &[(Victim, T)], victim: Victim) -> &T {
 }
 
 /// A site that does not run yet, with what its plan needs around it.
-fn make_site(number: u8, plan: &Plan) -> (Site, Vec<(Victim, SmallDisk)>, Vec<(Victim, Clock)>) {
+fn make_site(number: u8, plan: &Plan) -> (Site, Disks, Clocks) {
     let root = tempfile::Builder::new().prefix("world-").tempdir_in(ground::WORLDS).unwrap();
     let loopback = Ipv4Addr::new(127, 0, 1, number);
     let count = SERVERS.count() as u16;
     let mut site = Site::listening_at(link::servers_address(number), root, loopback, count);
-    let (mut disks, mut clocks) = (Vec::new(), Vec::new());
+    let (mut disks, mut clocks) = (Disks::new(), Clocks::new());
     if plan.has_small_disks {
         let folder = site.folder();
         // The outermost first, so that the others lie on it and not under it.
