@@ -174,10 +174,7 @@ impl World {
                 drop(strangers);
             }
             Held::Cut(at, way) => self.machines[at].link.mend(way),
-            Held::Misled(victim) => {
-                self.clock(victim).move_by(0);
-                self.administrator.work();
-            }
+            Held::Misled(victim) => self.clock(victim).move_by(0),
         }
     }
 
@@ -205,6 +202,8 @@ impl World {
         };
         let needed = |victim| match (kind, victim) {
             (Kind::MachineVanished, Victim::Link(at)) => vec![victim, Victim::Agent(at)],
+            // The administrator is waited for, and may be waiting for the manager.
+            (Kind::ManagerClockMoved, _) => vec![victim, Victim::Manager],
             _ => vec![victim],
         };
         let is_free = |victim: &Victim| needed(*victim).iter().all(|victim| !self.suffering.contains(victim));

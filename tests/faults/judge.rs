@@ -19,7 +19,6 @@ pub(crate) struct Judge {
     tasks: BTreeMap<TaskId, BTreeMap<DeviceId, TaskState>>,
     claimed: BTreeSet<String>,
     machines: BTreeMap<DeviceId, Seen>,
-    pub(crate) executions: u64,
 }
 
 /// What was seen of a machine, since its agent is new.
@@ -46,6 +45,16 @@ impl Judge {
         self.tasks.values().map(|states| states.len() as u64).sum()
     }
 
+    /// Scans that have left a mark.
+    pub(crate) fn executions(&self) -> u64 {
+        self.machines.values().map(|seen| seen.executions).sum()
+    }
+
+    /// Scans that devices have told as interrupted.
+    pub(crate) fn interrupted(&self) -> u64 {
+        self.machines.values().map(|seen| seen.interrupted).sum()
+    }
+
     /// Judges what is new since the last time.
     pub(crate) fn judge(
         &mut self,
@@ -70,7 +79,6 @@ impl Judge {
             let before = before.get(&machine.device.number).copied().unwrap_or_default();
             judge_machine(&machine.device.name, before, *seen);
         }
-        self.executions = self.machines.values().map(|seen| seen.executions).sum();
     }
 
     /// The first final word stands: whatever was judged at any time is what is said now.

@@ -111,6 +111,7 @@ pub(crate) struct Checked {
     tasks: u64,
     results: u64,
     executions: u64,
+    interrupted: u64,
 }
 
 impl Checked {
@@ -120,16 +121,19 @@ impl Checked {
         self.tasks += other.tasks;
         self.results += other.results;
         self.executions += other.executions;
+        self.interrupted += other.interrupted;
     }
 }
 
 impl fmt::Display for Checked {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { moments, tasks, results, executions } = self;
+        let Self { moments, tasks, results, executions, interrupted } = self;
         write!(
             formatter,
-            "checked at {moments} quiet moments: the site by its own check; {tasks} tasks with {results} results, whose counts add up; \
-             {executions} scans that left a mark, none of them twice; who is online; memory and descriptors of each process"
+            "checked at {moments} quiet moments:\n  \
+             {tasks} tasks with {results} results: each is there, ended within what is promised, and its counts add up\n  \
+             {executions} executions of scans: no task's twice, none told as done that was not; {interrupted} interrupted, and told so\n  \
+             the site by `bgb site check`; who is online; memory and descriptors of every process; no panic"
         )
     }
 }
@@ -214,7 +218,8 @@ impl World {
             moments: self.quiet_moments,
             tasks: self.judge.tasks(),
             results: self.judge.results(),
-            executions: self.judge.executions,
+            executions: self.judge.executions(),
+            interrupted: self.judge.interrupted(),
         }
     }
 
@@ -270,6 +275,8 @@ impl World {
             self.end(held);
         }
         self.suffering.clear();
+        // Nobody ordered while the manager's clock was far ahead.
+        self.administrator.work();
         self.assert_running();
         count
     }
