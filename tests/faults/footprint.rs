@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::process::Process;
-use crate::wait::until_true;
+use crate::wait::until_equal;
 
 /// Memory that may be held beyond what was held at first, in KiB: hundreds of tasks and their results in maps, and what an allocator
 /// keeps of larger buffers. A buffer that stays with each fault would be more after a round of 20.
@@ -52,19 +52,11 @@ impl fmt::Display for Footprint {
 
 /// Waits until all processes hold what they held at first, or little more.
 pub(crate) fn wait_near(first: &Footprints, mut look: impl FnMut() -> Footprints) {
-    let mut now = Footprints::new();
-    let is_near = || {
-        now = look();
-        now.iter().all(|(name, held)| first.get(name).is_some_and(|first| held.is_near(*first)))
-    };
-    let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        until_true("memory and descriptors are back where they were", PUT_AWAY, is_near);
-    }));
-    if waited.is_err() {
-        let more = now.iter().filter_map(|(name, held)| {
-            let first = first.get(name).copied().unwrap_or_default();
+    until_equal("memory and descriptors are back where they were", PUT_AWAY, &Vec::new(), || {
+        let far = look().into_iter().filter_map(|(name, held)| {
+            let first = first.get(&name).copied().unwrap_or_default();
             (!held.is_near(first)).then(|| format!("{name} held {first} at first and holds {held}"))
         });
-        panic!("memory or descriptors are not back where they were: {}", more.collect::<Vec<_>>().join("; "));
-    }
+        far.collect()
+    });
 }
