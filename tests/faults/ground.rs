@@ -7,8 +7,6 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::link;
-
 /// Set inside.
 const INSIDE: &str = "BGB_FAULTS_INSIDE";
 
@@ -38,7 +36,6 @@ pub(crate) fn enter() -> Result<(), String> {
     run("mount", &["-t", "tmpfs", "-o", "mode=755,size=4g", "faults", "/run"])?;
     std::fs::create_dir_all(WORLDS).map_err(|error| format!("{WORLDS}: {error}"))?;
     run("ip", &["link", "set", "lo", "up"])?;
-    link::make_rules()?;
     faketime().map(drop)
 }
 

@@ -27,8 +27,8 @@ const AHEAD_SECS_MAX: i64 = 20;
 /// Strangers who connect to a server that has no descriptor left.
 const STRANGERS: usize = 3;
 
-/// Longest that the database may be busy for others before this one holds it.
-const DATABASE_WAIT: Duration = Duration::from_secs(20);
+/// How long this one waits to hold the database: a transaction of the manager's is over within a fraction of it.
+const DATABASE_WAIT: Duration = Duration::from_secs(2);
 
 /// Whom something is done to; nobody suffers twice at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -137,12 +137,13 @@ impl World {
             }
             Kind::JournalFull | Kind::SpoolFull | Kind::InboxFull => self.fill(victim),
             Kind::DatabaseFull => {
-                // What is written next shall need room of its own, and not find that of what was written before.
+                // What is written next shall need room of its own, and not find that of what was written before. Where somebody
+                // is writing just now, the next fault will be felt.
                 let connection = Connection::open(self.site.folder().database()).unwrap();
-                connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+                let _ = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
                 self.fill(victim)
             }
-            Kind::DatabaseBusy => self.hold_database(),
+            Kind::DatabaseBusy => self.hold_database()?,
             Kind::ServerWithoutDescriptors | Kind::ManagerWithoutDescriptors => self.exhaust(victim),
             Kind::LinkCut => self.cut(victim, Way::Both),
             Kind::LinkCutUp => self.cut(victim, Way::Up),
@@ -230,11 +231,11 @@ impl World {
         Held::Full(victim)
     }
 
-    fn hold_database(&self) -> Held {
+    /// Becomes the writer; `None` when the manager is that and does not go on, because it was stopped in the middle.
+    fn hold_database(&self) -> Option<Held> {
         let connection = Connection::open(self.site.folder().database()).unwrap();
         connection.busy_timeout(DATABASE_WAIT).unwrap();
-        connection.execute_batch("BEGIN EXCLUSIVE").unwrap();
-        Held::Busy(connection)
+        connection.execute_batch("BEGIN EXCLUSIVE").ok().map(|()| Held::Busy(connection))
     }
 
     fn exhaust(&mut self, victim: Victim) -> Held {

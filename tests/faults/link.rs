@@ -51,6 +51,9 @@ pub(crate) fn make_servers_side(world: u8) {
 }
 
 /// Makes the rules of the servers' side, for all worlds.
+///
+/// # Errors
+/// What is missing.
 pub(crate) fn make_rules() -> Result<(), String> {
     feed("nft", &["-f", "-"], RULES)
 }

@@ -51,7 +51,7 @@ const MIXED_UNTIL: Duration = Duration::from_secs(390);
 const LIMIT: Duration = Duration::from_secs(570);
 
 fn main() -> ExitCode {
-    if let Err(missing) = ground::enter() {
+    if let Err(missing) = ground::enter().and_then(|()| link::make_rules()) {
         eprintln!("faults: cannot run: {missing}");
         return ExitCode::FAILURE;
     }
