@@ -83,7 +83,7 @@ pub(crate) fn lasts_ms(kind: Kind) -> (u64, u64) {
         Kind::SpoolFull | Kind::InboxFull => (800, 2_500),
         Kind::DatabaseFull | Kind::ServerWithoutDescriptors | Kind::ManagerWithoutDescriptors => (500, 1_500),
         // Most of them within what the manager itself waits, some beyond.
-        Kind::DatabaseBusy => (1_000, 7_000),
+        Kind::DatabaseBusy => (1_000, 8_000),
         Kind::LinkCut | Kind::LinkCutUp | Kind::LinkCutDown => (1_000, 6_000),
         Kind::MachineVanished => (200, 3_000),
         // It ends by itself, when the server has had enough.
