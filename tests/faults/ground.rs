@@ -34,6 +34,8 @@ pub(crate) fn enter() -> Result<(), String> {
     }
     // Names of the network namespaces are below /run, which belongs to somebody else outside.
     run("mount", &["-t", "tmpfs", "-o", "mode=755,size=4g", "faults", "/run"])?;
+    // libfaketime leaves something there for each process that is killed.
+    run("mount", &["-t", "tmpfs", "-o", "mode=1777,size=64m", "faults", "/dev/shm"])?;
     std::fs::create_dir_all(WORLDS).map_err(|error| format!("{WORLDS}: {error}"))?;
     run("ip", &["link", "set", "lo", "up"])?;
     faketime().map(drop)
