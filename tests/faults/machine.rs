@@ -63,7 +63,8 @@ impl Machine {
             account: None,
         };
         site.surround(&format!("agent-{}", device.name), surroundings);
-        let agent = site.start_agent(&device);
+        let mut agent = site.start_agent(&device);
+        agent.wait_ready();
         Self { device, link, journal, clock, agent, kills: 0, begun, ended }
     }
 
