@@ -357,12 +357,17 @@ impl World {
                     assert_eq!(self.connection, Connection::None, "it connects while it has a connection");
                     self.connection = Connection::Asked;
                 }
-                Output::Kill { task } => assert!(self.begun.contains_key(&task), "what was not begun is killed"),
+                Output::Kill { task } => {
+                    assert!(self.begun.contains_key(&task), "what was not begun is killed")
+                }
             }
         }
         let Some(agent) = &self.agent else { return };
         for (seen, version) in self.versions.iter_mut().zip(seen_versions(agent.settings())) {
-            assert!(version.is_none_or(|version| version >= *seen), "policy goes back to version {version:?}");
+            assert!(
+                version.is_none_or(|version| version >= *seen),
+                "policy goes back to version {version:?}"
+            );
             *seen = version.unwrap_or(*seen);
         }
     }
@@ -400,8 +405,9 @@ impl World {
 
     /// Whether a task was begun, here or by the agent itself, which alone carries out the download of policy.
     fn begun_by_any(&self, task: TaskId) -> bool {
-        let is_own = (0..TASKS)
-            .any(|number| task_id(number) == task && action(number) == bgb_protocol::action::Action::DownloadPolicy);
+        let is_own = (0..TASKS).any(|number| {
+            task_id(number) == task && action(number) == bgb_protocol::action::Action::DownloadPolicy
+        });
         is_own || self.begun.contains_key(&task)
     }
 

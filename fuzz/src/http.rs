@@ -18,7 +18,10 @@ pub(crate) fn http(data: &[u8]) {
     if let Some(head) = head(data, cut, RequestHead::decode) {
         assert!(head.path().starts_with('/') || head.path() == head.target.split('?').next().unwrap_or(""));
         let _ = (head.query(), head.keep_alive(), head.expects_continue());
-        assert!(BodyLength::of_request(&head).is_ok(), "a head that was decoded has a body of unknown length");
+        assert!(
+            BodyLength::of_request(&head).is_ok(),
+            "a head that was decoded has a body of unknown length"
+        );
     }
     if let Some(head) = head(data, cut, ResponseHead::decode) {
         for method in ["GET", "HEAD", "CONNECT"] {

@@ -22,7 +22,7 @@ use crate::bytes::Bytes;
 use model::Model;
 
 /// The devices, some of them in other blocks of a target set than the others.
-const DEVICES: [u32; 8] = [0, 1, 2, 3, 2_047, 2_048, 2_049, 70_000];
+const DEVICES: [u32; 8] = [0, 1, 2, 3, 2_047, 2_048, 2_049, 6_144];
 const PLACES: u8 = 8;
 /// Tasks at a time: more than may be active. One that is over gives its place to another.
 const TASKS: u8 = 8;
@@ -161,7 +161,11 @@ impl World {
                 self.model.see(&output);
                 continue;
             };
-            assert_eq!((claiming, of_boot, number), (channel, boot, session), "another claims than said hello");
+            assert_eq!(
+                (claiming, of_boot, number),
+                (channel, boot, session),
+                "another claims than said hello"
+            );
             if is_granted {
                 self.model.on_claim(channel, (boot, session));
                 self.model.on_granted(channel, &known);
@@ -320,14 +324,23 @@ impl World {
         self.wait(0);
         self.model.drop_expired();
         self.model.check_settled();
-        assert_eq!(self.hub.sessions(), self.model.channels.len(), "the hub holds other channels than its caller");
+        assert_eq!(
+            self.hub.sessions(),
+            self.model.channels.len(),
+            "the hub holds other channels than its caller"
+        );
         assert_eq!(self.hub.online(), self.model.online_count());
         assert!(self.hub.next_deadline().is_none_or(|deadline| deadline.0 > self.model.tick));
     }
 }
 
 fn devices(mask: u8) -> RoaringBitmap {
-    DEVICES.into_iter().enumerate().filter(|(bit, _)| mask & (1 << bit) != 0).map(|(_, device)| device).collect()
+    DEVICES
+        .into_iter()
+        .enumerate()
+        .filter(|(bit, _)| mask & (1 << bit) != 0)
+        .map(|(_, device)| device)
+        .collect()
 }
 
 /// Nobody on this side looks at signatures.

@@ -98,7 +98,10 @@ impl ManagerConfig {
         // The bell is written to: a ring would be a byte of rubbish in the database.
         let in_one_folder = |path: &Path| Path::new("/").join(path);
         if in_one_folder(&self.bell()) == in_one_folder(&self.database) {
-            bail!("bell is the database itself, {:?}; it is a file of its own, such as site.bell", self.database);
+            bail!(
+                "bell is the database itself, {:?}; it is a file of its own, such as site.bell",
+                self.database
+            );
         }
         in_range("presence_full_seconds", self.presence_full_seconds, 1, 86_400)?;
         in_range("scan_seconds", self.scan_seconds, 1, 60)?;

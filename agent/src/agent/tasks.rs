@@ -298,6 +298,12 @@ impl Agent {
         }
     }
 
+    /// Ends what the caller carries out; policy the agent has from the server by itself.
+    pub(super) fn kill_running(&mut self) {
+        let begun = self.running.iter().filter(|(_, running)| running.action != Action::DownloadPolicy);
+        self.outputs.extend(begun.map(|(&task, _)| Output::Kill { task }));
+    }
+
     fn cancel_running(&mut self, now: Now, task: TaskId) -> Result<(), AgentError> {
         let Some(running) = self.running.get_mut(&task) else { return Ok(()) };
         if running.action == Action::DownloadPolicy {

@@ -149,10 +149,8 @@ fn document(site: SiteCode, number: u8, key: &SigningKey) -> PolicyDocument {
 
 /// Which versions of the two documents are in force, told by the settings.
 pub(super) fn seen_versions(settings: &PolicySettings) -> [Option<u32>; 2] {
-    let versions = [
-        settings.keepalive_seconds.map(|secs| secs.saturating_sub(KEEPALIVE_SECS)),
-        settings.policy_minutes,
-    ];
+    let versions =
+        [settings.keepalive_seconds.map(|secs| secs.saturating_sub(KEEPALIVE_SECS)), settings.policy_minutes];
     for version in versions.into_iter().flatten() {
         assert!((1..u32::from(VERSIONS)).contains(&version), "settings are in force that nobody signed");
     }

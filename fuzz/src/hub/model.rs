@@ -301,8 +301,9 @@ impl Model {
                 self.unacknowledged.retain(|(_, channel, _)| open.contains_key(channel));
                 let first = self.unacknowledged.pop_front();
                 assert!(
-                    first.is_some_and(|(number, of, kept)| number <= self.durable
-                        && (of, kept) == (channel, *task)),
+                    first.is_some_and(
+                        |(number, of, kept)| number <= self.durable && (of, kept) == (channel, *task)
+                    ),
                     "a result is acknowledged that is not durable, or twice"
                 );
             }
