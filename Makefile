@@ -20,8 +20,8 @@ demo: build ## a site with five agents on this machine; EXIT=1 ends by itself, A
 test: setup ## everything that must hold: format, lints, docs, dependencies, tests
 	@scripts/test
 
-fuzz: ## fuzzes one target: T=frame SECONDS=60 (fuzz/corpus has their names)
-	@scripts/fuzz "$(T)" "$(or $(SECONDS),60)"
+fuzz: ## fuzzes one target: T=frame SECONDS=60, or RUNS=1000000 (fuzz/corpus has their names)
+	@scripts/fuzz "$(T)" "$(SECONDS)" "$(RUNS)"
 
 fmt: ## formats the source
 	cargo fmt --all
