@@ -165,7 +165,7 @@ impl World {
                 }
             }
             10 => {
-                let (window_secs, servers) = (bytes.wide() as u32, Vec::new());
+                let (window_secs, servers) = (bytes.wide() as u32, servers(bytes));
                 self.hear(ServerMessage::Drain(Drain { window_secs, servers }));
             }
             11 => self.end_action(number, bytes),
@@ -190,7 +190,7 @@ impl World {
             keepalive_secs: bytes.wide() as u32,
             reconnect_window_secs: bytes.wide() as u32,
             reconnect_slot_secs: (bytes.below(2) == 0).then(|| bytes.wide() as u32),
-            other_servers: Vec::new(),
+            other_servers: servers(bytes),
             abilities: Abilities::ALL,
         };
         self.hear(ServerMessage::Welcome(Box::new(welcome)));
@@ -353,7 +353,8 @@ impl World {
                     assert_ne!(self.connection, Connection::None, "it ends a connection that there is not");
                     self.connection = Connection::None;
                 }
-                Output::Connect { .. } => {
+                Output::Connect { server, .. } => {
+                    assert!(server.contains(':'), "it connects to {server:?}");
                     assert_eq!(self.connection, Connection::None, "it connects while it has a connection");
                     self.connection = Connection::Asked;
                 }
@@ -429,6 +430,8 @@ impl World {
     }
 }
 
+const SERVERS: [&str; 4] = ["one.example.org:10123", "two.example.org:10123", "[::1]:1", "nowhere"];
+
 /// What a server can say at the end of a session.
 const REFUSALS: [RefusedReason; 6] = [
     RefusedReason::Blocked,
@@ -438,6 +441,11 @@ const REFUSALS: [RefusedReason; 6] = [
     RefusedReason::Full,
     RefusedReason::Protocol,
 ];
+
+/// Other servers that a server tells of, sound or not.
+fn servers(bytes: &mut Bytes<'_>) -> Vec<String> {
+    (0..bytes.below(4)).map(|_| SERVERS[usize::from(bytes.below(4))].to_owned()).collect()
+}
 
 /// `whole`, or with one byte of it changed.
 fn torn(mut whole: Vec<u8>, bytes: &mut Bytes<'_>) -> Vec<u8> {

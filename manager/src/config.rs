@@ -181,6 +181,13 @@ mod tests {
     }
 
     #[test]
+    fn a_bell_that_is_the_database_is_refused() {
+        let error = load(&format!("bell = \"./site.db\"\n{LEAST}")).unwrap_err();
+        assert!(format!("{error:#}").contains("bell is the database itself"), "{error:#}");
+        assert!(load(&LEAST.replace("site.db", "site.bell")).is_err());
+    }
+
+    #[test]
     fn what_cannot_be_is_named_with_its_key() {
         for (line, key) in [
             ("scan_seconds = 0", "scan_seconds"),
