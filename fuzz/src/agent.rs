@@ -16,6 +16,7 @@ use std::sync::Arc;
 use bgb_agent::agent::{Agent, AgentOptions, Ending, Input, Outcome, Output, SessionPhase, Start};
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::{Disk, SimDisk};
+use bgb_protocol::action::Action;
 use bgb_protocol::frame::Frame;
 use bgb_protocol::ids::{BootId, ServerId, SessionNumber, TaskId, UnixMillis};
 use bgb_protocol::message::{
@@ -24,7 +25,7 @@ use bgb_protocol::message::{
 };
 use bgb_protocol::result::SignedResult;
 use bgb_protocol::signature::DeviceKey;
-use bgb_protocol::state::TaskState;
+use bgb_protocol::state::{RefusalReason, TaskState};
 use bgb_protocol::task::NOT_BEFORE_TOLERANCE_MS;
 
 use crate::bytes::Bytes;
@@ -73,7 +74,7 @@ struct World {
     running: Vec<TaskId>,
     /// Cancels that the agent has on its disk.
     cancelled: BTreeSet<TaskId>,
-    /// Final words other than refusals, which are not all remembered.
+    /// Final words, but for refusals that are not remembered, since they would be given again.
     words: BTreeMap<TaskId, (TaskState, UnixMillis)>,
     last_session: Option<SessionNumber>,
     versions: [u32; 2],
@@ -359,7 +360,7 @@ impl World {
                     self.connection = Connection::Asked;
                 }
                 Output::Kill { task } => {
-                    assert!(self.begun.contains_key(&task), "what was not begun is killed")
+                    assert!(self.begun.contains_key(&task), "what was not begun is killed");
                 }
             }
         }
@@ -392,7 +393,9 @@ impl World {
     fn on_result(&mut self, result: &SignedResult) {
         let statement = result.read().expect("an agent's result can be read");
         assert_eq!(statement.device, DEVICE);
-        if statement.state == TaskState::Refused {
+        if let Some(RefusalReason::Expired | RefusalReason::NotATarget | RefusalReason::WrongSite) =
+            statement.refusal
+        {
             return;
         }
         assert!(
@@ -406,9 +409,8 @@ impl World {
 
     /// Whether a task was begun, here or by the agent itself, which alone carries out the download of policy.
     fn begun_by_any(&self, task: TaskId) -> bool {
-        let is_own = (0..TASKS).any(|number| {
-            task_id(number) == task && action(number) == bgb_protocol::action::Action::DownloadPolicy
-        });
+        let is_own =
+            (0..TASKS).any(|number| task_id(number) == task && action(number) == Action::DownloadPolicy);
         is_own || self.begun.contains_key(&task)
     }
 
