@@ -29,8 +29,8 @@ sim: ## the simulator over many seeds: SEEDS=10000
 sim-plants: ## tests the simulator with mistakes that it must find: PLANT=wheel for those with this name
 	@scripts/sim-plants $(PLANT)
 
-fuzz: ## fuzzes one target: T=frame SECONDS=60 (fuzz/corpus has their names)
-	@scripts/fuzz "$(T)" "$(or $(SECONDS),60)"
+fuzz: ## fuzzes one target: T=frame SECONDS=60, or RUNS=1000000 (fuzz/corpus has their names)
+	@scripts/fuzz "$(T)" "$(SECONDS)" "$(RUNS)"
 
 fmt: ## formats the source
 	cargo fmt --all
