@@ -4,6 +4,7 @@
 //! taken in again from `done`. Until that is over no other file is taken in, and none of `done` is swept. Law: the database
 //! forgets that it was restored only when all is done; whatever is done twice until then changes nothing the second time.
 
+use bgb_daemon::clock::Now;
 use bgb_protocol::ids::UnixMillis;
 use bgb_protocol::policy::SignedPolicy;
 use bgb_protocol::status::StatusId;
@@ -22,14 +23,15 @@ impl Manager {
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub(crate) fn restore_step(&mut self, now: UnixMillis) -> Result<bool, SiteError> {
+    pub(crate) fn restore_step(&mut self, clock: Now) -> Result<bool, SiteError> {
+        let now = UnixMillis(clock.unix_ms);
         let Some(since) = self.store.retake_since() else { return Ok(false) };
         let key = &self.key;
         if self.store.reissue_policy(now, |statement| SignedPolicy::sign(statement, key))?.is_some() {
             self.bell.ring();
             return Ok(true);
         }
-        let Some(retaken) = self.retake_step(since) else { return Ok(true) };
+        let Some(retaken) = self.retake_step(since, clock.mono_ms) else { return Ok(true) };
         self.finish_restore(&retaken, now)?;
         Ok(false)
     }

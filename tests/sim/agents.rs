@@ -567,7 +567,7 @@ impl World {
         self.expect(kept);
     }
 
-    fn witness(&self, agent: usize) -> Witness {
+    pub(crate) fn witness(&self, agent: usize) -> Witness {
         let (machine, now) = (&self.machines[agent], self.unix());
         let own_now =
             machine.agent.as_ref().map_or(now, |present| present.own_time(machine.clock(self.now_ms)));

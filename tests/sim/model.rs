@@ -373,6 +373,8 @@ impl Model {
             match self.counted.insert((task, device), state) {
                 None => new.push(state),
                 Some(before) if before == state => {}
+                // A repeatable action's real end, said by one of two that call themselves this device, after the other's.
+                Some(TaskState::Interrupted) if facts.action.is_repeatable() && journaled.len() > 1 => {}
                 Some(before) => {
                     return Err(format!(
                         "task {task} on device {device}: counted as {before}, then as {state}"

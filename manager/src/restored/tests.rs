@@ -220,11 +220,12 @@ fn a_database_that_is_locked_delays_it_and_the_number_that_is_told_stays_right()
     go_back_to(&mut site, &copy);
     // All is moved, and what is left is the last transaction.
     let since = site.manager().store().retake_since().unwrap();
-    while site.manager().retake_step(since).is_none() {}
+    let mono_ms = site.now.mono_ms;
+    while site.manager().retake_step(since, mono_ms).is_none() {}
     let other = rusqlite::Connection::open(site.folder.database()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let unix = UnixMillis(site.now.unix_ms);
-    assert!(site.manager().restore_step(unix).is_err());
+    let now = site.now;
+    assert!(site.manager().restore_step(now).is_err());
     other.execute_batch("ROLLBACK").unwrap();
     finish(&mut site);
     let said = site.messages(StatusId::ResultsRetaken);
