@@ -112,10 +112,12 @@ impl World {
             // What its copy has answered is answered: no server pushes it again to the device that they both are.
             let is_answered =
                 self.is_cloned(agent) && self.model.results_heard.contains(&(*task, machine.device));
-            // One that has not begun by the agent's time is set aside until a head is asked for again, as often as heads are written.
+            // One that has not begun by the agent's time, or that seems over by a clock that no head of this boot has set right, is set
+            // aside until a head is asked for again, as often as heads are written.
             let judged_at = UnixMillis(self.witness(agent).own_now.0 - HEAD_INTERVAL_MS);
             let is_early = facts.not_before > judged_at.plus(NOT_BEFORE_TOLERANCE_MS);
-            let waits_for_head = is_early && heads == Heads::MayBeOld;
+            let is_uncertain = is_early || !machine.has_heard_head();
+            let waits_for_head = is_uncertain && heads == Heads::MayBeOld;
             let is_due = !is_answered
                 && !waits_for_head
                 && facts.is_promised_to(machine.device).is_some_and(|from| from <= by);

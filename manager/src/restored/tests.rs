@@ -36,7 +36,8 @@ fn go_back_to(site: &mut TestSite, copy: &std::path::Path) {
 
 /// Lets the manager finish what a restore has left.
 fn finish(site: &mut TestSite) {
-    for _ in 0..1_000 {
+    // What cannot be moved is tried again for half a minute.
+    for _ in 0..3_000 {
         site.settle();
         if !site.manager().is_being_restored() {
             site.settle();
