@@ -1,10 +1,10 @@
 # Thin on purpose: each goal is a line or two; what takes more is in scripts/.
 
-.PHONY: help setup build demo test sim sim-plants fuzz fmt lint
+.PHONY: help setup build demo test test-faults sim sim-plants fuzz fmt lint
 .DEFAULT_GOAL := help
 
 help: ## shows this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## installs what is missing on this machine (asks apt only for that)
 	@scripts/setup
@@ -20,17 +20,21 @@ demo: build ## a site with five agents on this machine; EXIT=1 ends by itself, A
 test: setup ## everything that must hold: format, lints, docs, dependencies, tests
 	@scripts/test
 
+test-faults: ## faults on real processes: kills, full disks, cut links, wrong clocks; 10 minutes (BGB_FAULTS_SEED=n repeats the dice)
+	@scripts/test-faults
+
 sim: ## the simulator over many seeds: SEEDS=10000
 	@scripts/sim "$(or $(SEEDS),512)"
 
 sim-plants: ## tests the simulator with mistakes that it must find: PLANT=wheel for those with this name
 	@scripts/sim-plants $(PLANT)
 
-fuzz: ## fuzzes one target: T=frame SECONDS=60 (fuzz/corpus has their names)
-	@scripts/fuzz "$(T)" "$(or $(SECONDS),60)"
+fuzz: ## fuzzes one target: T=frame SECONDS=60, or RUNS=1000000 (fuzz/corpus has their names)
+	@scripts/fuzz "$(T)" "$(SECONDS)" "$(RUNS)"
 
 fmt: ## formats the source
 	cargo fmt --all
 
 lint: ## clippy, warnings are errors
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --test faults -- -D warnings

@@ -523,9 +523,7 @@ impl Agent {
 
     fn on_stop(&mut self) {
         let is_active = self.session.phase() == SessionPhase::Active;
-        for &task in self.running.keys() {
-            self.outputs.push_back(Output::Kill { task });
-        }
+        self.kill_running();
         if is_active {
             self.say(AgentMessage::Goodbye);
         }

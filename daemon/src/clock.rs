@@ -5,6 +5,7 @@
 //! `unix_ms` may, and nothing may depend on it but what is shown to people and signed heads.
 
 use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
@@ -26,14 +27,21 @@ impl Now {
     /// Reads the three clocks, one after the other, within microseconds of each other.
     pub fn read() -> Now {
         Now {
-            unix_ms: milliseconds(clock_gettime(ClockId::Realtime)),
+            unix_ms: wall_clock_ms(),
             boot_ms: milliseconds(clock_gettime(ClockId::Boottime)),
             mono_ms: milliseconds(clock_gettime(ClockId::Monotonic)),
         }
     }
 }
 
-/// Whole milliseconds; a wall clock set before 1970 reads as 0.
+/// By way of the standard library, and so of the system's: what is loaded before that to move one process's wall clock (faketime) moves
+/// this as it moves the dates that certificates are judged by. A wall clock set before 1970 reads as 0.
+fn wall_clock_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whole milliseconds of a clock that begins at 0.
 fn milliseconds(time: Timespec) -> u64 {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let milliseconds = u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000;

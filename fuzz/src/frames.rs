@@ -1,7 +1,7 @@
 //! The stream of frames, in both directions, as it comes out of TLS.
 
 use bgb_protocol::frame::Frame;
-use bgb_protocol::message::{AgentMessage, ServerMessage};
+use bgb_protocol::message::{AgentMessage, ServerMessage, SharedPush};
 
 /// A stream decodes the same however much of it has come, and what is decoded is what would be encoded.
 pub(crate) fn frame(data: &[u8]) {
@@ -24,6 +24,11 @@ pub(crate) fn frame(data: &[u8]) {
             let mut bytes = Vec::new();
             message.encode(&mut bytes);
             let (again, _) = Frame::decode(&bytes).expect("it was encoded").expect("it is whole");
+            if let ServerMessage::Task(push) = &message {
+                let mut shared = Vec::new();
+                SharedPush::new(&push.signed).encode(&push.proof, &mut shared);
+                assert_eq!(shared, bytes, "a push whose part is shared is another message");
+            }
             assert_eq!(ServerMessage::decode(again), Ok(Some(message)));
         }
         rest = &rest[used..];

@@ -1,52 +1,80 @@
 //! HTTP/1.1 heads and chunked bodies.
 
-use bgb_http::{BodyLength, ChunkDecoder, Decoded, RequestHead, ResponseHead};
+use std::fmt::Debug;
+
+use bgb_http::{BodyLength, ChunkDecoder, Decoded, HeadError, RequestHead, ResponseHead};
 
 use crate::bytes::Bytes;
 
 /// Most bytes of a body.
 const BODY_BYTES_MAX: u64 = 4_096;
 
-/// A head is the same however much follows it, and a body the same however it is cut.
+/// The first byte says where the rest is cut: a head is the same however much of it and behind it has come, and a body the
+/// same however it is cut.
 pub(crate) fn http(data: &[u8]) {
     let mut bytes = Bytes(data);
-    let cut = bytes.byte();
+    let cut = usize::from(bytes.byte());
     let data = bytes.0;
-    if let Ok(Decoded::Complete { head, consumed }) = RequestHead::decode(data) {
-        assert!(consumed <= data.len());
+    if let Some(head) = head(data, cut, RequestHead::decode) {
+        assert!(head.path().starts_with('/') || head.path() == head.target.split('?').next().unwrap_or(""));
+        let _ = (head.query(), head.keep_alive(), head.expects_continue());
         assert!(
-            matches!(RequestHead::decode(&data[..consumed]), Ok(Decoded::Complete { consumed: again, .. }) if again == consumed),
-            "a head needs what follows it"
+            BodyLength::of_request(&head).is_ok(),
+            "a head that was decoded has a body of unknown length"
         );
-        let _ = (head.path(), head.query(), head.keep_alive(), head.expects_continue());
-        let _ = BodyLength::of_request(&head);
     }
-    if let Ok(Decoded::Complete { head, consumed }) = ResponseHead::decode(data) {
-        assert!(consumed <= data.len());
-        let _ = BodyLength::of_response(&head, "GET");
+    if let Some(head) = head(data, cut, ResponseHead::decode) {
+        for method in ["GET", "HEAD", "CONNECT"] {
+            assert!(BodyLength::of_response(&head, method).is_ok(), "a body of unknown length");
+        }
+        let mut bytes = Vec::new();
+        head.encode(&mut bytes).expect("a head that was decoded can be sent");
+        let consumed = bytes.len();
+        assert_eq!(ResponseHead::decode(&bytes), Ok(Decoded::Complete { head, consumed }));
     }
+    chunks(data, cut);
+}
+
+/// What `decode` says of `data` must not depend on what is behind the head, nor be less bad than what it says of its beginning.
+fn head<T: Clone + Debug + PartialEq>(
+    data: &[u8],
+    cut: usize,
+    decode: fn(&[u8]) -> Result<Decoded<T>, HeadError>,
+) -> Option<T> {
+    let whole = decode(data);
+    match decode(&data[..cut.min(data.len())]) {
+        Ok(Decoded::Partial) => {}
+        Ok(complete) => assert_eq!(whole, Ok(complete), "a head needs what follows it"),
+        Err(_) => assert!(whole.is_err(), "a head whose beginning was faulty is sound"),
+    }
+    let Ok(Decoded::Complete { head, consumed }) = whole else { return None };
+    assert_eq!(decode(&data[..consumed]), Ok(Decoded::Complete { head: head.clone(), consumed }));
+    assert_eq!(decode(&data[..consumed - 1]), Ok(Decoded::Partial), "a head is there before its last byte");
+    Some(head)
+}
+
+fn chunks(data: &[u8], cut: usize) {
     let mut whole = Vec::new();
     let of_whole = ChunkDecoder::new(BODY_BYTES_MAX).decode(data, &mut whole);
     assert!(whole.len() as u64 <= BODY_BYTES_MAX, "a body over its limit");
     let (mut decoder, mut pieces) = (ChunkDecoder::new(BODY_BYTES_MAX), Vec::new());
-    let mut is_done = false;
+    let (mut consumed, mut is_done) = (0, false);
     let mut of_pieces = Ok(());
-    for piece in data.chunks(usize::from(cut).max(1)) {
+    for piece in data.chunks(cut.max(1)) {
         match decoder.decode(piece, &mut pieces) {
-            Ok(progress) if progress.is_done => {
-                is_done = true;
-                break;
+            Ok(progress) => {
+                assert!(progress.is_done || progress.consumed == piece.len(), "bytes of a body are left");
+                (consumed, is_done) = (consumed + progress.consumed, progress.is_done);
             }
-            Ok(_) => {}
-            Err(error) => {
-                of_pieces = Err(error);
-                break;
-            }
+            Err(error) => of_pieces = Err(error),
+        }
+        if is_done || of_pieces.is_err() {
+            break;
         }
     }
     assert_eq!(
-        of_whole.map(|progress| progress.is_done),
-        of_pieces.map(|()| is_done),
+        of_whole.map(|progress| (progress.consumed, progress.is_done)),
+        of_pieces.map(|()| (consumed, is_done)),
         "it depends on the cuts"
     );
     assert_eq!(whole, pieces, "a body depends on the cuts");

@@ -1,4 +1,5 @@
-//! Every input of the corpora, and what grew out of them: each goes through its target without the fuzzer.
+//! Every input of the corpora goes through its target without the fuzzer: those that somebody chose, and have a telling name, also with
+//! changes; those that the fuzzer chose, and are named by their hash, as they are.
 #![allow(clippy::unwrap_used)] // A test that unwraps fails with the line that did it.
 
 use std::fs;
@@ -20,6 +21,9 @@ fn every_input_of_every_corpus_keeps_the_laws() {
         for path in &inputs {
             let input = fs::read(path).unwrap();
             run(&input);
+            if is_hash(path) {
+                continue;
+            }
             for place in (0..input.len()).step_by(input.len().div_ceil(PLACES).max(1)) {
                 for change in CHANGES {
                     let mut changed = input.clone();
@@ -31,4 +35,10 @@ fn every_input_of_every_corpus_keeps_the_laws() {
         }
         println!("{name}: {} inputs", inputs.len());
     }
+}
+
+/// Whether a file has the name that the fuzzer gives: a SHA-1.
+fn is_hash(path: &Path) -> bool {
+    let name = path.file_name().unwrap().to_string_lossy();
+    name.len() == 40 && name.bytes().all(|digit| digit.is_ascii_hexdigit())
 }

@@ -95,6 +95,14 @@ impl ManagerConfig {
                 "servers holds {wrong:?}, which is no address; one is written host:port, such as bgb.example.org:10123"
             );
         }
+        // The bell is written to: a ring would be a byte of rubbish in the database.
+        let in_one_folder = |path: &Path| Path::new("/").join(path);
+        if in_one_folder(&self.bell()) == in_one_folder(&self.database) {
+            bail!(
+                "bell is the database itself, {:?}; it is a file of its own, such as site.bell",
+                self.database
+            );
+        }
         in_range("presence_full_seconds", self.presence_full_seconds, 1, 86_400)?;
         in_range("scan_seconds", self.scan_seconds, 1, 60)?;
         if let Some(verifiers) = self.verifiers {
@@ -170,6 +178,13 @@ mod tests {
         let error = load(&format!("listen = \"0.0.0.0:10124\"\n{LEAST}")).unwrap_err();
         assert!(format!("{error:#}").contains("listen is 0.0.0.0:10124"), "{error:#}");
         assert!(load(&format!("listen = \"[::1]:0\"\n{LEAST}")).is_ok());
+    }
+
+    #[test]
+    fn a_bell_that_is_the_database_is_refused() {
+        let error = load(&format!("bell = \"./site.db\"\n{LEAST}")).unwrap_err();
+        assert!(format!("{error:#}").contains("bell is the database itself"), "{error:#}");
+        assert!(load(&LEAST.replace("site.db", "site.bell")).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! DIR/keys/                task-signing.key (PKCS#8 PEM), task-signing.pub (hexadecimal)
 //! DIR/manager.toml         DIR/manager/api.token
 //! DIR/servers/N/           server.toml, server.pem, server.key, spool/
-//! DIR/logs/
+//! DIR/logs/                those of the manager and of server 1; server-N/ for each other server
 //! ```
 //!
 //! It only knows names: it neither makes nor opens anything.
@@ -172,6 +172,12 @@ impl SiteFolder {
     #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")
+    }
+
+    /// The folder of a server's log: several servers on one host do not write one file.
+    #[must_use]
+    pub fn server_logs(&self, server: ServerId) -> PathBuf {
+        if server == ServerId(1) { self.logs() } else { self.logs().join(format!("server-{server}")) }
     }
 
     /// The log of a component, by the name that administrators look for, such as `bgbmgr.log`.

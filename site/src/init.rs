@@ -149,12 +149,14 @@ pub fn server_add(folder: &SiteFolder, options: &ServerOptions) -> Result<Server
         return Err(SiteError::Limit { what: "servers of a site", limit: u64::from(SERVERS_MAX), advice });
     }
     let server = ServerId(last + 1);
-    let (own, inbox) = (folder.server(server), folder.server_inbox(server));
+    let own = folder.server(server);
     let made = make_server(folder, &authority, &mut store, server, options);
     let mut report = match made {
         Ok(report) => report,
         Err(error) => {
-            let _ = std::fs::remove_dir(&inbox);
+            for beside in [folder.server_inbox(server), folder.server_logs(server)] {
+                let _ = std::fs::remove_dir(&beside);
+            }
             return Err(undo(&own, false, error));
         }
     };
@@ -252,10 +254,14 @@ fn make_server(
     make_folder(&folder.server(server), PRIVATE_MODE)?;
     make_folder(&folder.server_spool(server), PRIVATE_MODE)?;
     make_folder(&folder.server_inbox(server), DROP_MODE)?;
+    let logs = folder.server_logs(server);
+    if logs != folder.logs() {
+        make_folder(&logs, DROP_MODE)?;
+    }
     secret::write_new(&folder.server_key(server), certificate.key_pem.as_bytes())?;
     write_file(&folder.server_certificate(server), &certificate.certificate_pem, FILE_MODE)?;
     let config = folder.server_config(server);
-    write_file(&config, &server_config(authority.site(), server, options), FILE_MODE)?;
+    write_file(&config, &server_config(folder, authority.site(), server, options), FILE_MODE)?;
     store.add_server(server, &options.addresses[0])?;
     info!("server {server} made, its certificate names {}", names.join(", "));
     Ok(ServerReport {
@@ -366,9 +372,9 @@ directory = "logs"
     )
 }
 
-fn server_config(code: SiteCode, server: ServerId, options: &ServerOptions) -> String {
-    // Several servers on one host do not write one log.
-    let logs = if server.0 == 1 { "../../logs".to_owned() } else { format!("../../logs/server-{server}") };
+fn server_config(folder: &SiteFolder, code: SiteCode, server: ServerId, options: &ServerOptions) -> String {
+    let logs = folder.server_logs(server);
+    let logs = logs.strip_prefix(folder.root()).unwrap_or(&logs).display();
     format!(
         r#"# Notification server {server} of site {code}. Paths are relative to this file's folder.
 site = "{code}"
@@ -386,7 +392,7 @@ key = "server.key"
 authority = "../../authority/ca.pem"
 
 [log]
-directory = "{logs}"
+directory = "../../{logs}"
 "#,
         listen = options.listen,
         admin = options.admin,

@@ -93,12 +93,8 @@ impl World {
         self.after(ONLINE_WITHIN_MS, Event::CheckSteady);
     }
 
-    /// The device has every valid task that was released to it by `by`, and knows of every cancel. What a copy of it has answered, it is not
-    /// asked again.
+    /// The device has every valid task that was released to it by `by`, and knows of every cancel.
     fn check_has_tasks(&mut self, agent: usize, by: UnixMillis) {
-        if self.is_cloned(agent) {
-            return;
-        }
         let machine = &self.machines[agent];
         let Some(present) = machine.agent.as_ref() else { return };
         let now = self.unix();

@@ -409,12 +409,10 @@ impl Model {
                 ));
             }
         }
-        // One who was not asked may have refused what a hostile server said.
-        let is_asked =
-            |task: &TaskId| self.tasks.get(task).is_some_and(|facts| facts.targets.contains(&device));
-        let due = self.acknowledged.iter().filter(|((task, by), since)| {
-            *by == device && **since <= until && self.counts_for(*task) && is_asked(task)
-        });
+        let due = self
+            .acknowledged
+            .iter()
+            .filter(|((task, by), since)| *by == device && **since <= until && self.counts_for(*task));
         match due.map(|(key, _)| key).find(|key| !self.counted.contains_key(key)) {
             Some((task, _)) => {
                 Err(format!("the answer of device {device} to task {task} was acknowledged and is lost"))

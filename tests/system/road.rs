@@ -65,7 +65,7 @@ fn what_bgb_shows_is_what_the_devices_did() {
         "agent-pc-1",
         [std::path::Path::new("--config"), &config],
         &site.outputs(),
-        None,
+        &crate::process::Surroundings::default(),
     );
     agent.wait_ready();
     site.wait_online(1);

@@ -4,9 +4,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use bgb_protocol::action::Action;
-use bgb_protocol::api::{PolicyRow, PutPolicy};
 use bgb_protocol::message::AgentMessage;
-use bgb_protocol::policy::PolicySettings;
 
 use crate::peer::{self, Credentials, Heard, Peer};
 use crate::site::Site;
@@ -19,21 +17,10 @@ const IDLE_PERCENT: f64 = 5.0;
 /// grows, and what the allocator rounds up.
 const GROWTH_KIB_MAX: u64 = 32 * 1024;
 
-/// Policy documents near their limit of 60 KiB each: an answer of 2 MiB to a request of a few bytes.
-fn issue_long_policies(site: &Site) {
-    let path = |number| format!("/srv/{number:0>100}");
-    for number in 0..40 {
-        let quick_scan_paths = Some((0..500).map(path).collect());
-        let settings = PolicySettings { quick_scan_paths, ..PolicySettings::default() };
-        let document = PutPolicy { priority: number, collection: None, settings };
-        let _: PolicyRow = site.api().put(&format!("/policies/long-{number}"), &document).unwrap();
-    }
-}
-
 #[test]
 fn a_peer_that_never_reads_is_dropped_and_the_server_neither_spins_nor_swells() {
     let mut site = Site::running(1);
-    issue_long_policies(&site);
+    site.issue_long_policies(None);
     let devices = site.add_devices(["deaf".to_owned(), "sound".to_owned()]);
     let (mut sound, _) = Peer::sign_in(&site, 1, &devices[1], 1, 1);
     let before_kib = site.server(1).resident_kib();

@@ -12,7 +12,7 @@ use bgb_protocol::api::TaskRow;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::process::{self, Program};
+use crate::process::{self, Program, Surroundings};
 use crate::site::Site;
 use crate::wait::{LONG, SOON, until, until_true};
 
@@ -168,7 +168,7 @@ fn the_demo_says_which_ports_it_takes_instead_and_leaves_no_process_behind() {
     let _taken: Vec<_> = (10_123..=10_125).map(|port| TcpListener::bind(("127.0.0.1", port))).collect();
     let place = folder.path().join("demo");
     let arguments = ["demo", "--agents", "2", "--dir", place.to_str().unwrap()];
-    let mut demo = process::start(Program::Cli, "demo", arguments, folder.path(), None);
+    let mut demo = process::start(Program::Cli, "demo", arguments, folder.path(), &Surroundings::default());
     until_true("the demo has told its story", LONG, || {
         assert!(demo.is_running(), "the demo has ended: {}", demo.stderr());
         demo.stdout().contains("The demo runs until Ctrl-C")

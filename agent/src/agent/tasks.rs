@@ -118,7 +118,9 @@ impl Agent {
         let statement = cancel.statement();
         let change = self.time.on_signed_time(statement.cancelled, now);
         self.keep_time(change)?;
-        if self.time.at_least(now) >= statement.expires && self.journal.task(statement.task).is_none() {
+        // By signed time alone: what our clock has counted since the last head does not outlive the boot, and after it the task might seem
+        // to be valid again.
+        if self.time.floor() >= statement.expires && self.journal.task(statement.task).is_none() {
             return Ok(());
         }
         if !self.journal.entomb(statement.task, statement.expires)? {
@@ -296,6 +298,12 @@ impl Agent {
         if self.counters.pushes_dropped.is_power_of_two() {
             tracing::warn!(%reason, times = self.counters.pushes_dropped, "a push is dropped and not answered");
         }
+    }
+
+    /// Ends what the caller carries out; policy the agent has from the server by itself.
+    pub(super) fn kill_running(&mut self) {
+        let begun = self.running.iter().filter(|(_, running)| running.action != Action::DownloadPolicy);
+        self.outputs.extend(begun.map(|(&task, _)| Output::Kill { task }));
     }
 
     fn cancel_running(&mut self, now: Now, task: TaskId) -> Result<(), AgentError> {

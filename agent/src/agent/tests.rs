@@ -128,6 +128,18 @@ fn a_cancel_ends_what_waits_and_what_runs_and_what_comes_later() {
 }
 
 #[test]
+fn a_cancel_that_comes_after_its_tasks_end_counts_also_when_a_boot_takes_the_time_back() {
+    let mut bench = Bench::signed_in();
+    bench.pass(HOUR_MS);
+    bench.cancel(1);
+    bench.boot_again();
+    bench.restart();
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    assert_eq!(result(&bench, 1).state, TaskState::Cancelled);
+    assert_eq!(bench.started, []);
+}
+
+#[test]
 fn a_cancel_that_the_site_did_not_sign_cancels_nothing() {
     let mut bench = Bench::signed_in();
     bench.push(&TaskSpec::new(1, Action::QuickScan));

@@ -140,6 +140,10 @@ fn a_second_server_gets_its_own_number_and_is_named_for_new_devices() {
     assert!(folder.server_inbox(ServerId(2)).is_dir());
     let own = std::fs::read_to_string(folder.server_config(ServerId(2))).unwrap();
     assert!(own.contains("server = 2") && own.contains("bgb.box/2"), "{own}");
+    let logs = own.lines().find_map(|line| line.strip_prefix("directory = ")).unwrap().trim_matches('"');
+    let logs = folder.server(ServerId(2)).join(logs);
+    assert_eq!(logs.canonicalize().unwrap(), folder.server_logs(ServerId(2)).canonicalize().unwrap());
+    assert_eq!(mode(&logs), 0o770);
     let store = Store::open(&folder.database()).unwrap();
     assert_eq!(store.read().servers().unwrap().len(), 2);
 }

@@ -14,16 +14,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bgb_protocol::action::Action;
 use bgb_protocol::api::{
     AddDevices, ChangeMembers, CollectionRow, Connectivity, CreateCollection, DeviceBundle, DeviceBundles,
-    DeviceDetails, DeviceRow, MembersChanged, MessageRow, StartTask, Target, TaskCounts, TaskResult, TaskRow,
+    DeviceDetails, DeviceRow, MembersChanged, MessageRow, PolicyRow, PutPolicy, StartTask, Target,
+    TaskCounts, TaskResult, TaskRow,
 };
 use bgb_protocol::ids::{DeviceId, ServerId, SiteCode, TaskId, UnixMillis};
+use bgb_protocol::policy::PolicySettings;
 use bgb_protocol::status::StatusId;
 use bgb_site::{Authority, SiteFolder};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
 use crate::api::{Api, ApiFailure};
-use crate::process::{self, Account, Ended, Process, Program};
+use crate::process::{self, Account, Ended, Process, Program, Surroundings};
 use crate::wait::{SOON, until, until_equal, until_true};
 
 /// The site's code in every test.
@@ -42,9 +44,13 @@ const LOGS_SHOWN: usize = 24;
 /// See the module.
 pub(crate) struct Site {
     root: TempDir,
+    /// For what only this machine reaches.
     address: Ipv4Addr,
+    /// For what devices reach.
+    listening: Ipv4Addr,
     manager: Option<Process>,
     servers: BTreeMap<u32, Process>,
+    surroundings: BTreeMap<String, Surroundings>,
 }
 
 /// A device that was added to the site, with the folder that its agent needs.
@@ -71,11 +77,17 @@ pub(crate) fn now() -> UnixMillis {
 impl Site {
     /// A new site with as many servers, nothing of it running.
     pub(crate) fn new(servers: u16) -> Self {
-        let root = tempfile::tempdir().unwrap();
-        let site = Self { root, address: own_address(), manager: None, servers: BTreeMap::new() };
+        let address = own_address();
+        Self::listening_at(address, tempfile::tempdir().unwrap(), address, servers)
+    }
+
+    /// The same in a folder of the test's, whose devices reach its servers at `listening`; `address` is a loopback address.
+    pub(crate) fn listening_at(listening: Ipv4Addr, root: TempDir, address: Ipv4Addr, servers: u16) -> Self {
+        let (manager, surroundings) = (None, BTreeMap::new());
+        let site = Self { root, address, listening, manager, servers: BTreeMap::new(), surroundings };
         fs::create_dir(site.outputs()).unwrap();
         let folder = site.folder().root().to_str().unwrap().to_owned();
-        let listen = |server| SocketAddr::from((site.address, LISTEN_PORTS + server)).to_string();
+        let listen = |server| SocketAddr::from((site.listening, LISTEN_PORTS + server)).to_string();
         let api = SocketAddr::from((site.address, API_PORT)).to_string();
         site.bgb_done(&[
             "site",
@@ -109,11 +121,10 @@ impl Site {
 
     /// Intervals at their shortest, so that no test waits for what is minutes in production; ports of the site's own.
     fn hasten_server(&self, server: u16) {
-        let address = self.address;
         edit_toml(&self.folder().server_config(ServerId(server.into())), |config| {
-            let text = |port| Value::String(SocketAddr::from((address, port)).to_string());
-            config.insert("listen".into(), text(LISTEN_PORTS + server));
-            config.insert("admin".into(), text(ADMIN_PORTS + server));
+            let text = |address, port| Value::String(SocketAddr::from((address, port)).to_string());
+            config.insert("listen".into(), text(self.listening, LISTEN_PORTS + server));
+            config.insert("admin".into(), text(self.address, ADMIN_PORTS + server));
             config.insert("reactors".into(), Value::Integer(2));
             config.insert("connections_max".into(), Value::Integer(1_000));
             config.insert("keepalive_seconds".into(), Value::Integer(20));
@@ -146,7 +157,7 @@ impl Site {
 
     /// Where devices reach a server.
     pub(crate) fn server_address(&self, server: u16) -> SocketAddr {
-        (self.address, LISTEN_PORTS + server).into()
+        (self.listening, LISTEN_PORTS + server).into()
     }
 
     /// The site's certificate authority.
@@ -165,14 +176,7 @@ impl Site {
 
     /// Starts the manager, as `account` if there is one, and waits for nothing.
     pub(crate) fn spawn_manager(&self, account: Option<Account>) -> Process {
-        let config = self.folder().manager_config();
-        process::start(
-            Program::Manager,
-            "manager",
-            [Path::new("--config"), &config],
-            &self.outputs(),
-            account,
-        )
+        self.spawn(Program::Manager, "manager", &self.folder().manager_config(), account)
     }
 
     /// Starts a server and waits until it listens.
@@ -185,20 +189,24 @@ impl Site {
     /// Starts a server, as `account` if there is one, and waits for nothing.
     pub(crate) fn spawn_server(&self, server: u32, account: Option<Account>) -> Process {
         let config = self.folder().server_config(ServerId(server));
-        let name = format!("server-{server}");
-        process::start(Program::Server, &name, [Path::new("--config"), &config], &self.outputs(), account)
+        self.spawn(Program::Server, &format!("server-{server}"), &config, account)
     }
 
     /// Starts a device's agent; it signs in by itself.
     pub(crate) fn start_agent(&self, device: &Device) -> Process {
-        let name = format!("agent-{}", device.name);
-        process::start(
-            Program::Agent,
-            &name,
-            [Path::new("--config"), &device.config()],
-            &self.outputs(),
-            None,
-        )
+        self.spawn(Program::Agent, &format!("agent-{}", device.name), &device.config(), None)
+    }
+
+    /// From now on the process of this name (`manager`, `server-1`, `agent-pc-1`) is started within these surroundings.
+    pub(crate) fn surround(&mut self, name: &str, surroundings: Surroundings) {
+        self.surroundings.insert(name.to_owned(), surroundings);
+    }
+
+    fn spawn(&self, program: Program, name: &str, config: &Path, account: Option<Account>) -> Process {
+        let mut surroundings = self.surroundings.get(name).cloned().unwrap_or_default();
+        surroundings.account = account;
+        let arguments = [Path::new("--config"), config];
+        process::start(program, name, arguments, &self.outputs(), &surroundings)
     }
 
     /// The running manager.
@@ -282,6 +290,19 @@ impl Site {
         let _: MembersChanged = api
             .post(&format!("/collections/{collection}/members"), &ChangeMembers { add, remove: Vec::new() })
             .unwrap();
+    }
+
+    /// Issues policy documents near their limit of 60 KiB each, for everybody or for one collection: an answer of 2 MiB to a request
+    /// of a few bytes.
+    pub(crate) fn issue_long_policies(&self, collection: Option<&str>) {
+        let path = |number| format!("/srv/{number:0>100}");
+        for number in 0..40 {
+            let quick_scan_paths = Some((0..500).map(path).collect());
+            let settings = PolicySettings { quick_scan_paths, ..PolicySettings::default() };
+            let collection = collection.map(str::to_owned);
+            let document = PutPolicy { priority: number, collection, settings };
+            let _: PolicyRow = self.api().put(&format!("/policies/long-{number}"), &document).unwrap();
+        }
     }
 
     /// Starts a task for a collection, valid for an hour.

@@ -4,6 +4,7 @@
 //! process is killed by its own handle when the value is dropped, whatever became of the test. It knows nothing of BGB but the
 //! ready line and the names of the programs.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bgb_daemon::ready::Ready;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use crate::wait::{SOON, until};
 
@@ -59,6 +60,17 @@ pub(crate) struct Account {
     pub(crate) group: u32,
 }
 
+/// What a process has around it that is not the test's own.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Surroundings {
+    /// The account, where it is another one.
+    pub(crate) account: Option<Account>,
+    /// The network namespace, as a path that nsenter(1) takes.
+    pub(crate) network: Option<PathBuf>,
+    /// More variables of its environment.
+    pub(crate) environment: Vec<(String, String)>,
+}
+
 /// A running program.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -89,22 +101,31 @@ pub(crate) fn start<A: AsRef<OsStr>>(
     name: &str,
     arguments: impl IntoIterator<Item = A>,
     folder: &Path,
-    account: Option<Account>,
+    surroundings: &Surroundings,
 ) -> Process {
     static STARTED: AtomicU32 = AtomicU32::new(0);
     let number = STARTED.fetch_add(1, Ordering::Relaxed);
     let stdout = folder.join(format!("{name}.{number}.out"));
     let stderr = folder.join(format!("{name}.{number}.err"));
-    let mut command = Command::new(program.path());
+    let mut command = match &surroundings.network {
+        None => Command::new(program.path()),
+        Some(network) => {
+            // It becomes the program, under the number that it has.
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net={}", network.display())).arg("--").arg(program.path());
+            command
+        }
+    };
     command
         .args(arguments)
+        .envs(surroundings.environment.iter().map(|(name, value)| (name, value)))
         .current_dir(folder)
         .env_remove("NOTIFY_SOCKET")
         .env_remove("BGB_SITE")
         .stdin(Stdio::null())
         .stdout(File::create(&stdout).unwrap())
         .stderr(File::create(&stderr).unwrap());
-    if let Some(Account { user, group }) = account {
+    if let Some(Account { user, group }) = surroundings.account {
         command.uid(user).gid(group);
     }
     let child = command.spawn().unwrap_or_else(|error| panic!("{program:?} cannot be started: {error}"));
@@ -117,7 +138,8 @@ pub(crate) fn run<A: AsRef<OsStr>>(
     arguments: impl IntoIterator<Item = A>,
     folder: &Path,
 ) -> Ended {
-    start(program, &format!("{program:?}").to_lowercase(), arguments, folder, None).wait_end()
+    start(program, &format!("{program:?}").to_lowercase(), arguments, folder, &Surroundings::default())
+        .wait_end()
 }
 
 impl Process {
@@ -207,6 +229,29 @@ impl Process {
     /// How many descriptors it has open.
     pub(crate) fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// Whether a library whose name holds this is part of it.
+    pub(crate) fn has_loaded(&self, library: &str) -> bool {
+        fs::read_to_string(format!("/proc/{}/maps", self.child.id())).unwrap().contains(library)
+    }
+
+    /// Leaves it no descriptor to open; gives the limit that it had.
+    pub(crate) fn exhaust_descriptors(&self) -> u64 {
+        let open: BTreeSet<u64> = fs::read_dir(format!("/proc/{}/fd", self.child.id()))
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+            .collect();
+        // A new one gets the lowest number that is free, which has to be below the limit (getrlimit(2)).
+        self.limit_descriptors((0..).find(|number| !open.contains(number)).unwrap())
+    }
+
+    /// Lets it open descriptors below this number; gives the limit that it had.
+    pub(crate) fn limit_descriptors(&self, most: u64) -> u64 {
+        // Only the soft limit, so that it can be raised again.
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let limit = Rlimit { current: Some(most), maximum };
+        prlimit(Some(self.pid()), Resource::Nofile, limit).unwrap().current.unwrap_or(u64::MAX)
     }
 
     /// User and system time, in clock ticks (proc(5): fields 14 and 15, counted behind the name in brackets).
