@@ -101,6 +101,8 @@ pub struct Manager {
     inbox: Inbox,
     ingest: Ingest,
     chores: Chores,
+    /// What a restore left was done in this life, but for what the disk refused.
+    pub(crate) is_retaken: bool,
     presence_full_ms: u64,
     started_mono_ms: u64,
     database: DatabaseState,
@@ -162,6 +164,7 @@ impl Manager {
             scanned: 0,
             inbox_state: InboxState::Readable,
             disk_said: None,
+            is_retaken: false,
             failing: None,
             stopwatch: parts.stopwatch,
         })

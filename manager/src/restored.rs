@@ -2,7 +2,9 @@
 //!
 //! Policy documents get new versions, since agents never go back to an earlier one; then the results that came after the copy was made are
 //! taken in again from `done`. Until that is over no other file is taken in, and none of `done` is swept. Law: the database
-//! forgets that it was restored only when all is done; whatever is done twice until then changes nothing the second time.
+//! forgets that it was restored only when all is done; whatever is done twice until then changes nothing the second time. What the disk
+//! refuses keeps nothing waiting and is not forgotten: the next start does all of it again, since what was moved and not synced may be
+//! back where it was.
 
 use bgb_daemon::clock::Now;
 use bgb_protocol::ids::UnixMillis;
@@ -16,7 +18,7 @@ use crate::manager::Manager;
 impl Manager {
     /// Whether something is left to do.
     pub(crate) fn is_being_restored(&self) -> bool {
-        self.store.retake_since().is_some()
+        self.store.retake_since().is_some() && !self.is_retaken
     }
 
     /// Does a step of it; whether there is more.
@@ -25,7 +27,7 @@ impl Manager {
     /// When the database cannot be written.
     pub(crate) fn restore_step(&mut self, clock: Now) -> Result<bool, SiteError> {
         let now = UnixMillis(clock.unix_ms);
-        let Some(since) = self.store.retake_since() else { return Ok(false) };
+        let Some(since) = self.store.retake_since().filter(|_| !self.is_retaken) else { return Ok(false) };
         let key = &self.key;
         if self.store.reissue_policy(now, |statement| SignedPolicy::sign(statement, key))?.is_some() {
             self.bell.ring();
@@ -42,12 +44,17 @@ impl Manager {
             "The site database was restored. {files} result files that had come after its copy was made, or shortly before, are \
              taken in again; results that count already change nothing. Each server's next full list shows its devices right."
         );
-        self.store.finish_restore(&text, now)?;
+        if *failed == 0 {
+            self.store.finish_restore(&text, now)?;
+        } else {
+            self.is_retaken = true;
+            self.say(now, StatusId::ResultsRetaken, "", text);
+        }
         if let Some(first_failure) = first_failure {
             let text = format!(
                 "{failed} files or folders of done could not be moved back to be taken in again, the first: {first_failure}. Mend that, \
                  and move the .BTS files that are meant from done into the inbox's folder of their server, under any name that ends \
-                 in .BTS."
+                 in .BTS; or start the manager again, which tries it once more."
             );
             self.say(now, StatusId::InboxUnreadable, "done", text);
         }

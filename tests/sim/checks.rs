@@ -13,7 +13,7 @@ use bgb_protocol::task::NOT_BEFORE_TOLERANCE_MS;
 use crate::agents::Power;
 use crate::faults::MENDED_MS;
 use crate::network::End;
-use crate::servers::{Channel, SimShard};
+use crate::servers::{Channel, SimServer, SimShard};
 use crate::tally::Kind;
 use crate::world::{Event, World};
 
@@ -144,6 +144,7 @@ impl World {
 
     /// Everybody who can be is online, and has every task (invariant 2).
     pub(crate) fn check_all(&mut self) {
+        self.check_doors();
         for agent in 0..self.machines.len() {
             if !self.should_be_online(agent) {
                 continue;
@@ -155,6 +156,16 @@ impl World {
                 }
                 None => self.violated(format!("agent {agent} is not online 300 s after the healing")),
             }
+        }
+    }
+
+    /// Every server can read the queue, so it takes sign-ins (invariant 2, for those who have no other server).
+    fn check_doors(&mut self) {
+        let is_open = |server: &SimServer| {
+            server.process.iter().flat_map(|process| &process.shards).all(|own| own.takes_sign_ins)
+        };
+        if let Some(place) = self.servers.iter().position(|server| !is_open(server)) {
+            self.violated(format!("server {} takes no sign-ins 300 s after the healing", place + 1));
         }
     }
 

@@ -131,6 +131,39 @@ fn a_crash_at_any_step_of_it_loses_nothing_and_counts_nothing_twice() {
 }
 
 #[test]
+fn what_a_failed_sync_leaves_to_a_power_cut_is_taken_in_again_by_the_next_start() {
+    let devices = 6;
+    let mut site = TestSite::new(devices);
+    let task = site.start_task(Action::Ping);
+    site.settle();
+    let copy = copy(&site);
+    for device in 0..devices as u32 {
+        let header = header(FileKind::Results, u64::from(device) + 1);
+        site.put_rows(header, &[site.final_row(task, device, TaskState::Succeeded)]);
+    }
+    site.settle();
+    for seed in 0..8 {
+        site.advance(MINUTE_MS);
+        go_back_to(&mut site, &copy);
+        site.disk.fail_next_sync();
+        for _ in 0..1_000 {
+            if !site.manager().is_being_restored() {
+                break;
+            }
+            if let Next::At(due) = site.step() {
+                let ms = due.saturating_sub(site.now.mono_ms);
+                site.advance(ms);
+            }
+        }
+        site.manager = None;
+        site.disk.crash(seed);
+        site.start();
+        finish(&mut site);
+        assert_eq!(site.counts(task).succeeded, devices as u64, "seed {seed}");
+    }
+}
+
+#[test]
 fn two_files_of_one_name_are_both_taken_in_again() {
     let mut site = TestSite::new(3);
     let task = site.start_task(Action::Ping);
