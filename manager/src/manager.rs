@@ -225,8 +225,8 @@ impl Manager {
     }
 
     /// A step of moving results back that were taken in at `since` or later; what all came to, when it is over.
-    pub(crate) fn retake_step(&mut self, since: UnixMillis, mono_ms: u64) -> Option<Retaken> {
-        self.inbox.retake(since, mono_ms)
+    pub(crate) fn retake_step(&mut self, since: UnixMillis) -> Option<Retaken> {
+        self.inbox.retake(since)
     }
 
     fn work(&mut self, now: Now) -> Result<Next, IngestError> {
@@ -288,7 +288,7 @@ impl Manager {
     fn do_chore(&mut self, chore: Chore, now: Now) -> Result<bool, SiteError> {
         let unix = UnixMillis(now.unix_ms);
         Ok(match chore {
-            Chore::FinishRestore => self.restore_step(now)?,
+            Chore::FinishRestore => self.restore_step(unix)?,
             Chore::WriteHead => {
                 let key = &self.key;
                 self.store.write_head(unix, |statement| SignedHead::sign(statement, key))?;

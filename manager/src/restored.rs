@@ -6,7 +6,6 @@
 //! refuses keeps nothing waiting and is not forgotten: the next start does all of it again, since what was moved and not synced may be
 //! back where it was.
 
-use bgb_daemon::clock::Now;
 use bgb_protocol::ids::UnixMillis;
 use bgb_protocol::policy::SignedPolicy;
 use bgb_protocol::status::StatusId;
@@ -25,15 +24,14 @@ impl Manager {
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub(crate) fn restore_step(&mut self, clock: Now) -> Result<bool, SiteError> {
-        let now = UnixMillis(clock.unix_ms);
+    pub(crate) fn restore_step(&mut self, now: UnixMillis) -> Result<bool, SiteError> {
         let Some(since) = self.store.retake_since().filter(|_| !self.is_retaken) else { return Ok(false) };
         let key = &self.key;
         if self.store.reissue_policy(now, |statement| SignedPolicy::sign(statement, key))?.is_some() {
             self.bell.ring();
             return Ok(true);
         }
-        let Some(retaken) = self.retake_step(since, clock.mono_ms) else { return Ok(true) };
+        let Some(retaken) = self.retake_step(since) else { return Ok(true) };
         self.finish_restore(&retaken, now)?;
         Ok(false)
     }

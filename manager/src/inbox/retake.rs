@@ -1,8 +1,8 @@
 //! Moves result files of `done` back into their servers' folders, so that they are taken in again: after a restore.
 //!
 //! It knows where it is in one pass over `done`, a folder or a number of files a step. Laws: a file that is moved is in one of the two
-//! folders whatever happens, and a step that is repeated finds nothing to do; what cannot be read or moved is tried again for half a
-//! minute, since a disk that fails may just be full or about to die, and then counted, told, and in nobody's way.
+//! folders whatever happens, and a step that is repeated finds nothing to do; what cannot be read or moved is counted, told, and in
+//! nobody's way.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -16,10 +16,6 @@ use super::{Inbox, time_in_done_name};
 /// Files that one step moves: a rename takes some ten microseconds, and an order may come meanwhile.
 const MOVED_PER_STEP: usize = 250;
 
-/// Passes that are made at most, while something cannot be moved, and the time between two of them.
-const PASSES_MAX: u32 = 10;
-const BETWEEN_PASSES_MS: u64 = 3_000;
-
 /// How far a pass is; nothing of all is one that is to begin.
 #[derive(Default)]
 pub(super) struct Retake {
@@ -29,9 +25,6 @@ pub(super) struct Retake {
     /// Files that are to be moved, and into which server's folder.
     due: VecDeque<(PathBuf, ServerId, String)>,
     outcome: Retaken,
-    /// Passes that have ended with something left behind, and until when none begins, in milliseconds of monotonic time.
-    passes: u32,
-    rests_until_ms: u64,
 }
 
 /// What a pass has come to.
@@ -48,10 +41,7 @@ pub(crate) struct Retaken {
 impl Inbox {
     /// A step of moving back the result files that were taken in at `since` or later; what all came to, when nothing is left to do. To
     /// be called while no file is taken in: one that is put into `done` meanwhile may be moved back again.
-    pub(crate) fn retake(&mut self, since: UnixMillis, mono_ms: u64) -> Option<Retaken> {
-        if mono_ms < self.retake.rests_until_ms {
-            return None;
-        }
+    pub(crate) fn retake(&mut self, since: UnixMillis) -> Option<Retaken> {
         let mut retake = std::mem::take(&mut self.retake);
         if !std::mem::replace(&mut retake.is_begun, true) {
             retake.folders.push_back(self.root.join("done"));
@@ -63,15 +53,7 @@ impl Inbox {
             retake.outcome.note(&folder, &error);
         }
         self.move_back(&mut retake);
-        let mut is_over = retake.due.is_empty() && retake.folders.is_empty();
-        if is_over && retake.outcome.failed > 0 && retake.passes + 1 < PASSES_MAX {
-            // What was moved is no longer there, so that another pass finds what is left.
-            is_over = false;
-            retake.is_begun = false;
-            retake.passes += 1;
-            retake.rests_until_ms = mono_ms.saturating_add(BETWEEN_PASSES_MS);
-            retake.outcome = Retaken { files: retake.outcome.files, ..Retaken::default() };
-        }
+        let is_over = retake.due.is_empty() && retake.folders.is_empty();
         let outcome = is_over.then(|| retake.outcome.clone());
         // Also when it is over: asked again, since the caller came to no end, it says the same.
         self.retake = retake;
