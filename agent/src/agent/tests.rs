@@ -462,6 +462,17 @@ fn a_task_that_an_old_head_speaks_against_is_begun_as_soon_as_a_newer_one_comes(
 }
 
 #[test]
+fn a_task_that_waits_for_the_sites_time_is_begun_whatever_signed_word_brings_it() {
+    let mut bench = Bench::signed_in();
+    bench.site.time_ms += 10 * 60_000;
+    bench.push(&TaskSpec::new(1, Action::QuickScan));
+    assert_eq!(bench.agent().task_state(id(1)), None, "by the agent's time it has not begun");
+    // Of another task; it was signed at that time.
+    bench.cancel(2);
+    assert_eq!(bench.started, [id(1)]);
+}
+
+#[test]
 fn a_task_that_is_not_valid_by_a_newer_head_either_is_refused_for_good() {
     let mut bench = Bench::signed_in();
     let now_ms = bench.site.time_ms;
