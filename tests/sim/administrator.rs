@@ -106,7 +106,7 @@ impl World {
             meant.iter().copied().filter(|device| self.is_active(*device)).collect();
         let target = match targets {
             None => Target::Collection(ALL_DEVICES.to_owned()),
-            Some(_) => Target::Devices(meant.iter().map(|device| device.to_string()).collect()),
+            Some(_) => Target::Devices(meant.iter().map(ToString::to_string).collect()),
         };
         let order = StartTask { action, target, validity_seconds: Some(valid_ms / 1_000), digest: None };
         let Some(answer) = self.order(Order::StartTask(order)) else { return };
@@ -285,7 +285,7 @@ impl World {
         if !self.site.has_offices {
             self.site.has_offices = self.order_done(Order::CreateCollection(OFFICES.to_owned())).is_some();
         }
-        let names = |machines: Vec<DeviceId>| machines.iter().map(|device| device.to_string()).collect();
+        let names = |machines: Vec<DeviceId>| machines.iter().map(ToString::to_string).collect();
         let some: Vec<_> = self.some_targets(500).into_iter().collect();
         let others = self.machines.iter().map(|machine| machine.device);
         let others: Vec<_> = others.filter(|device| !some.contains(device)).collect();

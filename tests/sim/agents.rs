@@ -170,6 +170,11 @@ impl Machine {
         self.agent.as_ref().is_some_and(|agent| agent.phase() == SessionPhase::Active)
     }
 
+    /// Whether its agent has heard a head since the machine was switched on.
+    pub(crate) fn has_heard_head(&self) -> bool {
+        self.has_head
+    }
+
     /// The disk fills up, or has room again.
     pub(crate) fn set_full(&mut self, is_full: bool) {
         self.is_full = is_full;
@@ -567,7 +572,7 @@ impl World {
         self.expect(kept);
     }
 
-    fn witness(&self, agent: usize) -> Witness {
+    pub(crate) fn witness(&self, agent: usize) -> Witness {
         let (machine, now) = (&self.machines[agent], self.unix());
         let own_now =
             machine.agent.as_ref().map_or(now, |present| present.own_time(machine.clock(self.now_ms)));

@@ -6,7 +6,9 @@
 
 use bgb_hub::CloseReason;
 use bgb_protocol::action::Action;
+use bgb_protocol::head::HEAD_INTERVAL_MS;
 use bgb_protocol::ids::{TaskId, UnixMillis};
+use bgb_protocol::task::NOT_BEFORE_TOLERANCE_MS;
 
 use crate::agents::Power;
 use crate::faults::MENDED_MS;
@@ -30,6 +32,13 @@ pub(crate) const SILENT_CHECK_MS: u64 = 10_000;
 const SILENT_MARGIN_MS: u64 = 1_000;
 /// A result is counted within this time when nothing is broken: spool, file, its way, and the next file's turn.
 const COUNTED_WITHIN_MS: u64 = 15_000;
+
+/// Whether an agent that is online must have heard a head of the present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heads {
+    MayBeOld,
+    HaveCome,
+}
 
 impl World {
     /// From the healing on: some tasks for everybody, and the moments at which promises are due.
@@ -86,7 +95,7 @@ impl World {
                 let due_ms = since_ms.max(self.weather.heals_at_ms + MENDED_MS) + ONLINE_WITHIN_MS;
                 if self.now_ms >= due_ms {
                     let by = UnixMillis(self.unix().0 - ONLINE_WITHIN_MS);
-                    self.check_has_tasks(agent, by);
+                    self.check_has_tasks(agent, by, Heads::MayBeOld);
                 }
             }
         }
@@ -94,7 +103,7 @@ impl World {
     }
 
     /// The device has every valid task that was released to it by `by`, and knows of every cancel.
-    fn check_has_tasks(&mut self, agent: usize, by: UnixMillis) {
+    fn check_has_tasks(&mut self, agent: usize, by: UnixMillis, heads: Heads) {
         let machine = &self.machines[agent];
         let Some(present) = machine.agent.as_ref() else { return };
         let now = self.unix();
@@ -103,7 +112,15 @@ impl World {
             // What its copy has answered is answered: no server pushes it again to the device that they both are.
             let is_answered =
                 self.is_cloned(agent) && self.model.results_heard.contains(&(*task, machine.device));
-            let is_due = !is_answered && facts.is_promised_to(machine.device).is_some_and(|from| from <= by);
+            // One that has not begun by the agent's time, or that seems over by a clock that no head of this boot has set right, is set
+            // aside until a head is asked for again, as often as heads are written.
+            let judged_at = UnixMillis(self.witness(agent).own_now.0 - HEAD_INTERVAL_MS);
+            let is_early = facts.not_before > judged_at.plus(NOT_BEFORE_TOLERANCE_MS);
+            let is_uncertain = is_early || !machine.has_heard_head();
+            let waits_for_head = is_uncertain && heads == Heads::MayBeOld;
+            let is_due = !is_answered
+                && !waits_for_head
+                && facts.is_promised_to(machine.device).is_some_and(|from| from <= by);
             match (present.task_state(*task), facts.cancelled) {
                 (None, None) if is_due => missing.push((*task, "task")),
                 (Some(state), Some(cancelled))
@@ -135,7 +152,7 @@ impl World {
             match self.steady_since_ms(agent) {
                 Some(_) => {
                     let by = UnixMillis(self.unix().0 - ONLINE_WITHIN_MS);
-                    self.check_has_tasks(agent, by);
+                    self.check_has_tasks(agent, by, Heads::HaveCome);
                 }
                 None => self.violated(format!("agent {agent} is not online 300 s after the healing")),
             }

@@ -11,6 +11,7 @@ use bgb_protocol::state::TaskState;
 use bgb_protocol::task::NOT_BEFORE_TOLERANCE_MS;
 
 use crate::agents::Machine;
+use crate::site::FinalWord;
 
 /// A repeatable action is begun so many times at most.
 const BEGINNINGS_MAX: u32 = 3;
@@ -348,10 +349,7 @@ impl Model {
     }
 
     /// All final words that the site has: those that are new. Each is a target's, is what its device ended with, and stays. Invariant 5.
-    pub(crate) fn on_counted(
-        &mut self,
-        finals: &[(TaskId, DeviceId, TaskState)],
-    ) -> Result<Vec<TaskState>, String> {
+    pub(crate) fn on_counted(&mut self, finals: &[FinalWord]) -> Result<Vec<TaskState>, String> {
         let mut new = Vec::new();
         for &(task, device, state) in finals {
             let Some(facts) = self.tasks.get(&task) else {
@@ -373,6 +371,8 @@ impl Model {
             match self.counted.insert((task, device), state) {
                 None => new.push(state),
                 Some(before) if before == state => {}
+                // A repeatable action's real end, said by one of two that call themselves this device, after the other's.
+                Some(TaskState::Interrupted) if facts.action.is_repeatable() && journaled.len() > 1 => {}
                 Some(before) => {
                     return Err(format!(
                         "task {task} on device {device}: counted as {before}, then as {state}"

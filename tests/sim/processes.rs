@@ -116,7 +116,7 @@ fn hear(child: &mut Child, heard: impl Fn()) -> Option<Summary> {
 
 fn show_progress(done: u64, all: u64, begun: Instant) {
     let is_terminal = std::io::stderr().is_terminal();
-    if !is_terminal && done % 100 != 0 && done != all {
+    if !is_terminal && !done.is_multiple_of(100) && done != all {
         return;
     }
     let spent = begun.elapsed().as_secs_f64();

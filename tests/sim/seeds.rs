@@ -56,7 +56,7 @@ pub(crate) fn run_seed(seed: u64, is_printed: bool) -> Report {
 /// Runs a seed, and a second time where it is its turn to be compared.
 fn run_and_compare(seed: u64) -> Report {
     let mut report = run_seed(seed, false);
-    if seed % COMPARED == 0 && report.violation.is_none() {
+    if seed.is_multiple_of(COMPARED) && report.violation.is_none() {
         let again = run_seed(seed, false);
         if (report.steps, report.hash) != (again.steps, again.hash) {
             report.violation = Some(format!(

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
+use bgb_daemon::disk::SimDisk;
 use bgb_manager::bell::Bell;
 use bgb_manager::figures::Figures;
 use bgb_manager::key_book::SiteKeyBook;
@@ -74,6 +75,9 @@ pub(crate) struct Site {
     root: TempDir,
 }
 
+/// What the site has counted of a device.
+pub(crate) type FinalWord = (TaskId, DeviceId, TaskState);
+
 /// What the database has of a device.
 pub(crate) type Shown = (usize, BootId, SessionNumber);
 
@@ -124,7 +128,7 @@ impl Template {
             };
             server_add(&folder, &options).expect("a server can be added");
         }
-        let parts = parts(&folder, Arc::default(), Dice::new(0), 300_000, Arc::default());
+        let parts = parts(&folder, Arc::default(), Dice::new(0), 300_000, SimDisk::new());
         let clock = bgb_daemon::clock::Now { unix_ms: now.0, boot_ms: 1, mono_ms: 1 };
         let mut manager = Manager::new(parts.expect("a new site can be opened"), clock)
             .expect("an empty disk takes the inbox's folders");
@@ -170,7 +174,7 @@ fn parts(
     bell: Arc<AtomicU64>,
     mut dice: Dice,
     presence_full_ms: u64,
-    disk: Arc<bgb_daemon::disk::SimDisk>,
+    disk: SimDisk,
 ) -> Result<ManagerParts, String> {
     let store = Store::open(&folder.database()).map_err(|error| error.to_string())?;
     let keys = SiteKeyBook::open(&folder.database()).map_err(|error| error.to_string())?;
@@ -178,7 +182,7 @@ fn parts(
         key: signing_key::load(folder).map_err(|error| error.to_string())?,
         authority: Authority::load(folder, store.code()).map_err(|error| error.to_string())?,
         store,
-        disk: Arc::new((*disk).clone()),
+        disk: Arc::new(disk),
         inbox: PathBuf::from(INBOX),
         bell: Box::new(CountingBell(bell)),
         verifier: Verifier::inline(Box::new(keys)),
@@ -284,7 +288,7 @@ impl Site {
 
     /// What the database has of results, when it is not as it was compared last: every final word, and every count that is not the
     /// number of its rows.
-    fn new_results(&mut self) -> Option<(Vec<(TaskId, DeviceId, TaskState)>, Vec<String>)> {
+    fn new_results(&mut self) -> Option<(Vec<FinalWord>, Vec<String>)> {
         let mark = "SELECT count(*), total(state), total(heard) FROM result";
         let read = |row: &rusqlite::Row<'_>| {
             Ok((row.get(0)?, row.get::<_, f64>(1)? as i64, row.get::<_, f64>(2)? as i64))
@@ -357,7 +361,7 @@ impl World {
             return;
         }
         let now = self.host_now(0);
-        let disk = Arc::new(self.hosts[SITE_HOST].disk.clone());
+        let disk = self.hosts[SITE_HOST].disk.clone();
         let (bell, dice) = (Arc::clone(&self.site.bell), Dice::new(self.dice.next()));
         let parts = parts(&self.site.folder, bell, dice, self.weather.presence_full_ms, disk);
         let made = parts.and_then(|parts| Manager::new(parts, now).map_err(|error| error.to_string()));
