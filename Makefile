@@ -20,7 +20,7 @@ demo: build ## a site with five agents on this machine; EXIT=1 ends by itself, A
 test: setup ## everything that must hold: format, lints, docs, dependencies, tests
 	@scripts/test
 
-test-faults: ## faults on real processes: kills, full disks, cut links, wrong clocks; 10 minutes (BGB_FAULTS_SEED=n repeats the dice)
+test-faults: ## faults on real processes: kills, full disks, cut links, wrong clocks; some 8 minutes (BGB_FAULTS_SEED=n repeats the dice)
 	@scripts/test-faults
 
 sim: ## the simulator over many seeds: SEEDS=10000

@@ -552,8 +552,10 @@ impl Agent {
         match change {
             TimeChange::None if !self.journal.owes_time() => Ok(()),
             TimeChange::None | TimeChange::Moved => {
-                // Whatever signed moved it: what waits for the site's time may have its time now.
-                self.held.judge_again();
+                if change == TimeChange::Moved {
+                    // Whatever signed moved it: what waits for the site's time may have its time now.
+                    self.held.judge_again();
+                }
                 Ok(self.journal.keep_time(self.time.floor(), self.time.anchor())?)
             }
         }

@@ -39,7 +39,7 @@ impl ServerTime {
         self.now.tick
     }
 
-    /// The wall clock, for the times in rows.
+    /// The wall clock, for when results were heard.
     pub(crate) fn wall(&self) -> UnixMillis {
         self.now.unix
     }

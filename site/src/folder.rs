@@ -42,10 +42,12 @@ impl SiteFolder {
         self.root.join("site.db")
     }
 
-    /// The lock that a manager holds on a database while it runs, beside it: that is what two of them must not share.
+    /// The lock that a manager holds on a database while it runs, beside it: that is what two of them must not share. Links are resolved,
+    /// so that whoever calls the same database by another name finds the same lock.
     #[must_use]
     pub fn manager_lock(database: &Path) -> PathBuf {
-        beside(database, ".manager-lock")
+        let resolved = std::fs::canonicalize(database);
+        beside(resolved.as_deref().unwrap_or(database), ".manager-lock")
     }
 
     /// The doorbell.

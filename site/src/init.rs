@@ -150,6 +150,10 @@ pub fn server_add(folder: &SiteFolder, options: &ServerOptions) -> Result<Server
     }
     let server = ServerId(last + 1);
     let own = folder.server(server);
+    if std::fs::symlink_metadata(&own).is_ok() {
+        // A restored database may not know of it: what is in it is somebody's key and spool.
+        return Err(SiteError::FolderNotEmpty { path: own });
+    }
     let made = make_server(folder, &authority, &mut store, server, options);
     let mut report = match made {
         Ok(report) => report,

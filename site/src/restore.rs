@@ -157,7 +157,9 @@ pub fn restore(database: &Path, copy: &Path, options: &RestoreOptions) -> Result
 impl Place {
     fn of(database: &Path, now: UnixMillis) -> Result<Self, SiteError> {
         let database = match std::fs::canonicalize(database) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => database.to_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !database.is_symlink() => {
+                database.to_owned()
+            }
             resolved => resolved.map_err(SiteError::io(database, "cannot be found"))?,
         };
         let folder = database.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -224,6 +226,7 @@ fn prepare(
     copy: &Path,
     options: &RestoreOptions,
 ) -> Result<(RestoreReport, FormerFile), SiteError> {
+    refuse_own(place, copy)?;
     place.remove_unfinished()?;
     let former = look_at(&place.database)?;
     bring(place, copy)?;
@@ -294,15 +297,26 @@ fn read_former(database: &Path) -> Result<FormerSite, SiteError> {
     Ok(FormerSite { connection, code, device_next, policy_version, servers })
 }
 
+/// Refuses a copy that a restore would take away or write over before it could be read.
+fn refuse_own(place: &Place, copy: &Path) -> Result<(), SiteError> {
+    let there = std::fs::metadata(copy).map_err(SiteError::io(copy, "the copy cannot be read"))?;
+    let is_same = |path: &Path| {
+        std::fs::metadata(path).is_ok_and(|other| (other.dev(), other.ino()) == (there.dev(), there.ino()))
+    };
+    let detail = if is_same(&place.database) {
+        "it is the site's database itself"
+    } else if is_same(&place.restoring) {
+        "it is what an earlier restore has left unfinished; give it another name first"
+    } else if !there.is_file() {
+        "it is no file"
+    } else {
+        return Ok(());
+    };
+    Err(SiteError::CopyDamaged { path: copy.to_owned(), detail: detail.to_owned() })
+}
+
 /// Copies the bytes of the copy, and of a log beside it, to `.restoring`. SQLite never opens the copy: it would write beside it.
 fn bring(place: &Place, copy: &Path) -> Result<(), SiteError> {
-    let there = std::fs::metadata(copy).map_err(SiteError::io(copy, "the copy cannot be read"))?;
-    let is_the_same = std::fs::metadata(&place.database)
-        .is_ok_and(|database| (database.dev(), database.ino()) == (there.dev(), there.ino()));
-    if is_the_same || !there.is_file() {
-        let detail = if is_the_same { "it is the site's database itself" } else { "it is no file" };
-        return Err(SiteError::CopyDamaged { path: copy.to_owned(), detail: detail.to_owned() });
-    }
     copy_bytes(copy, &place.restoring, place)?;
     let log = beside(copy, "-wal");
     if std::fs::metadata(&log).is_ok_and(|log| log.len() > 0) {

@@ -64,13 +64,14 @@ fn every_seed_keeps_what_is_promised_and_sees_every_kind_of_fault() {
         None => run_seeds(0, SEEDS, threads, After::GoOn, || ()),
     };
     print!("{}", summary.tally.table());
-    tell(&summary);
+    let mut summary = summary;
     let never = summary.tally.never();
-    assert!(
-        summary.seeds < SEEDS || never.is_empty(),
-        "never happened in {} seeds: {never:#?}",
-        summary.seeds
-    );
+    if summary.seeds >= SEEDS && !never.is_empty() {
+        summary
+            .violations
+            .push((summary.seeds, format!("never happened in {} seeds: {never:#?}", summary.seeds)));
+    }
+    tell(&summary);
 }
 
 fn replay(seed: u64) {

@@ -289,7 +289,8 @@ impl Site {
     /// What the database has of results, when it is not as it was compared last: every final word, and every count that is not the
     /// number of its rows.
     fn new_results(&mut self) -> Option<(Vec<FinalWord>, Vec<String>)> {
-        let mark = "SELECT count(*), total(state), total(heard) FROM result";
+        let mark = "SELECT (SELECT count(*) FROM result), (SELECT total(state) + total(heard) FROM result), \
+             (SELECT total(n * (state + 1)) FROM task_count)";
         let read = |row: &rusqlite::Row<'_>| {
             Ok((row.get(0)?, row.get::<_, f64>(1)? as i64, row.get::<_, f64>(2)? as i64))
         };

@@ -33,7 +33,7 @@ pub(super) struct HeldPush {
 #[derive(Debug, Default)]
 pub(super) struct Held {
     pushes: Vec<(TaskId, HeldPush)>,
-    /// Whether a head came since what waits was judged last, or it is time to try the disk again.
+    /// Whether a head came, or signed time moved, since what waits was judged last, or it is time to try the disk again.
     is_due: bool,
     /// When a head may be asked for again, and what waits is judged again at the latest.
     ask_ms: u64,
@@ -50,7 +50,7 @@ impl HeldPush {
 }
 
 impl Held {
-    /// What waits is to be judged again: a verified head came, or the disk may have room.
+    /// What waits is to be judged again: a verified head came, signed time moved, or the disk may have room.
     pub(super) fn judge_again(&mut self) {
         self.is_due = true;
     }

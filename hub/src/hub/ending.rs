@@ -51,7 +51,7 @@ impl Hub {
                 let registered = self.registry.remove(&device);
                 assert_eq!(registered, Some(at), "an active session is the registered one of its device");
                 self.outputs.push_back(Output::Release { channel, device });
-                let row = active.offline_row(device, self.time.wall(), reason);
+                let row = active.offline_row(device, self.time.time(), reason);
                 self.outputs.push_back(Output::Offline { row });
             }
         }
