@@ -254,7 +254,6 @@ impl World {
         }
     }
 
-    /// The device dies at one of its next writes.
     fn clone_some_device(&mut self, agent: usize) {
         if self.machines[agent].agent.is_some() && !self.is_cloned(agent) {
             let for_ms = self.dice.around(60_000).min(self.left_ms());
@@ -262,6 +261,7 @@ impl World {
         }
     }
 
+    /// The device dies at one of its next writes.
     fn doom_disk(&mut self, agent: usize) {
         let machine = &mut self.machines[agent];
         if machine.agent.is_some() && !machine.is_dying {

@@ -61,7 +61,7 @@ pub(crate) struct Site {
     pub(crate) due_ms: Option<u64>,
     /// Devices that the site has blocked.
     pub(crate) blocked: BTreeSet<DeviceId>,
-    /// Versions of policies that were put, and the collection that has been made.
+    /// Whether the administrator's collection has been made.
     pub(crate) has_offices: bool,
     folder: SiteFolder,
     bell: Arc<AtomicU64>,
