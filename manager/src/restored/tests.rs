@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bgb_daemon::disk::Disk as _;
 use bgb_protocol::action::Action;
 use bgb_protocol::file::{Epoch, FileKind, Header};
-use bgb_protocol::ids::{DeviceId, ServerId};
+use bgb_protocol::ids::{DeviceId, ServerId, TaskId};
 use bgb_protocol::policy::PolicySettings;
 use bgb_protocol::state::TaskState;
 use bgb_site::backup::backup;
@@ -45,6 +45,20 @@ fn finish(site: &mut TestSite) {
         site.advance(20);
     }
     panic!("it comes to no end");
+}
+
+/// A site, its only task and a copy of its database; 600 files have come since, more than a few steps move.
+fn site_with_many_files() -> (TestSite, TaskId, PathBuf) {
+    let mut site = TestSite::new(1);
+    let task = site.start_task(Action::Ping);
+    site.settle();
+    let copy = copy(&site);
+    let row = site.final_row(task, 0, TaskState::Succeeded);
+    for sequence in 1..=600 {
+        site.put_rows(header(FileKind::Results, sequence), std::slice::from_ref(&row));
+    }
+    site.settle();
+    (site, task, copy)
 }
 
 #[track_caller]
@@ -184,15 +198,7 @@ fn two_files_of_one_name_are_both_taken_in_again() {
 
 #[test]
 fn many_files_are_moved_a_bounded_number_a_step_and_heads_go_on_meanwhile() {
-    let mut site = TestSite::new(1);
-    let task = site.start_task(Action::Ping);
-    site.settle();
-    let copy = copy(&site);
-    let row = site.final_row(task, 0, TaskState::Succeeded);
-    for sequence in 1..=600 {
-        site.put_rows(header(FileKind::Results, sequence), std::slice::from_ref(&row));
-    }
-    site.settle();
+    let (mut site, task, copy) = site_with_many_files();
     let files = site.done().len();
     assert_eq!(files, 600);
     go_back_to(&mut site, &copy);
@@ -320,16 +326,7 @@ fn presence_is_right_again_with_the_next_full_lists() {
 
 #[test]
 fn what_is_to_be_taken_in_again_is_not_swept_before() {
-    let mut site = TestSite::new(1);
-    let task = site.start_task(Action::Ping);
-    site.settle();
-    let copy = copy(&site);
-    // More than a few steps move.
-    let row = site.final_row(task, 0, TaskState::Succeeded);
-    for sequence in 1..=600 {
-        site.put_rows(header(FileKind::Results, sequence), std::slice::from_ref(&row));
-    }
-    site.settle();
+    let (mut site, task, copy) = site_with_many_files();
     // Nobody starts the manager for days; what is in done is due to be swept at its start.
     site.advance(49 * 60 * MINUTE_MS);
     go_back_to(&mut site, &copy);
