@@ -12,6 +12,8 @@
 //! changes before the commit can be read, so that one has to poll after each event; reading the shared-memory index behind SQLite's
 //! back. `docs/following.md` has the figures.
 //!
+//! A wall clock that was ahead and is set back had made rows and tasks seem to be over that are not: everything is read anew then.
+//!
 //! When the queue cannot be read, sessions stay. It is said after 10 s, and after a minute (configurable) devices may not
 //! sign in any more, since a block could be missed.
 //!
@@ -42,7 +44,9 @@ pub use bell::Bell;
 const LOOK: Duration = Duration::from_millis(250);
 /// How long the queue may be unreadable before it is said (docs/promises.md).
 const SAY_UNREADABLE_AFTER_MS: u64 = 10_000;
-/// Rows that are handed on at a time.
+/// By how much the wall clock is set back before it matters: slewing does less, and what ends that much later ends in time.
+const SET_BACK_MS: i64 = 1_000;
+/// Rows that are read on and handed on at a time.
 const BATCH_ROWS: usize = 1_000;
 
 /// What the broker is told.
@@ -65,6 +69,8 @@ pub struct Broker {
     generation: Generation,
     sequence: u64,
     version: i64,
+    /// The most that the wall clock was ahead of monotonic time since everything was read last, in milliseconds.
+    lead_ms: i64,
     trouble: Option<Trouble>,
 }
 
@@ -126,6 +132,7 @@ impl Broker {
             generation: Generation([0; 16]),
             sequence: 0,
             version: 0,
+            lead_ms: lead_ms(now),
             trouble: None,
         };
         broker
@@ -157,6 +164,12 @@ impl Broker {
         if reader.is_replaced()? {
             return self.read_everything(now);
         }
+        self.lead_ms = self.lead_ms.max(lead_ms(now));
+        let set_back_ms = self.lead_ms - lead_ms(now);
+        if set_back_ms > SET_BACK_MS {
+            tracing::warn!(set_back_ms, "this machine's clock was set back: every order is read anew");
+            return self.read_everything(now);
+        }
         let version = reader.data_version()?;
         if version == self.version && !rung {
             return Ok(());
@@ -178,7 +191,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Reads every valid row, for the first time or because the database is another one.
+    /// Reads every valid row, for the first time or because the database is another one, or the clock.
     fn read_everything(&mut self, now: Now) -> anyhow::Result<()> {
         let reader = QueueReader::open(&self.options.database)?;
         let version = reader.data_version()?;
@@ -189,28 +202,27 @@ impl Broker {
         }
         self.tell(&Letter::SignIns(false));
         self.tell(&Letter::Orders(Arc::from([Order::Reset])));
-        let mut rows = snapshot.rows.into_iter().peekable();
-        while rows.peek().is_some() {
-            let batch = rows.by_ref().take(BATCH_ROWS).collect();
-            self.hand_on(now, batch);
-        }
+        self.hand_on(now, snapshot.rows);
         self.tell(&Letter::SignIns(true));
         self.reader = Some(reader);
         self.generation = snapshot.generation;
         self.sequence = snapshot.sequence;
         self.version = version;
+        self.lead_ms = lead_ms(now);
         self.metrics.queue_sequence.set(self.sequence);
         Ok(())
     }
 
+    /// Hands rows to the shards: cancels before all else, so that what was cancelled long ago is not begun for a moment.
     fn hand_on(&self, now: Now, rows: Vec<QueueRow>) {
         self.metrics.queue_rows.add(rows.len() as u64);
         if let Some(last) = rows.last() {
             self.metrics.queue_sequence.set(last.sequence);
         }
-        let orders: Vec<_> = rows.into_iter().filter_map(|row| self.order(now, &row)).collect();
-        if !orders.is_empty() {
-            self.tell(&Letter::Orders(orders.into()));
+        let mut orders: Vec<_> = rows.into_iter().filter_map(|row| self.order(now, &row)).collect();
+        orders.sort_by_key(|order| !matches!(order, Order::Cancel { .. }));
+        for batch in orders.chunks(BATCH_ROWS) {
+            self.tell(&Letter::Orders(Arc::from(batch)));
         }
     }
 
@@ -269,6 +281,11 @@ impl Broker {
         }
         self.trouble = Some(trouble);
     }
+}
+
+/// How far the wall clock is ahead of monotonic time.
+fn lead_ms(now: Now) -> i64 {
+    now.unix_ms as i64 - now.mono_ms as i64
 }
 
 fn unix(now: Now) -> UnixMillis {

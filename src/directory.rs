@@ -7,6 +7,7 @@
 //! Locks are held for one look-up each, never over I/O; the map is cut into parts so that shards rarely meet.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bgb_hub::{ChannelKey, newest};
 use bgb_protocol::ids::{BootId, DeviceId, SessionNumber};
@@ -35,6 +36,9 @@ pub enum Claim {
     Granted {
         /// Whoever held the device until now.
         displaced: Option<Place>,
+        /// Numbers the claims of this server that were granted: of two of a device, the later one has the higher number, whatever
+        /// clocks say.
+        number: u64,
     },
     /// The device has a newer session.
     Refused,
@@ -53,11 +57,12 @@ pub type Stamp = (BootId, SessionNumber);
 #[derive(Debug)]
 pub struct Directory {
     parts: [Mutex<HashMap<DeviceId, Entry>>; PARTS],
+    granted: AtomicU64,
 }
 
 impl Default for Directory {
     fn default() -> Self {
-        Self { parts: std::array::from_fn(|_| Mutex::default()) }
+        Self { parts: std::array::from_fn(|_| Mutex::default()), granted: AtomicU64::new(0) }
     }
 }
 
@@ -71,7 +76,9 @@ impl Directory {
             present => present.map(|present| present.place),
         };
         part.insert(device, Entry { place, stamp });
-        Claim::Granted { displaced }
+        // Under the lock: so the numbers of a device follow its claims.
+        let number = self.granted.fetch_add(1, Ordering::Relaxed) + 1;
+        Claim::Granted { displaced, number }
     }
 
     /// A session is over. Nothing happens when the device has another by now.
@@ -116,10 +123,11 @@ mod tests {
     #[test]
     fn the_newest_session_wins_whatever_comes_first() {
         let directory = Directory::default();
-        assert_eq!(directory.claim(DEVICE, stamp(2), place(0, 1)), Claim::Granted { displaced: None });
+        let first = Claim::Granted { displaced: None, number: 1 };
+        assert_eq!(directory.claim(DEVICE, stamp(2), place(0, 1)), first);
         assert_eq!(directory.claim(DEVICE, stamp(1), place(1, 1)), Claim::Refused);
         let displaced = Some(place(0, 1));
-        assert_eq!(directory.claim(DEVICE, stamp(3), place(1, 1)), Claim::Granted { displaced });
+        assert_eq!(directory.claim(DEVICE, stamp(3), place(1, 1)), Claim::Granted { displaced, number: 2 });
         assert_eq!(directory.len(), 1);
     }
 

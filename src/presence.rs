@@ -4,7 +4,8 @@
 //! hundred bytes a device, in the order of device numbers, so that a full list is one walk.
 //!
 //! Each row names its session. A session's end changes the list only if the list still names that very session: the end of an
-//! old one, told late, must not hide the new one. Nor must its beginning: two shards tell of their sessions in no order.
+//! old one, told late, must not hide the new one. Nor must its beginning: two shards tell of their sessions in no order. Which of two began
+//! later the number of its claim says (`directory.rs`); its date does not, since clocks are set.
 //!
 //! [`PresenceList`] is the machine, driven by time and input; its thread is in [`crate::server`].
 
@@ -12,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::ReplaceError;
-use bgb_hub::newest;
 use bgb_protocol::codec;
 use bgb_protocol::file::presence::{Presence, PresenceRow};
 use bgb_protocol::file::{FileBuilder, FileKind};
@@ -36,12 +36,21 @@ pub struct PresenceList {
     last_file_ms: u64,
 }
 
+/// What a shard tells of a session.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// That it began or ended.
+    pub row: PresenceRow,
+    /// The number of the claim by which it began; `None` of an end.
+    pub claim: Option<u64>,
+}
+
 /// A device's row as it stands in files, and what is needed to know its session again.
 #[derive(Debug)]
 struct Row {
     boot: BootId,
     session: SessionNumber,
-    signed_in: UnixMillis,
+    claim: u64,
     encoded: Box<[u8]>,
 }
 
@@ -73,21 +82,18 @@ impl PresenceList {
     }
 
     /// A session began or ended.
-    pub fn handle_row(&mut self, row: PresenceRow) {
-        let device = row.device;
+    pub fn handle_told(&mut self, told: Told) {
+        let Told { row, claim } = told;
+        let (device, claim) = (row.device, claim.unwrap_or_default());
         match &row.presence {
             Presence::Online(_) => {
-                let of_row = (row.boot, row.session, row.signed_in);
-                let is_late =
-                    |held: &Row| !newest::is_later(of_row, (held.boot, held.session, held.signed_in));
-                if self.online.get(&device).is_some_and(is_late) {
+                if self.online.get(&device).is_some_and(|held| claim < held.claim) {
                     return;
                 }
                 let mut encoded = Vec::with_capacity(160);
                 codec::encode(&row, &mut encoded);
-                let (boot, session, signed_in) = of_row;
                 let encoded = encoded.into_boxed_slice();
-                self.online.insert(device, Row { boot, session, signed_in, encoded });
+                self.online.insert(device, Row { boot: row.boot, session: row.session, claim, encoded });
                 self.went.remove(&device);
                 self.came.insert(device);
             }

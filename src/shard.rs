@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bgb_hub::{ChannelKey, CloseReason, Hub, Input, Now, Order, Output, Peer, PushFrames, Tick};
-use bgb_protocol::file::presence::PresenceRow;
 use bgb_protocol::file::results::ResultRow;
 use bgb_protocol::frame::Frame;
 use bgb_protocol::message::{AgentMessage, MessageError, ServerMessage};
@@ -23,6 +22,7 @@ use crossbeam_channel::{Sender, TrySendError};
 use crate::courier::StatusLine;
 use crate::directory::{Claim, Directory, Place, ShardId};
 use crate::metrics::ShardMetrics;
+use crate::presence::Told;
 use crate::reactor::mailbox::{Mailbox, Undelivered};
 use crate::tls::TlsContext;
 
@@ -76,7 +76,7 @@ pub struct Links {
     /// The spool's.
     pub spool: Sender<SpoolItem>,
     /// The presence list's.
-    pub presence: Sender<PresenceRow>,
+    pub presence: Sender<Told>,
     /// Highest number of this shard's results that is on disk.
     pub durable_up_to: Arc<AtomicU64>,
     /// Which shard has which device.
@@ -93,7 +93,9 @@ pub struct Shard {
     metrics: Arc<ShardMetrics>,
     durable_seen: u64,
     unspooled: VecDeque<SpoolItem>,
-    unlisted: VecDeque<PresenceRow>,
+    unlisted: VecDeque<Told>,
+    /// Claims that were granted, whose sessions have not begun yet: a moment each, in their order.
+    granted: VecDeque<(ChannelKey, u64)>,
     /// Older sessions on other shards that are still to be told.
     undisplaced: VecDeque<Place>,
     /// Older sessions on this one.
@@ -115,6 +117,7 @@ impl Shard {
             durable_seen: 0,
             unspooled: VecDeque::new(),
             unlisted: VecDeque::new(),
+            granted: VecDeque::new(),
             undisplaced: VecDeque::new(),
             displaced_here: VecDeque::new(),
             frames: PushFrames::default(),
@@ -241,8 +244,9 @@ impl Shard {
                 let place = Place { shard: self.id, channel };
                 let claim = self.links.directory.claim(device, (boot, session), place);
                 self.hub.handle(now, Input::Claimed { channel, granted: claim != Claim::Refused });
-                if let Claim::Granted { displaced: Some(former) } = claim {
-                    self.displace(former);
+                if let Claim::Granted { displaced, number } = claim {
+                    self.granted.push_back((channel, number));
+                    displaced.into_iter().for_each(|former| self.displace(former));
                 }
             }
             Output::Release { channel, device } => {
@@ -260,11 +264,12 @@ impl Shard {
                 return Some(Deed::Write(channel));
             }
             Output::Close { channel, reason } => return Some(Deed::Close(channel, reason)),
-            Output::Online { row, .. } => {
+            Output::Online { channel, row } => {
                 self.metrics.sign_ins.add(1);
-                self.list(row);
+                let claim = self.claim_of(channel);
+                self.list(Told { row, claim });
             }
-            Output::Offline { row } => self.list(row),
+            Output::Offline { row } => self.list(Told { row, claim: None }),
             Output::Hint { row } => {
                 if self.links.spool.try_send(SpoolItem::Hint(row)).is_err() {
                     self.metrics.hints_dropped.add(1);
@@ -302,8 +307,19 @@ impl Shard {
         Some(Deed::Hold(channel))
     }
 
-    fn list(&mut self, row: PresenceRow) {
-        self.unlisted.push_back(row);
+    /// The number of the claim by which the channel's session begins. Sessions begin in the order of their claims, and those that ended
+    /// before never do.
+    fn claim_of(&mut self, channel: ChannelKey) -> Option<u64> {
+        while let Some((granted, number)) = self.granted.pop_front() {
+            if granted == channel {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    fn list(&mut self, told: Told) {
+        self.unlisted.push_back(told);
         self.deliver_presence();
     }
 
@@ -328,9 +344,9 @@ impl Shard {
     }
 
     fn deliver_presence(&mut self) {
-        while let Some(row) = self.unlisted.pop_front() {
-            if let Err(TrySendError::Full(row)) = self.links.presence.try_send(row) {
-                self.unlisted.push_front(row);
+        while let Some(told) = self.unlisted.pop_front() {
+            if let Err(TrySendError::Full(told)) = self.links.presence.try_send(told) {
+                self.unlisted.push_front(told);
                 break;
             }
         }

@@ -11,14 +11,13 @@ use std::time::{Duration, Instant};
 
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::ReplaceError;
-use bgb_protocol::file::presence::PresenceRow;
 use bgb_protocol::ids::UnixMillis;
 use bgb_protocol::status::{StatusId, StatusMessage};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::courier::{Courier, StatusLine};
 use crate::metrics::ServerMetrics;
-use crate::presence::PresenceList;
+use crate::presence::{PresenceList, Told};
 use crate::reactor::mailbox::Mailbox;
 use crate::shard::{Letter, SpoolItem};
 use crate::spool::{Spool, SpoolError};
@@ -31,11 +30,11 @@ pub const PRESENCE_ROWS_MAX: usize = 16 * 1024;
 /// Results that share one fsync at the most.
 const SPOOL_BATCH: usize = 4 * 1024;
 /// How often the courier looks for files: a result is in the inbox within this after its file was closed.
-const COURIER_ROUND: Duration = Duration::from_millis(50);
+pub const COURIER_ROUND: Duration = Duration::from_millis(50);
 /// How long the courier rests after the inbox refused.
-const COURIER_REST: Duration = Duration::from_secs(1);
+pub const COURIER_REST: Duration = Duration::from_secs(1);
 /// How soon a full disk is tried again.
-const SPOOL_RETRY: Duration = Duration::from_millis(500);
+pub const SPOOL_RETRY: Duration = Duration::from_millis(500);
 /// How often a thread that waits looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -224,17 +223,17 @@ impl Spooler {
 /// An fsync that failed.
 pub fn run_presence(
     mut list: PresenceList,
-    rows: &Receiver<PresenceRow>,
+    told: &Receiver<Told>,
     stop: &Receiver<()>,
     shared: &Shared,
 ) -> Result<(), String> {
     let mut failing = false;
     loop {
         let wait = until_ms(list.next_due_ms()).clamp(Duration::from_millis(1), LOOK);
-        match rows.recv_timeout(wait) {
-            Ok(row) => {
-                list.handle_row(row);
-                rows.try_iter().take(PRESENCE_ROWS_MAX).for_each(|row| list.handle_row(row));
+        match told.recv_timeout(wait) {
+            Ok(first) => {
+                list.handle_told(first);
+                told.try_iter().take(PRESENCE_ROWS_MAX).for_each(|next| list.handle_told(next));
             }
             Err(_) if is_stopped(stop) => break,
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(wait),

@@ -20,7 +20,7 @@ use std::io;
 use std::path::Path;
 
 pub use real::RealDisk;
-pub use sim::SimDisk;
+pub use sim::{SimDisk, SimFaults};
 
 /// Files and folders as the durable parts of BGB need them. Every error names its path.
 pub trait Disk: Send + Sync {

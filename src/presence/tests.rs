@@ -38,6 +38,12 @@ fn offline(device: u32, session: u64) -> PresenceRow {
     row(device, session, Presence::Offline { at: UnixMillis(9), reason: "reset".into() })
 }
 
+/// Claims are numbered as sessions are.
+fn told(row: PresenceRow) -> Told {
+    let is_beginning = matches!(row.presence, Presence::Online(_));
+    Told { claim: is_beginning.then_some(row.session.0), row }
+}
+
 fn row(device: u32, session: u64, presence: Presence) -> PresenceRow {
     PresenceRow {
         device: DeviceId(device),
@@ -71,13 +77,13 @@ fn files(disk: &SimDisk) -> Vec<(FileKind, u64, Vec<PresenceRow>)> {
 fn the_first_file_is_a_full_list_and_deltas_follow_what_changes() {
     let disk = SimDisk::new();
     let mut list = list(&disk);
-    list.handle_row(online(5, 1));
-    list.handle_row(online(2, 1));
+    list.handle_told(told(online(5, 1)));
+    list.handle_told(told(online(2, 1)));
     assert_eq!(list.handle_time(at(2_999)).unwrap(), None);
     assert_eq!(list.handle_time(at(3_000)).unwrap(), Some(FileKind::PresenceFull));
     assert_eq!(list.handle_time(at(60_000)).unwrap(), None, "nothing has changed");
-    list.handle_row(offline(5, 1));
-    list.handle_row(online(9, 4));
+    list.handle_told(told(offline(5, 1)));
+    list.handle_told(told(online(9, 4)));
     assert_eq!(list.handle_time(at(61_000)).unwrap(), Some(FileKind::PresenceDelta));
     assert_eq!(list.handle_time(at(303_000)).unwrap(), Some(FileKind::PresenceFull));
     let expected = [
@@ -94,7 +100,7 @@ fn a_wall_clock_that_is_set_back_holds_no_list_back() {
     let mut list = list(&disk);
     let late = |mono_ms| Now { unix_ms: 0, boot_ms: mono_ms, mono_ms };
     list.handle_time(Now { unix_ms: 9_000_000, ..late(3_000) }).unwrap();
-    list.handle_row(online(5, 1));
+    list.handle_told(told(online(5, 1)));
     assert_eq!(list.handle_time(late(6_000)).unwrap(), Some(FileKind::PresenceDelta));
 }
 
@@ -102,9 +108,9 @@ fn a_wall_clock_that_is_set_back_holds_no_list_back() {
 fn the_late_end_of_an_old_session_hides_no_new_one() {
     let disk = SimDisk::new();
     let mut list = list(&disk);
-    list.handle_row(online(5, 1));
-    list.handle_row(online(5, 2));
-    list.handle_row(offline(5, 1));
+    list.handle_told(told(online(5, 1)));
+    list.handle_told(told(online(5, 2)));
+    list.handle_told(told(offline(5, 1)));
     assert_eq!(list.online(), 1);
     list.handle_time(at(3_000)).unwrap();
     assert_eq!(files(&disk), [(FileKind::PresenceFull, 1, vec![online(5, 2)])]);
@@ -114,11 +120,25 @@ fn the_late_end_of_an_old_session_hides_no_new_one() {
 fn the_late_beginning_of_an_old_session_hides_no_new_one() {
     let disk = SimDisk::new();
     let mut list = list(&disk);
-    list.handle_row(online(5, 2));
-    list.handle_row(online(5, 1));
-    list.handle_row(offline(5, 1));
+    list.handle_told(told(online(5, 2)));
+    list.handle_told(told(online(5, 1)));
+    list.handle_told(told(offline(5, 1)));
     list.handle_time(at(3_000)).unwrap();
     assert_eq!(files(&disk), [(FileKind::PresenceFull, 1, vec![online(5, 2)])]);
+}
+
+#[test]
+fn the_later_claim_stands_whatever_number_boot_and_date_its_session_has() {
+    let disk = SimDisk::new();
+    let mut list = list(&disk);
+    let before = PresenceRow { signed_in: UnixMillis(9_000_000), ..online(5, 7) };
+    let after = PresenceRow { boot: BootId([2; 16]), signed_in: UnixMillis(1), ..online(5, 3) };
+    for (row, claim) in [(&before, 1), (&after, 2), (&before, 1)] {
+        list.handle_told(Told { row: row.clone(), claim: Some(claim) });
+    }
+    list.handle_told(told(offline(5, 7)));
+    list.handle_time(at(3_000)).unwrap();
+    assert_eq!(files(&disk), [(FileKind::PresenceFull, 1, vec![after])]);
 }
 
 #[test]
@@ -126,8 +146,8 @@ fn a_device_that_came_and_went_between_two_files_is_told_as_gone() {
     let disk = SimDisk::new();
     let mut list = list(&disk);
     list.handle_time(at(3_000)).unwrap();
-    list.handle_row(online(5, 1));
-    list.handle_row(offline(5, 1));
+    list.handle_told(told(online(5, 1)));
+    list.handle_told(told(offline(5, 1)));
     list.handle_time(at(6_000)).unwrap();
     assert_eq!(files(&disk)[1], (FileKind::PresenceDelta, 2, vec![offline(5, 1)]));
 }
@@ -136,7 +156,7 @@ fn a_device_that_came_and_went_between_two_files_is_told_as_gone() {
 fn a_disk_that_refuses_is_tried_again_with_the_same_number() {
     let disk = SimDisk::new();
     let mut list = list(&disk);
-    list.handle_row(online(5, 1));
+    list.handle_told(told(online(5, 1)));
     disk.set_full(true);
     assert!(list.handle_time(at(3_000)).is_err());
     disk.set_full(false);

@@ -18,13 +18,16 @@ use rusqlite::Connection;
 use uuid::Builder;
 
 use crate::agents::Power;
-use crate::model::{Ring, TaskFacts};
+use crate::model::{Bar, Ring, TaskFacts};
+use crate::server_laws::HEEDED_WITHIN_MS;
 use crate::site;
 use crate::tally::Kind;
 use crate::world::{Event, World};
 
 /// The collection that the administrator has made.
 const OFFICES: &str = "offices";
+/// What policies are called.
+const NAMES: [&str; 3] = ["default", "offices", "servers"];
 /// Revoked certificates are heeded as long as the world lasts.
 const FOR_EVER_MS: u64 = 1 << 40;
 
@@ -37,8 +40,9 @@ impl World {
                 0..70 => self.start_some_task(),
                 70..86 => self.cancel_some_task(),
                 86..93 if !self.has_healed() => self.block_some_device(),
-                93..95 => self.change_offices(),
-                _ => self.assign_policy(),
+                93..95 if !self.has_healed() => self.change_offices(),
+                95.. if !self.has_healed() => self.assign_policy(),
+                _ => self.start_some_task(),
             }
         }
         let after_ms = self.dice.around(self.weather.task_gap_ms);
@@ -76,8 +80,12 @@ impl World {
                 self.start_task_ahead(action, &targets, starts_in_ms, valid_ms, false);
             }
             15..30 => self.start_task_ahead(action, &targets, 0, valid_ms, true),
-            30..50 => self.start_task(action, None, valid_ms),
-            _ => self.start_task(action, Some(&targets), valid_ms),
+            30..50 => {
+                self.start_task(action, None, valid_ms);
+            }
+            _ => {
+                self.start_task(action, Some(&targets), valid_ms);
+            }
         }
     }
 
@@ -98,8 +106,13 @@ impl World {
         targets
     }
 
-    /// A task for these devices, or for all.
-    pub(crate) fn start_task(&mut self, action: Action, targets: Option<&BTreeSet<DeviceId>>, valid_ms: u64) {
+    /// A task for these devices, or for all; `None` when nobody takes the order, or nobody can be asked.
+    pub(crate) fn start_task(
+        &mut self,
+        action: Action,
+        targets: Option<&BTreeSet<DeviceId>>,
+        valid_ms: u64,
+    ) -> Option<TaskId> {
         let all = || site::devices().iter().map(|device| device.number).collect();
         let meant: BTreeSet<DeviceId> = targets.cloned().unwrap_or_else(all);
         let asked: BTreeSet<DeviceId> =
@@ -109,20 +122,23 @@ impl World {
             Some(_) => Target::Devices(meant.iter().map(ToString::to_string).collect()),
         };
         let order = StartTask { action, target, validity_seconds: Some(valid_ms / 1_000), digest: None };
-        let Some(answer) = self.order(Order::StartTask(order)) else { return };
-        let row = match answer {
+        let row = match self.order(Order::StartTask(order))? {
             Ok(Answer::Task(row)) => row,
-            Err(_) if asked.is_empty() => return,
-            other => return self.violated(format!("{action} for {meant:?} is not started: {other:?}")),
+            Err(_) if asked.is_empty() => return None,
+            other => {
+                self.violated(format!("{action} for {meant:?} is not started: {other:?}"));
+                return None;
+            }
         };
         let counted: u64 = row.counts.targets;
         // Numbers that were drawn and are nobody's are among all.
         let nobody = if targets.is_none() { site::NUMBERS_OF_NOBODY } else { 0 };
         if counted != asked.len() as u64 + nobody {
-            return self.violated(format!("{counted} devices are asked where {asked:?} can be"));
+            self.violated(format!("{counted} devices are asked where {asked:?} can be"));
         }
         let now = self.unix();
         self.note_task(row.task, action, asked, (now, row.expires), None);
+        Some(row.task)
     }
 
     /// A task that begins later or goes out in two rings: no order of the manager does that yet.
@@ -211,6 +227,7 @@ impl World {
     pub(crate) fn revoke(&mut self, fingerprint: [u8; 32]) {
         let for_ever = self.unix().plus(FOR_EVER_MS);
         self.add_row(&QueueItem::Revoke { fingerprint }, for_ever);
+        self.bar(Bar::Certificate(fingerprint));
     }
 
     fn add_row(&mut self, item: &QueueItem, valid_until: UnixMillis) {
@@ -229,9 +246,13 @@ impl World {
 
     fn cancel_some_task(&mut self) {
         let now = self.unix();
-        let open = |facts: &TaskFacts| facts.cancelled.is_none() && facts.expires > now && !facts.is_disowned;
+        let is_open = |task: &TaskId, facts: &TaskFacts| {
+            let is_over = facts.cancelled.is_some() || facts.expires <= now || facts.is_disowned;
+            !is_over && !self.peace_tasks.contains(task)
+        };
+        let tasks = self.model.tasks.iter();
         let valid: Vec<_> =
-            self.model.tasks.iter().filter(|(_, facts)| open(facts)).map(|(task, _)| *task).collect();
+            tasks.filter(|(task, facts)| is_open(task, facts)).map(|(task, _)| *task).collect();
         if valid.is_empty() {
             return;
         }
@@ -250,13 +271,13 @@ impl World {
     fn block_some_device(&mut self) {
         let agent = self.dice.place(self.machines.len());
         let device = self.machines[agent].device;
-        if self.site.blocked.contains(&device) {
+        if self.model.is_blocked(device) {
             return;
         }
         if self.order_done(Order::BlockDevice(device.to_string())).is_none() {
             return;
         }
-        self.site.blocked.insert(device);
+        self.bar(Bar::Block(device));
         self.tally.count(Kind::DeviceBlocked);
         self.say(format_args!("device {device} is blocked"));
         if self.dice.chance(800) {
@@ -266,8 +287,13 @@ impl World {
         }
     }
 
+    fn bar(&mut self, bar: Bar) {
+        self.model.bar(bar, self.unix());
+        self.after(HEEDED_WITHIN_MS, Event::BarsDue);
+    }
+
     pub(crate) fn on_unblock_due(&mut self, device: DeviceId) {
-        if !self.site.blocked.contains(&device) {
+        if !self.model.is_blocked(device) {
             return;
         }
         if self.site.manager.is_none() {
@@ -275,7 +301,7 @@ impl World {
             return self.after(1_000, Event::UnblockDue { device });
         }
         if self.order_done(Order::UnblockDevice(device.to_string())).is_some() {
-            self.site.blocked.remove(&device);
+            self.model.unbar(Bar::Block(device));
             self.say(format_args!("device {device} is unblocked"));
         }
     }
@@ -286,19 +312,24 @@ impl World {
             self.site.has_offices = self.order_done(Order::CreateCollection(OFFICES.to_owned())).is_some();
         }
         let names = |machines: Vec<DeviceId>| machines.iter().map(ToString::to_string).collect();
-        let some: Vec<_> = self.some_targets(500).into_iter().collect();
+        let offices = self.some_targets(500);
+        let some: Vec<_> = offices.iter().copied().collect();
         let others = self.machines.iter().map(|machine| machine.device);
         let others: Vec<_> = others.filter(|device| !some.contains(device)).collect();
         let change = ChangeMembers { add: names(some), remove: names(others) };
         self.say(format_args!("the offices are {:?}", change.add));
-        self.order_done(Order::ChangeMembers(OFFICES.to_owned(), change));
+        if self.order_done(Order::ChangeMembers(OFFICES.to_owned(), change)).is_some() {
+            self.model.policies.set_offices(offices);
+        }
     }
 
     fn assign_policy(&mut self) {
-        let name = self.dice.pick(&["default", "offices", "servers"]).to_owned();
+        let place = self.dice.place(NAMES.len());
+        let name = NAMES[place].to_owned();
         let keepalive_secs = self.dice.between(20, u64::from(self.weather.keepalive_secs)) as u32;
         if self.dice.chance(150) {
             self.say(format_args!("policy {name} is withdrawn"));
+            self.model.policies.withdraw(&name);
             // Perhaps there is none of this name, or none any more.
             if let Some(Err(error)) = self.order(Order::WithdrawPolicy(name))
                 && error.code != ErrorCode::UnknownPolicy
@@ -310,8 +341,13 @@ impl World {
         let collection = (self.site.has_offices && self.dice.chance(400)).then(|| OFFICES.to_owned());
         let settings =
             PolicySettings { keepalive_seconds: Some(keepalive_secs), ..PolicySettings::default() };
-        let put = PutPolicy { priority: self.dice.below(3) as i32, collection, settings };
+        // Of three names each has its own, whatever is drawn.
+        let priority = (self.dice.place(3) * NAMES.len() + place) as i32;
+        let is_for_offices = collection.is_some();
+        let put = PutPolicy { priority, collection, settings };
         self.say(format_args!("policy {name} is put: keepalive {keepalive_secs} s"));
-        self.order_done(Order::PutPolicy(name, put));
+        if self.order_done(Order::PutPolicy(name.clone(), put)).is_some() {
+            self.model.policies.put(name, priority, is_for_offices, keepalive_secs);
+        }
     }
 }

@@ -6,23 +6,21 @@
 //!
 //! The model hears of everything that an agent starts and of every end that it has journaled.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bgb_agent::agent::{
-    Agent, AgentError, AgentOptions, Ending, Input, Outcome, Output, SessionPhase, Start,
-};
+use bgb_agent::JournalError;
+use bgb_agent::agent::{Agent, AgentError, AgentOptions, Ending, Input, Outcome, Output, SessionPhase};
 use bgb_daemon::clock::Now;
-use bgb_daemon::disk::{Disk, SimDisk};
-use bgb_protocol::action::Action;
+use bgb_daemon::disk::{Disk, SimDisk, SimFaults};
 use bgb_protocol::frame::Frame;
-use bgb_protocol::ids::{BootId, DeviceId, TaskId, UnixMillis};
+use bgb_protocol::ids::{BootId, DeviceId, TaskId};
 use bgb_protocol::message::{AgentMessage, Platform, RefusedReason, ServerMessage};
 use bgb_protocol::signature::DeviceKey;
 use bgb_protocol::state::TaskState;
 use bgb_protocol::task::{SignedCancel, SignedTask};
 
+use crate::actions::Actions;
 use crate::dice::Dice;
 use crate::faults::Weather;
 use crate::model::Witness;
@@ -30,6 +28,7 @@ use crate::network::{ConnId, End, Farewell, Way};
 use crate::servers::{SERVERS, address_of, server_at};
 use crate::site;
 use crate::tally::Kind;
+use crate::trace::{said_by_agent, said_by_server};
 use crate::world::{EPOCH_UNIX_MS, Event, World};
 
 /// What a machine's boot clock shows at most when its agent starts.
@@ -51,6 +50,8 @@ pub(crate) struct Machine {
     pub(crate) is_dying: bool,
     /// Syncs that were told to fail.
     pub(crate) syncs_to_fail: u64,
+    /// What its disk had met when somebody looked last.
+    faults_seen: SimFaults,
     pub(crate) certificate: Certificate,
     /// Its private key, PKCS#8.
     key: Vec<u8>,
@@ -61,15 +62,14 @@ pub(crate) struct Machine {
     has_head: bool,
     /// And its disk had room for it then: the agent still knows of it after its process was started again.
     has_head_kept: bool,
-    /// The disk is full.
+    /// The disk is full, and somebody has met that.
     is_full: bool,
-    /// How often the agent's process was started, and when last.
+    is_full_felt: bool,
+    /// How often the agent's process was started.
     life: u64,
-    life_since_ms: u64,
     /// Counts orders to start: one that was replaced by a later one is void.
     starts: u64,
-    actions: BTreeMap<TaskId, Running>,
-    serial: u64,
+    pub(crate) actions: Actions,
     ended: u64,
     last_server: Option<usize>,
 }
@@ -90,13 +90,6 @@ pub(crate) struct Certificate {
     pub(crate) ends_ms: Option<u64>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Running {
-    serial: u64,
-    ending: Ending,
-    is_scan: bool,
-}
-
 impl Machine {
     pub(crate) fn new(agent: usize, dice: &mut Dice, weather: &Weather) -> Self {
         let of_site = &site::devices()[agent];
@@ -115,6 +108,7 @@ impl Machine {
             is_copy: false,
             is_dying: false,
             syncs_to_fail: 0,
+            faults_seen: SimFaults::default(),
             certificate: Certificate { fingerprint: dice.bytes(), ends_ms: None },
             key: of_site.key.clone(),
             servers,
@@ -123,11 +117,10 @@ impl Machine {
             has_head: false,
             has_head_kept: false,
             is_full: false,
+            is_full_felt: false,
             life: 0,
-            life_since_ms: 0,
             starts: 0,
-            actions: BTreeMap::new(),
-            serial: 0,
+            actions: Actions::default(),
             ended: 0,
             last_server: None,
         }
@@ -144,14 +137,16 @@ impl Machine {
             is_copy: true,
             is_dying: false,
             syncs_to_fail: 0,
+            faults_seen: SimFaults::default(),
             servers: self.servers.clone(),
             key: self.key.clone(),
             boot: BootId(dice.bytes()),
             has_head: false,
             has_head_kept: false,
             is_full: false,
+            is_full_felt: false,
             starts: 0,
-            actions: BTreeMap::new(),
+            actions: Actions::default(),
             ..*self
         }
     }
@@ -178,12 +173,8 @@ impl Machine {
     /// The disk fills up, or has room again.
     pub(crate) fn set_full(&mut self, is_full: bool) {
         self.is_full = is_full;
+        self.is_full_felt &= is_full;
         self.disk.set_full(is_full);
-    }
-
-    /// Whether an action of this task runs.
-    pub(crate) fn runs(&self, task: TaskId) -> bool {
-        self.actions.contains_key(&task)
     }
 
     fn clock(&self, now_ms: u64) -> Now {
@@ -265,21 +256,35 @@ impl World {
         let key = DeviceKey::from_pkcs8(&machine.key).expect("the key was generated here");
         let disk: Arc<dyn Disk> = Arc::new(machine.disk.clone());
         let made = Agent::new(options, disk, key, machine.clock(self.now_ms), self.dice.next());
+        let is_disk_hurt = self.note_disk_faults(agent);
         match made {
             Ok(made) => {
                 self.say(format_args!("agent {agent} starts"));
-                let now_ms = self.now_ms;
                 let machine = &mut self.machines[agent];
                 machine.agent = Some(Box::new(made));
                 machine.ended = 0;
                 machine.has_head = machine.has_head_kept;
-                (machine.life, machine.life_since_ms) = (machine.life + 1, now_ms);
+                machine.life += 1;
                 self.expect(self.model.journal_is_whole(agent, &self.machines[agent]));
                 self.note_ends(agent);
                 self.carry_out_agent(agent);
             }
-            Err(error) => self.on_agent_failed(agent, &error),
+            Err(error) => self.on_agent_failed(agent, &error, is_disk_hurt),
         }
+    }
+
+    /// Counts what the device's disk has met since this was asked last; whether there was anything.
+    fn note_disk_faults(&mut self, agent: usize) -> bool {
+        let machine = &mut self.machines[agent];
+        let faults = machine.disk.faults();
+        let before = std::mem::replace(&mut machine.faults_seen, faults);
+        if faults.syncs_failed > before.syncs_failed {
+            self.tally.count(Kind::SyncFails);
+        }
+        if faults.full > before.full && !std::mem::replace(&mut machine.is_full_felt, true) {
+            self.tally.count(Kind::DiskFull);
+        }
+        faults != before
     }
 
     /// Hands an agent something.
@@ -302,19 +307,24 @@ impl World {
     }
 
     fn after_agent_step(&mut self, agent: usize, handled: Result<(), AgentError>) {
+        let is_disk_hurt = self.note_disk_faults(agent);
         match handled {
             Ok(()) => {
                 self.carry_out_agent(agent);
                 self.note_ends(agent);
                 self.check_agent_time(agent);
             }
-            Err(error) => self.on_agent_failed(agent, &error),
+            Err(error) => self.on_agent_failed(agent, &error, is_disk_hurt),
         }
     }
 
-    /// The disk said no: the agent ends, outputs and all, and somebody starts it again.
-    fn on_agent_failed(&mut self, agent: usize, error: &AgentError) {
+    /// The disk said no: the agent ends, outputs and all, and somebody starts it again. That nothing has hurt the disk in this very step,
+    /// or that the journal itself cannot be read, is no reason to end.
+    fn on_agent_failed(&mut self, agent: usize, error: &AgentError, is_disk_hurt: bool) {
         self.say(format_args!("agent {agent} ends: {error}"));
+        if !is_disk_hurt || matches!(error, AgentError::Journal(JournalError::Unreadable(_))) {
+            return self.violated(format!("agent {agent} ends, and nothing was done to its disk: {error}"));
+        }
         if self.machines[agent].is_dying {
             self.tally.count(Kind::DiskDiesMidStep);
             let after_ms = self.dice.between(1_000, 60_000);
@@ -330,7 +340,7 @@ impl World {
     pub(crate) fn drop_agent(&mut self, agent: usize, farewell: Farewell) {
         let machine = &mut self.machines[agent];
         machine.agent = None;
-        let lost = std::mem::take(&mut machine.actions).len();
+        let lost = machine.actions.end_all().len();
         for _ in 0..lost {
             self.tally.count(Kind::ActionLost);
         }
@@ -351,6 +361,7 @@ impl World {
         machine.power = Power::Off;
         machine.is_dying = false;
         machine.syncs_to_fail = after.syncs_failed;
+        machine.faults_seen = after;
         if (after.bytes_lost, after.changes_undone) != (before.bytes_lost, before.changes_undone) {
             self.tally.count(Kind::UnsyncedLost);
         }
@@ -415,82 +426,11 @@ impl World {
         self.write(id, Way::Up, &bytes);
     }
 
-    fn on_agent_begins(&mut self, agent: usize, start: &Start) {
-        let Start { task, action, limit, .. } = start;
-        self.say(format_args!("agent {agent} begins {action} of task {task}"));
-        let machine = &self.machines[agent];
-        let is_on_time = machine.skew_ms == 0 || machine.has_head;
-        let witness = self.witness(agent);
-        let begun = self.model.on_begun(agent, *task, *action, witness, is_on_time);
-        // One that the agent has given up, since nothing ended it, is over for it.
-        let is_over = |task: &TaskId| machine.agent.as_ref().is_some_and(|present| has_ended(present, *task));
-        let scans =
-            machine.actions.iter().filter(|(task, running)| running.is_scan && !is_over(task)).count();
-        if machine.runs(*task) || (action.is_scan() && scans > 0) {
-            self.violated(format!("agent {agent} begins {action} of task {task} beside another"));
-        }
-        match begun {
-            Ok(1) => {}
-            Ok(_) => self.tally.count(Kind::BegunAgain),
-            Err(what) => self.violated(what),
-        }
-        let limit_ms = limit.as_millis() as u64;
-        let takes_ms = match action {
-            Action::QuickScan | Action::FullScan => self.dice.between(500, 120_000),
-            _ => self.dice.between(5, 8_000),
-        };
-        // What the runner does not end at its limit either is given up by the agent, later.
-        let hangs = self.dice.chance(self.weather.hang_per_mille);
-        let takes_ms = if hangs && self.dice.chance(500) { limit_ms + 1 } else { takes_ms };
-        let ending =
-            if takes_ms > limit_ms || self.dice.chance(150) { Ending::Failed } else { Ending::Succeeded };
-        let serial = self.note_action(agent, *task, Running { serial: 0, ending, is_scan: action.is_scan() });
-        if hangs {
-            self.tally.count(Kind::ActionHangs);
-        }
-        if !hangs || takes_ms > limit_ms {
-            self.after(takes_ms.min(limit_ms), Event::ActionEnds { agent, task: *task, serial });
-        }
-        self.tempt_fate(agent);
-    }
-
-    fn note_action(&mut self, agent: usize, task: TaskId, running: Running) -> u64 {
-        let machine = &mut self.machines[agent];
-        machine.serial += 1;
-        machine.actions.insert(task, Running { serial: machine.serial, ..running });
-        machine.serial
-    }
-
-    fn on_agent_kills(&mut self, agent: usize, task: TaskId) {
-        self.say(format_args!("agent {agent} kills task {task}"));
-        let Some(running) = self.machines[agent].actions.get(&task).copied() else {
-            // It ended while the agent gave it up.
-            return;
-        };
-        let serial = self.note_action(agent, task, Running { ending: Ending::Cancelled, ..running });
-        let after_ms = self.dice.between(1, 3_000);
-        self.after(after_ms, Event::ActionEnds { agent, task, serial });
-    }
-
-    pub(crate) fn on_action_ends(&mut self, agent: usize, task: TaskId, serial: u64) {
-        let running = self.machines[agent].actions.get(&task).copied();
-        let Some(running) = running.filter(|running| running.serial == serial) else { return };
-        self.machines[agent].actions.remove(&task);
-        let length = self.dice.pick(&[0, 20, 20, 300, 2_000, 40_000]);
-        let code = i32::from(running.ending != Ending::Succeeded);
-        let output = vec![b'o'; length];
-        self.say(format_args!("agent {agent}: task {task} ends, {:?}, {length} bytes", running.ending));
-        let outcome = Outcome { ending: running.ending, code, output };
-        self.tell_agent(agent, Input::Finished { task, outcome });
-    }
-
     /// The owner stops the agent: it says goodbye and ends its actions, then its process ends.
     pub(crate) fn stop_agent(&mut self, agent: usize) {
         self.say(format_args!("agent {agent} is stopped"));
         self.tell_agent(agent, Input::Stop);
-        let ending: Vec<_> = self.machines[agent].actions.keys().copied().collect();
-        for task in ending {
-            self.machines[agent].actions.remove(&task);
+        for task in self.machines[agent].actions.end_all() {
             self.tally.count(Kind::ActionLost);
             let outcome = Outcome { ending: Ending::Cancelled, code: -1, output: Vec::new() };
             self.tell_agent(agent, Input::Finished { task, outcome });
@@ -511,14 +451,8 @@ impl World {
         self.say(format_args!("agent {agent} hears {}", said_by_server(&message)));
         let was_active = self.machines[agent].is_signed_in();
         match &message {
-            // A server that is behind may have dated an older session later; it is made good by the next one.
-            ServerMessage::Refused(RefusedReason::Superseded)
-                if !self.is_cloned(agent) && self.weather.clock_behind_ms == 0 =>
-            {
+            ServerMessage::Refused(RefusedReason::Superseded) if !self.is_cloned(agent) => {
                 self.violated(format!("agent {agent} is told of a newer session than its newest"));
-            }
-            ServerMessage::Policy(part) if part.index + 1 == part.count => {
-                self.tally.count(Kind::PolicyApplied);
             }
             _ => {}
         }
@@ -530,9 +464,19 @@ impl World {
         };
         let before = cancelled.and_then(|task| self.machines[agent].agent.as_ref()?.task_state(task));
         self.model.cancels_said.extend(cancelled.map(|task| (task, agent)));
+        if let ServerMessage::Task(push) = &message
+            && let Ok(task) = SignedTask::decode(&push.signed)
+        {
+            self.model.on_told(agent, task.statement().task, self.machines[agent].life);
+        }
         let brings_head = matches!(&message, ServerMessage::Welcome(welcome) if !welcome.head.is_empty());
+        let settings = self.machines[agent].agent.as_ref().map(|present| Arc::clone(present.settings()));
         self.tell_agent(agent, Input::Said(message));
         let machine = &mut self.machines[agent];
+        let settings_now = machine.agent.as_ref().map(|present| Arc::clone(present.settings()));
+        if settings_now.is_some() && settings_now != settings {
+            self.tally.count(Kind::PolicyApplied);
+        }
         machine.has_head |= brings_head && machine.agent.is_some();
         machine.has_head_kept |= brings_head && machine.agent.is_some() && !machine.is_full;
         if let (Some(task), true, true) = (cancelled, was_active, self.machines[agent].agent.is_some()) {
@@ -552,7 +496,7 @@ impl World {
             self.model.cancels_heard.insert((task, agent));
         }
         // An action can have ended although the journal does not say so: its disk is full, and the end waits for room.
-        let is_over = before == Some(TaskState::Running) && !self.machines[agent].runs(task);
+        let is_over = before == Some(TaskState::Running) && !self.machines[agent].actions.runs(task);
         if before.is_some_and(|state| !state.is_final()) && !is_over && !self.machines[agent].is_full {
             self.model.cancelled_in_time.insert((task, agent));
         }
@@ -576,8 +520,7 @@ impl World {
         let (machine, now) = (&self.machines[agent], self.unix());
         let own_now =
             machine.agent.as_ref().map_or(now, |present| present.own_time(machine.clock(self.now_ms)));
-        let life_since = UnixMillis(now.0 - (self.now_ms - machine.life_since_ms));
-        Witness { now, own_now, life: machine.life, life_since }
+        Witness { now, own_now, life: machine.life }
     }
 
     /// An agent's time is never ahead of the site's once a head was heard.
@@ -591,49 +534,5 @@ impl World {
                 own.since(self.unix())
             ));
         }
-    }
-}
-
-fn has_ended(agent: &Agent, task: TaskId) -> bool {
-    agent.task_state(task).is_some_and(TaskState::is_final)
-}
-
-fn said_by_agent(message: &AgentMessage) -> String {
-    match message {
-        AgentMessage::Hello(hello) => {
-            format!("hello, session {}, knows {} tasks", hello.session, hello.known_tasks.len())
-        }
-        AgentMessage::Keepalive => "keepalive".to_owned(),
-        AgentMessage::Received(task) => format!("received {task}"),
-        AgentMessage::Running(task) => format!("running {task}"),
-        AgentMessage::Result(result) => match result.read() {
-            Ok(statement) => format!("result of {}: {}", statement.task, statement.state),
-            Err(error) => format!("a result that cannot be read: {error}"),
-        },
-        AgentMessage::PolicyRequest(request) => format!("policy request {request}"),
-        AgentMessage::Goodbye => "goodbye".to_owned(),
-    }
-}
-
-pub(crate) fn said_by_server(message: &ServerMessage) -> String {
-    match message {
-        ServerMessage::Welcome(welcome) => {
-            format!("welcome of server {}, keepalive {} s", welcome.server, welcome.keepalive_secs)
-        }
-        ServerMessage::KeepaliveAnswer(_) => "keepalive answer".to_owned(),
-        ServerMessage::Task(push) => match SignedTask::decode(&push.signed) {
-            Ok(task) => format!("task {}", task.statement().task),
-            Err(error) => format!("a task that cannot be read: {error}"),
-        },
-        ServerMessage::Cancel(signed) => match SignedCancel::decode(signed) {
-            Ok(cancel) => format!("cancel of {}", cancel.statement().task),
-            Err(error) => format!("a cancel that cannot be read: {error}"),
-        },
-        ServerMessage::ResultKept(task) => format!("result kept of {task}"),
-        ServerMessage::Policy(part) => {
-            format!("policy part {} of {} for {}", part.index + 1, part.count, part.request)
-        }
-        ServerMessage::Drain(drain) => format!("drain, back within {} s", drain.window_secs),
-        ServerMessage::Refused(reason) => format!("refused: {reason:?}"),
     }
 }

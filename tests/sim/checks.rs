@@ -8,6 +8,7 @@ use bgb_hub::CloseReason;
 use bgb_protocol::action::Action;
 use bgb_protocol::head::HEAD_INTERVAL_MS;
 use bgb_protocol::ids::{TaskId, UnixMillis};
+use bgb_protocol::state::TaskState;
 use bgb_protocol::task::NOT_BEFORE_TOLERANCE_MS;
 
 use crate::agents::Power;
@@ -23,9 +24,13 @@ const ONLINE_WITHIN_MS: u64 = 5_000;
 const ANYBODY_WITHIN_MS: u64 = 300_000;
 /// Presence is true within two keepalive limits and this (invariant 7).
 const PRESENCE_MARGIN_MS: u64 = 10_000;
-/// How long after their expiry tasks are over on a device that is online: the longest action modelled and what gives up one that
-/// hangs, one after the other for as many scans as queue up.
+/// How long after their expiry, or after everybody has them, tasks are over on a device that is online: the longest action modelled,
+/// and then as many short ones as queue up.
 const OVER_AFTER_MS: u64 = 240_000;
+/// The manager takes orders within this time after the healing: a machine's start, and its own.
+const ORDERS_WITHIN_MS: u64 = 10_000;
+/// The tasks of peace are valid until the world ends.
+const VALID_IN_PEACE_MS: u64 = 2 * (ANYBODY_WITHIN_MS + OVER_AFTER_MS);
 /// How often it is looked whether a server holds a channel that has been silent for longer than it may, and how much later than that a
 /// tick and a turn may end it.
 pub(crate) const SILENT_CHECK_MS: u64 = 10_000;
@@ -53,11 +58,19 @@ impl World {
         self.after(MENDED_MS + presence_ms.max(all_ms + OVER_AFTER_MS), Event::End);
     }
 
-    /// Some tasks for everybody.
+    /// Some tasks for everybody, which everybody must have ended when the world does.
     pub(crate) fn start_peace_tasks(&mut self) {
+        if self.site.manager.is_none() {
+            if self.now_ms >= self.weather.heals_at_ms + ORDERS_WITHIN_MS {
+                self.violated(format!("nobody takes orders {ORDERS_WITHIN_MS} ms after the healing"));
+            }
+            return self.after(MENDED_MS, Event::PeaceTasks);
+        }
         let everybody = self.some_targets(1_000);
-        self.start_task(Action::CollectInventory, Some(&everybody), 2 * ANYBODY_WITHIN_MS);
-        self.start_task(Action::QuickScan, Some(&everybody), 2 * ANYBODY_WITHIN_MS);
+        for action in [Action::CollectInventory, Action::QuickScan, Action::DownloadPolicy] {
+            let task = self.start_task(action, Some(&everybody), VALID_IN_PEACE_MS);
+            self.peace_tasks.extend(task);
+        }
     }
 
     /// No server holds a channel that says no hello, or a session that is silent beyond its limit (docs/promises.md, Presence).
@@ -171,7 +184,7 @@ impl World {
 
     fn should_be_online(&self, agent: usize) -> bool {
         let machine = &self.machines[agent];
-        machine.power != Power::OffForGood && !self.site.blocked.contains(&machine.device)
+        machine.power != Power::OffForGood && !self.model.is_blocked(machine.device)
     }
 
     /// At the end: everything is counted, and the site knows who is online (invariants 5 and 7).
@@ -187,6 +200,8 @@ impl World {
                 let until = UnixMillis(self.unix().0 - COUNTED_WITHIN_MS);
                 self.expect(self.model.all_counted(agent, until));
                 self.check_tasks_are_over(agent);
+                self.check_peace_tasks(agent);
+                self.check_policy(agent);
             }
             let truth = is_online.then(|| self.truth(agent)).flatten();
             let shown = self.site.shown(device);
@@ -216,6 +231,42 @@ impl World {
         Some((conn.server, boot, session))
     }
 
+    /// The tasks of peace were done, and the site has counted them (invariant 5).
+    fn check_peace_tasks(&mut self, agent: usize) {
+        let machine = &self.machines[agent];
+        let Some(present) = machine.agent.as_ref() else { return };
+        for &task in &self.peace_tasks {
+            if !self.model.tasks[&task].targets.contains(&machine.device) {
+                continue;
+            }
+            let state = present.task_state(task);
+            let is_done = matches!(state, Some(TaskState::Succeeded | TaskState::Failed));
+            let counted = self.model.counted(task, machine.device);
+            if !is_done || counted != state {
+                return self.violated(format!(
+                    "task {task} of peace is {state:?} on agent {agent} at the end, and the site has counted {counted:?}"
+                ));
+            }
+        }
+    }
+
+    /// Whoever was asked to in peace has the policy that is in force.
+    fn check_policy(&mut self, agent: usize) {
+        let machine = &self.machines[agent];
+        let Some(present) = machine.agent.as_ref() else { return };
+        let has_asked = self.peace_tasks.iter().any(|task| {
+            let is_download = self.model.tasks[task].action == Action::DownloadPolicy;
+            is_download && present.task_state(*task) == Some(TaskState::Succeeded)
+        });
+        let (has, due) =
+            (present.settings().keepalive_seconds, self.model.policies.keepalive_secs(machine.device));
+        if has_asked && has != due {
+            self.violated(format!(
+                "agent {agent} has a keepalive of {has:?} s by policy, where {due:?} is in force"
+            ));
+        }
+    }
+
     /// What has expired long ago does not wait on a device any more.
     fn check_tasks_are_over(&mut self, agent: usize) {
         let machine = &self.machines[agent];
@@ -224,7 +275,7 @@ impl World {
         let waits = self.model.tasks.iter().find(|(task, facts)| {
             let is_over = facts.expires.plus(OVER_AFTER_MS) < now;
             let state = present.task_state(**task);
-            is_over && state.is_some_and(|state| !state.is_final()) && !machine.runs(**task)
+            is_over && state.is_some_and(|state| !state.is_final())
         });
         if let Some((task, _)) = waits {
             self.violated(format!("task {task} has expired long ago and still waits on agent {agent}"));

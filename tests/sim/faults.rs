@@ -8,6 +8,7 @@ use crate::agents::{Certificate, Machine, Power, draw_skew};
 use crate::dice::Dice;
 use crate::hosts::SITE_HOST;
 use crate::network::{Farewell, RETRANSMISSION_MS};
+use crate::server_life::LOOK_MS;
 use crate::servers::SERVERS;
 use crate::tally::Kind;
 use crate::world::{Event, World};
@@ -52,7 +53,10 @@ pub(crate) struct Weather {
     pub(crate) hang_per_mille: u64,
     /// How often the power fails just after a device has begun something.
     pub(crate) bad_luck_per_mille: u64,
-    pub(crate) clock_behind_ms: u64,
+    /// How often a server's clock is wrong from the beginning on.
+    pub(crate) clock_off_per_mille: u64,
+    /// How wrong a server's clock is at most.
+    pub(crate) clock_off_ms_max: u64,
     /// Devices that are switched off for good are targets no more.
     pub(crate) leaves_the_dead_alone: bool,
     pub(crate) jitter_seed: u64,
@@ -78,7 +82,8 @@ impl Weather {
             skew_per_mille: dice.pick(&[0, 300]),
             hang_per_mille: dice.pick(&[0, 40]),
             bad_luck_per_mille: dice.pick(&[0, 0, 20, 150]),
-            clock_behind_ms: if dice.chance(200) { dice.between(500, 600_000) } else { 0 },
+            clock_off_per_mille: dice.pick(&[0, 0, 0, 300]),
+            clock_off_ms_max: dice.pick(&[1_000, 60_000, 600_000]),
             leaves_the_dead_alone: dice.chance(500),
             jitter_seed: dice.next(),
         }
@@ -94,9 +99,32 @@ impl World {
 
     pub(crate) fn on_clocks_set(&mut self) {
         for server in 0..SERVERS {
-            self.servers[server].clock_behind_ms = 0;
+            self.set_clock(server, 0);
         }
         self.say(format_args!("the servers' clocks are right"));
+    }
+
+    /// A server's wall clock is wrong from now on, by something else than before.
+    pub(crate) fn set_server_clock(&mut self, server: usize) {
+        if self.left_ms() <= CLOCK_SET_BEFORE_MS {
+            return;
+        }
+        let off_ms = self.dice.between(500, self.weather.clock_off_ms_max) as i64;
+        let off_ms = if self.dice.chance(500) { off_ms } else { -off_ms };
+        self.tally.count(if off_ms > 0 { Kind::ServerClockAhead } else { Kind::ServerClockBehind });
+        self.say(format_args!("server {}: wall clock {off_ms} ms off", server + 1));
+        self.set_clock(server, off_ms);
+    }
+
+    fn set_clock(&mut self, server: usize, off_ms: i64) {
+        let simulated = &mut self.servers[server];
+        simulated.clock.set(off_ms, self.now_ms);
+        let life = simulated.life;
+        // What seemed to be over was forgotten, and whom it was pushed to: it may come again.
+        let shards = simulated.process.iter_mut().flat_map(|process| &mut process.shards);
+        shards.flat_map(|own| own.active.values_mut()).for_each(|active| active.pushed.clear());
+        // Its broker looks by itself in a moment.
+        self.after(LOOK_MS, Event::BrokerLooks { server, life, rung: false });
     }
 
     pub(crate) fn on_fault_due(&mut self) {
@@ -120,7 +148,8 @@ impl World {
             55..58 => self.slow_reader(agent),
             58..61 => self.jump_clock(agent),
             61..65 => self.kill_some_server(server),
-            65..68 => self.cut_host_now(server),
+            65..67 => self.cut_host_now(server),
+            67 => self.set_server_clock(server),
             68..72 => self.drain_server(server),
             72..75 => {
                 let for_ms = self.dice.between(500, 150_000).min(self.left_ms());
@@ -277,13 +306,11 @@ impl World {
         if machine.agent.is_some() && machine.disk.faults().syncs_failed >= machine.syncs_to_fail {
             machine.syncs_to_fail = machine.disk.faults().syncs_failed + 1;
             machine.disk.fail_next_sync();
-            self.tally.count(Kind::SyncFails);
             self.say(format_args!("device {agent}: the next fsync fails"));
         }
     }
 
     fn fill_disk(&mut self, agent: usize) {
-        self.tally.count(Kind::DiskFull);
         self.machines[agent].set_full(true);
         let for_ms = self.dice.around(10_000);
         self.say(format_args!("device {agent}: disk full for {for_ms} ms"));
@@ -417,6 +444,8 @@ impl World {
         if machine.power == Power::OffForGood {
             return;
         }
+        self.release_actions(agent);
+        let machine = &self.machines[agent];
         let has_fault_ordered =
             machine.is_dying || machine.disk.faults().syncs_failed < machine.syncs_to_fail;
         if has_fault_ordered && machine.has_power() {

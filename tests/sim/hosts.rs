@@ -149,10 +149,11 @@ impl World {
         }
     }
 
-    /// The clocks of a host, whose wall clock is `behind_ms` late.
-    pub(crate) fn host_now(&self, behind_ms: u64) -> Now {
+    /// The clocks of a program whose wall clock is wrong by so much.
+    pub(crate) fn host_now(&self, off_ms: i64) -> Now {
         let mono_ms = UP_MS + self.now_ms;
-        Now { unix_ms: EPOCH_UNIX_MS + self.now_ms - behind_ms, boot_ms: mono_ms, mono_ms }
+        let unix_ms = (EPOCH_UNIX_MS + self.now_ms).saturating_add_signed(off_ms);
+        Now { unix_ms, boot_ms: mono_ms, mono_ms }
     }
 
     /// A moment of a host's monotonic time, in virtual time.

@@ -13,8 +13,9 @@
 //! - `BGB_SIM_HUNT=n`: the seeds from 0 to n - 1, up to the first that breaks a promise;
 //! - `make sim-plants`: the simulator itself is tested, with mistakes in the product that it must find (`plants/`).
 
+mod actions; // what actions do on a device
 mod administrator; // orders of all kinds, and what the model is told of them
-mod agents; // devices: boot, clock, disk, power, the agent on it and its modelled actions
+mod agents; // devices: boot, clock, disk, power and the agent on it
 mod checks; // what must have come about after the healing
 mod dice; // chance, from the seed
 mod faults; // the weather of a seed, the faults that it brings, the healing
@@ -23,9 +24,11 @@ mod hosts; // the machines of servers and manager: power, disks, the inbox that 
 mod model; // the plain model: what may be begun, pushed, ended and counted
 mod network; // links and connections that carry bytes, late, in pieces, and not always
 mod plants; // mistakes in the product, which test the simulator
+mod policies; // the policy documents in force
 mod processes; // many seeds in several processes
 mod restore; // copies of the database, and what putting one back means
 mod seeds; // many seeds on many cores
+mod server_laws; // whom servers may hold, and what they may push
 mod server_life; // how servers are put together, follow the queue, stop and are killed
 mod servers; // shards, their channels, the letters between threads
 mod site; // the manager on a real database, and what is compared with the model

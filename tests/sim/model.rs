@@ -11,6 +11,7 @@ use bgb_protocol::state::TaskState;
 use bgb_protocol::task::NOT_BEFORE_TOLERANCE_MS;
 
 use crate::agents::Machine;
+use crate::policies::Policies;
 use crate::site::FinalWord;
 
 /// A repeatable action is begun so many times at most.
@@ -20,7 +21,7 @@ const BEGINNINGS_MAX: u32 = 3;
 /// handed on, a server takes sign-ins for a minute without the queue, and a little for the way.
 const AGENT_LAG_MS_MAX: u64 = 150_000;
 
-/// How much later than its expiry a task may leave a server whose clock is right: a tick and a turn.
+/// How much later than its expiry, or earlier than its time, a task may leave a server by that server's clock: a tick and a turn.
 const PUSH_LATE_MS_MAX: u64 = 200;
 
 /// A task, as its administrator meant it.
@@ -47,6 +48,13 @@ pub(crate) struct Ring {
     pub(crate) is_disowned: bool,
 }
 
+/// What keeps a device out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Bar {
+    Block(DeviceId),
+    Certificate([u8; 32]),
+}
+
 /// A task in a journal. Each agent has a journal of its own, also where two of them are copies that call themselves the same device.
 pub(crate) type Entry = (TaskId, usize);
 
@@ -56,6 +64,9 @@ pub(crate) struct Model {
     /// Which device each agent is.
     pub(crate) devices: Vec<DeviceId>,
     pub(crate) tasks: BTreeMap<TaskId, TaskFacts>,
+    /// What is barred, and since when.
+    bars: BTreeMap<Bar, UnixMillis>,
+    pub(crate) policies: Policies,
     /// The last session number of each agent.
     pub(crate) session_numbers: BTreeMap<usize, SessionNumber>,
     /// Results that some server has acknowledged: they must reach the site, whatever happens. Invariant 1.
@@ -69,6 +80,8 @@ pub(crate) struct Model {
     pub(crate) cancelled_in_time: BTreeSet<Entry>,
     /// Cancels that came to an agent, whether it was still there to take them in or not.
     pub(crate) cancels_said: BTreeSet<Entry>,
+    /// In which of its agent's lives a task was pushed to it for the first time.
+    told: BTreeMap<Entry, u64>,
     begun: BTreeMap<Entry, Beginnings>,
     /// Ends that an agent has in its journal, and since when.
     ended: BTreeMap<Entry, (TaskState, UnixMillis)>,
@@ -94,8 +107,6 @@ pub(crate) struct Witness {
     pub(crate) own_now: UnixMillis,
     /// How often its process was started.
     pub(crate) life: u64,
-    /// When it was started last.
-    pub(crate) life_since: UnixMillis,
 }
 
 impl TaskFacts {
@@ -120,6 +131,11 @@ impl TaskFacts {
 }
 
 impl Model {
+    /// A push has come to an agent.
+    pub(crate) fn on_told(&mut self, agent: usize, task: TaskId, life: u64) {
+        self.told.entry((task, agent)).or_insert(life);
+    }
+
     /// An agent begins an action: how often it has by now. Invariants 3 and 4.
     pub(crate) fn on_begun(
         &mut self,
@@ -164,12 +180,44 @@ impl Model {
         if *times > most { Err(format!("{what} for the {times}. time")) } else { Ok(*times) }
     }
 
-    /// Whether a server may push a task now. `now` is the true time where the server's clock is right.
+    /// Something is barred from now on.
+    pub(crate) fn bar(&mut self, bar: Bar, now: UnixMillis) {
+        self.bars.insert(bar, now);
+    }
+
+    /// It is not any more.
+    pub(crate) fn unbar(&mut self, bar: Bar) {
+        self.bars.remove(&bar);
+    }
+
+    /// Since when something is barred; `None` if it is not.
+    pub(crate) fn barred_since(&self, bar: Bar) -> Option<UnixMillis> {
+        self.bars.get(&bar).copied()
+    }
+
+    /// Whether the device is blocked.
+    pub(crate) fn is_blocked(&self, device: DeviceId) -> bool {
+        self.bars.contains_key(&Bar::Block(device))
+    }
+
+    /// All that is barred.
+    pub(crate) fn bars(&self) -> BTreeSet<Bar> {
+        self.bars.keys().copied().collect()
+    }
+
+    /// Since when a task is cancelled for good; `None` if it is not, or the site has gone back to before.
+    pub(crate) fn cancelled_since(&self, task: TaskId) -> Option<UnixMillis> {
+        self.tasks.get(&task).filter(|facts| !facts.is_disowned)?.cancelled
+    }
+
+    /// Whether a server whose clock is so far ahead or behind may push a task now.
     pub(crate) fn may_be_pushed(
         &self,
         task: TaskId,
         device: DeviceId,
-        now: Option<UnixMillis>,
+        now: UnixMillis,
+        ahead_ms: u64,
+        behind_ms: u64,
     ) -> Result<(), String> {
         let Some(facts) = self.tasks.get(&task) else {
             return Err(format!("task {task} is pushed, which nobody started"));
@@ -177,11 +225,10 @@ impl Model {
         let Some(from) = facts.may_be_had_by(device) else {
             return Err(format!("task {task} is pushed to device {device}, which may not have it"));
         };
-        let Some(now) = now else { return Ok(()) };
-        if now.plus(PUSH_LATE_MS_MAX) < from {
+        if now.plus(ahead_ms + PUSH_LATE_MS_MAX) < from {
             return Err(format!("task {task} is pushed {} ms before its time", from.since(now)));
         }
-        if now > facts.expires.plus(PUSH_LATE_MS_MAX) {
+        if now > facts.expires.plus(behind_ms + PUSH_LATE_MS_MAX) {
             return Err(format!("task {task} is pushed {} ms after its expiry", now.since(facts.expires)));
         }
         Ok(())
@@ -239,13 +286,12 @@ impl Model {
             TaskState::Cancelled => self.cancels_said.contains(&key),
             // Its intent may be in the journal without the action having begun: the crash came in between.
             TaskState::Interrupted => {
-                let created = facts.rings.iter().map(|ring| ring.committed).min();
-                let in_this_life = begun.is_some_and(|begun| begun.life == witness.life);
-                !in_this_life && created.is_some_and(|created| created <= witness.life_since)
+                let is_earlier = |life: u64| life < witness.life;
+                self.told.get(&key).is_some_and(|life| is_earlier(*life))
+                    && begun.is_none_or(|begun| is_earlier(begun.life))
             }
             TaskState::Refused => {
-                // It may have been written in the last moment of a life, whose clock is gone with it.
-                witness.own_now.max(witness.now) >= facts.expires
+                witness.now >= facts.expires
                     || facts.not_before > witness.own_now.plus(NOT_BEFORE_TOLERANCE_MS)
             }
             _ => return Err("that is no end"),
@@ -285,6 +331,7 @@ impl Model {
         }
         debug_assert_eq!(to, self.devices.len());
         self.devices.push(self.devices[from]);
+        copied(&mut self.told, from, to);
         copied(&mut self.begun, from, to);
         copied(&mut self.ended, from, to);
         for set in [&mut self.cancels_heard, &mut self.cancelled_in_time, &mut self.cancels_said] {
@@ -324,7 +371,13 @@ impl Model {
     }
 
     /// The site has gone back to when it had these tasks, each with so many releases, cancelled or not.
-    pub(crate) fn on_restored(&mut self, kept: &BTreeMap<TaskId, (usize, Option<UnixMillis>)>) {
+    pub(crate) fn on_restored(
+        &mut self,
+        kept: &BTreeMap<TaskId, (usize, Option<UnixMillis>)>,
+        bars: &BTreeSet<Bar>,
+        now: UnixMillis,
+    ) {
+        self.bars = bars.iter().map(|bar| (*bar, now)).collect();
         self.counted.clear();
         self.gone.clear();
         for (task, facts) in &mut self.tasks {
@@ -388,6 +441,11 @@ impl Model {
             return Err(format!("the site no longer counts {gone:?}"));
         }
         Ok(new)
+    }
+
+    /// What the site has counted of a task and a device.
+    pub(crate) fn counted(&self, task: TaskId, device: DeviceId) -> Option<TaskState> {
+        self.counted.get(&(task, device)).copied()
     }
 
     /// Every end that the device's journal had by `until`, and every one that a server has acknowledged, has reached the site.

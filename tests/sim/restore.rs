@@ -7,10 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use bgb_protocol::ids::{DeviceId, ServerId, TaskId, UnixMillis};
+use bgb_protocol::ids::{ServerId, TaskId, UnixMillis};
 use bgb_site::backup::backup;
 use bgb_site::restore::{RestoreOptions, restore};
 
+use crate::model::Bar;
+use crate::policies::Policies;
+use crate::server_laws::HEEDED_WITHIN_MS;
 use crate::servers::SERVERS;
 use crate::tally::Kind;
 use crate::world::{Event, World};
@@ -23,7 +26,8 @@ pub(crate) struct Copy {
     file: PathBuf,
     /// Tasks, how many releases each had, and whether it was cancelled.
     tasks: BTreeMap<TaskId, (usize, Option<UnixMillis>)>,
-    blocked: BTreeSet<DeviceId>,
+    bars: BTreeSet<Bar>,
+    policies: Policies,
     has_offices: bool,
 }
 
@@ -38,8 +42,8 @@ impl World {
         self.say(format_args!("the database is copied"));
         let tasks = self.model.tasks.iter();
         let tasks = tasks.map(|(task, facts)| (*task, (facts.rings.len(), facts.cancelled))).collect();
-        let (blocked, has_offices) = (self.site.blocked.clone(), self.site.has_offices);
-        self.copy = Some(Copy { file, tasks, blocked, has_offices });
+        let (bars, policies) = (self.model.bars(), self.model.policies.clone());
+        self.copy = Some(Copy { file, tasks, bars, policies, has_offices: self.site.has_offices });
     }
 
     /// The last copy takes the place of the database.
@@ -55,14 +59,16 @@ impl World {
         self.tally.count(Kind::DatabaseRestored);
         let kept = copy.tasks.len();
         self.say(format_args!("the database is restored; of {} tasks it has {kept}", self.model.tasks.len()));
-        self.model.on_restored(&copy.tasks);
-        self.site.has_offices = copy.has_offices;
-        let blocked_again: Vec<_> = copy.blocked.difference(&self.site.blocked).copied().collect();
-        self.site.blocked = copy.blocked;
-        for device in blocked_again {
-            let after_ms = self.dice.between(1_000, UNBLOCKED_WITHIN_MS);
-            self.after(after_ms, Event::UnblockDue { device });
+        for bar in copy.bars.difference(&self.model.bars()) {
+            if let Bar::Block(device) = *bar {
+                let after_ms = self.dice.between(1_000, UNBLOCKED_WITHIN_MS);
+                self.after(after_ms, Event::UnblockDue { device });
+            }
         }
+        self.model.on_restored(&copy.tasks, &copy.bars, self.unix());
+        self.model.policies = copy.policies;
+        self.site.has_offices = copy.has_offices;
+        self.after(HEEDED_WITHIN_MS, Event::BarsDue);
         // They see another file at their next look.
         for server in 0..SERVERS {
             let life = self.servers[server].life;

@@ -25,6 +25,7 @@ use crossbeam_channel::bounded;
 
 use crate::hosts::inbox_of;
 use crate::network::{ConnId, End, Farewell};
+use crate::server_laws::HEEDED_WITHIN_MS;
 use crate::servers::{Process, SHARDS, SimShard, Turns};
 use crate::tally::Kind;
 use crate::world::{Event, World};
@@ -33,7 +34,7 @@ use crate::world::{Event, World};
 const REFUSE_AFTER_MS: u64 = 60_000;
 /// A committed row is handed to the shards within 10 ms; where its bell is missed, within 250 ms (the broker's look).
 const BELL_MS_MAX: u64 = 10;
-const LOOK_MS: u64 = 250;
+pub(crate) const LOOK_MS: u64 = 250;
 /// How often a server that stops looks whether its sessions are gone, and how often at most.
 const DRAIN_LOOK_MS: u64 = 200;
 const DRAIN_LOOKS_MAX: u64 = 25;
@@ -64,6 +65,7 @@ impl World {
         match self.make_server(server) {
             Ok(process) => {
                 self.servers[server].process = Some(process);
+                self.servers[server].started_ms = self.now_ms;
                 self.say(format_args!("server {} starts, life {life}", server + 1));
                 // Nobody can connect before the first full read has been taken in.
                 for shard in 0..SHARDS {
@@ -86,7 +88,7 @@ impl World {
     /// Puts a server together as `bgb-server` does.
     fn make_server(&mut self, server: usize) -> Result<Process, String> {
         let number = ServerId(server as u32 + 1);
-        let now = self.host_now(self.servers[server].clock_behind_ms);
+        let now = self.host_now(self.servers[server].clock.off_ms());
         let (disk, spool_folder) = (self.disk_of(server), spool_of(server));
         let (status, messages) = StatusLine::new();
         let shared = Shared { metrics: Arc::default(), status: status.clone() };
@@ -175,8 +177,7 @@ impl World {
     }
 
     pub(crate) fn on_broker_looks(&mut self, server: usize, life: u64, rung: bool) {
-        let behind_ms = self.servers[server].clock_behind_ms;
-        let now = self.host_now(behind_ms);
+        let now = self.host_now(self.servers[server].clock.off_ms());
         if self.servers[server].life != life {
             return;
         }
@@ -212,6 +213,8 @@ impl World {
         if self.servers[server].queue_hidden_since.take().is_none() {
             return;
         }
+        self.servers[server].queue_shown_ms = self.now_ms;
+        self.after(HEEDED_WITHIN_MS, Event::BarsDue);
         self.site.link(&self.link_of(server));
         self.say(format_args!("server {} can read the queue again", server + 1));
         let life = self.servers[server].life;

@@ -3,7 +3,7 @@
 //!
 //! What stands here for the reactor gives channels their keys from the product's slots, hands frames to shards, does what shards want
 //! done, and carries letters between threads, each with a delay of its own. How a server starts and ends is in `server_life.rs`, when its
-//! threads that write get their turns in `writers.rs`.
+//! threads that write get their turns in `writers.rs`, whom it may hold and what it may push in `server_laws.rs`.
 //!
 //! The law that is checked at every turn: a hub holds as many sessions as there are channels, speaks of no channel that is
 //! closed, and has one active session of a device at most.
@@ -11,28 +11,29 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use bgb_hub::{ChannelKey, CloseReason, HubOptions, Now as HubNow, Order, Peer, TICK_MS, Tick};
-use bgb_protocol::file::presence::{Presence, PresenceRow};
+use bgb_hub::{ChannelKey, CloseReason, HubOptions, Now as HubNow, Peer, TICK_MS, Tick};
+use bgb_protocol::file::presence::Presence;
 use bgb_protocol::frame::Frame;
 use bgb_protocol::ids::{BootId, DeviceId, ServerId, SessionNumber, TaskId, UnixMillis};
-use bgb_protocol::message::{AgentMessage, RefusedReason, ServerMessage, TaskPush};
+use bgb_protocol::message::{AgentMessage, RefusedReason, ServerMessage};
 use bgb_protocol::status::StatusMessage;
 use bgb_protocol::task::SignedTask;
 use bgb_server::broker::Broker;
 use bgb_server::courier::Courier;
-use bgb_server::presence::PresenceList;
+use bgb_server::presence::{PresenceList, Told};
 use bgb_server::reactor::mailbox::Inbox;
 use bgb_server::reactor::slots::{SlotKey, Slots};
 use bgb_server::shard::{Deed, Letter, Shard};
 use bgb_server::writers::Spooler;
 use crossbeam_channel::Receiver;
 
-use crate::agents::{Certificate, said_by_server};
+use crate::agents::Certificate;
 use crate::faults::Weather;
-use crate::forger::HeardPush;
+use crate::model::Bar;
 use crate::network::{Conn, ConnId, End, Farewell, Way};
 use crate::tally::Kind;
-use crate::world::{Bar, EPOCH_UNIX_MS, Event, World};
+use crate::trace::said_by_server;
+use crate::world::{EPOCH_UNIX_MS, Event, World};
 
 /// Servers of the site, each on a host of its own number.
 pub(crate) const SERVERS: usize = 2;
@@ -42,28 +43,64 @@ pub(crate) const SHARDS: usize = 2;
 const HELLO_TICKS: u64 = 100;
 /// A letter from thread to thread takes so long at most: a busy reactor's turn.
 pub(crate) const MAIL_MS_MAX: u64 = 25;
+/// How long after its clock was set back a server may do what the clock had brought about: it notices within 250 ms, and then reads what
+/// is ordered anew.
+const SET_BACK_SHOWS_MS: u64 = 500;
 /// A certificate that outlives every world: 90 days (docs/promises.md).
 const NEVER_ENDS_MS: u64 = 90 * 24 * 3_600_000;
-/// What is barred has no session after this time (docs/promises.md, invariant 9).
-const BARRED_WITHIN_MS: u64 = 1_000;
-/// An older session of a device is gone from its server this long after the newer one came: a letter's way and a turn.
-const DISPLACED_WITHIN_MS: u64 = 200;
 
 /// A server.
 pub(crate) struct SimServer {
     pub(crate) process: Option<Process>,
-    /// The wall clock is so far behind the true time.
-    pub(crate) clock_behind_ms: u64,
+    pub(crate) clock: ServerClock,
     /// Until when its spool's disk is slow.
     pub(crate) stalls_until_ms: u64,
     /// It cannot read the queue, since then.
     pub(crate) queue_hidden_since: Option<u64>,
+    /// Since when it can again.
+    pub(crate) queue_shown_ms: u64,
+    /// When its process was started last.
+    pub(crate) started_ms: u64,
     /// The next of its files is overtaken on its way.
     pub(crate) next_file_is_late: bool,
     /// Counts the processes: what was meant for an earlier one is void.
     pub(crate) life: u64,
     pub(crate) starts: u64,
     pub(crate) options: HubOptions,
+}
+
+/// How wrong a server's wall clock is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ServerClock {
+    /// It, less the true time.
+    off_ms: i64,
+    /// How far it was ahead before it was set last, and until when what it did then may show.
+    was_ahead_ms: u64,
+    shows_until_ms: u64,
+}
+
+impl ServerClock {
+    /// Sets it.
+    pub(crate) fn set(&mut self, off_ms: i64, now_ms: u64) {
+        (self.was_ahead_ms, self.shows_until_ms) = (self.ahead_ms(now_ms), now_ms + SET_BACK_SHOWS_MS);
+        self.off_ms = off_ms;
+    }
+
+    /// It, less the true time.
+    pub(crate) fn off_ms(&self) -> i64 {
+        self.off_ms
+    }
+
+    /// How much too early it may do something now.
+    pub(crate) fn ahead_ms(&self, now_ms: u64) -> u64 {
+        let was_ahead_ms = if now_ms < self.shows_until_ms { self.was_ahead_ms } else { 0 };
+        was_ahead_ms.max(self.off_ms.max(0).unsigned_abs())
+    }
+
+    /// And how much too late.
+    pub(crate) fn behind_ms(&self) -> u64 {
+        self.off_ms.min(0).unsigned_abs()
+    }
 }
 
 /// A server's process, and all that goes with it.
@@ -76,7 +113,7 @@ pub(crate) struct Process {
     /// What its threads say to the site.
     pub(crate) messages: Receiver<StatusMessage>,
     /// Presence rows on their way from a shard to the list.
-    pub(crate) presence_mail: Vec<VecDeque<PresenceRow>>,
+    pub(crate) presence_mail: Vec<VecDeque<Told>>,
     pub(crate) is_draining: bool,
     /// A sync has failed: the process is about to end.
     pub(crate) is_failing: bool,
@@ -100,7 +137,7 @@ pub(crate) struct SimShard {
     pub(crate) inbox: Inbox<Letter>,
     /// What the mailbox wakes: it must be there for as long.
     _poll: mio::Poll,
-    pub(crate) presence_rows: Receiver<PresenceRow>,
+    pub(crate) presence_rows: Receiver<Told>,
     /// Online rows that were not followed by an offline one.
     pub(crate) active: BTreeMap<DeviceId, Active>,
     pub(crate) slots: Slots<Channel>,
@@ -125,17 +162,17 @@ pub(crate) struct Active {
     pub(crate) boot: BootId,
     pub(crate) session: SessionNumber,
     pub(crate) since_ms: u64,
-    known: BTreeSet<TaskId>,
-    pushed: BTreeSet<TaskId>,
+    pub(crate) known: BTreeSet<TaskId>,
+    pub(crate) pushed: BTreeSet<TaskId>,
 }
 
 /// What is behind a channel's key.
 #[derive(Clone, Debug)]
 pub(crate) struct Channel {
     conn: ConnId,
-    fingerprint: [u8; 32],
+    pub(crate) fingerprint: [u8; 32],
     /// Tasks that the hello named.
-    known: BTreeSet<TaskId>,
+    pub(crate) known: BTreeSet<TaskId>,
     /// Results that were said here and are not known to be kept.
     owed: Vec<TaskId>,
     /// When something was heard here last, and how long it may stay silent from then on.
@@ -175,9 +212,11 @@ impl SimServer {
         };
         Self {
             process: None,
-            clock_behind_ms: if server == 0 { weather.clock_behind_ms } else { 0 },
+            clock: ServerClock::default(),
             stalls_until_ms: 0,
             queue_hidden_since: None,
+            queue_shown_ms: 0,
+            started_ms: 0,
             next_file_is_late: false,
             life: 0,
             starts: 0,
@@ -404,59 +443,6 @@ impl World {
         }
     }
 
-    fn note_order(&mut self, server: usize, shard: usize, order: &Order) {
-        let life = self.servers[server].life;
-        let Some(process) = self.servers[server].process.as_mut() else { return };
-        let own = &mut process.shards[shard];
-        let bar = match order {
-            Order::Block { device } => Bar::Block(*device),
-            Order::Revoke { fingerprint } => Bar::Certificate(*fingerprint),
-            Order::Unblock { device } => {
-                own.barred.remove(&Bar::Block(*device));
-                return;
-            }
-            Order::Cancel { task, .. } => {
-                own.cancelled.insert(*task);
-                return;
-            }
-            Order::Reset => {
-                own.barred.clear();
-                own.cancelled.clear();
-                return;
-            }
-            _ => return,
-        };
-        own.barred.insert(bar);
-        self.after(BARRED_WITHIN_MS, Event::BarCheck { server, life, shard, bar });
-    }
-
-    /// A second has passed since the shard heard that something is barred.
-    pub(crate) fn on_bar_check(&mut self, server: usize, life: u64, shard: usize, bar: Bar) {
-        let simulated = &self.servers[server];
-        let Some(process) = simulated.process.as_ref().filter(|_| simulated.life == life) else { return };
-        let own = &process.shards[shard];
-        if !own.barred.contains(&bar) {
-            return;
-        }
-        for (device, active) in &own.active {
-            let certificate = own.fingerprint(active.channel).map(Bar::Certificate);
-            if bar == Bar::Block(*device) || certificate == Some(bar) {
-                return self.violated(format!("device {device} has a session a second after {bar:?}"));
-            }
-        }
-    }
-
-    /// A newer session came some time ago: the older ones of the device are gone from this server.
-    pub(crate) fn on_double_check(&mut self, server: usize, life: u64, device: DeviceId) {
-        let simulated = &self.servers[server];
-        let Some(process) = simulated.process.as_ref().filter(|_| simulated.life == life) else { return };
-        let sessions = process.shards.iter().filter_map(|own| own.active.get(&device));
-        let until_ms = self.now_ms.saturating_sub(DISPLACED_WITHIN_MS);
-        if sessions.filter(|active| active.since_ms <= until_ms).count() > 1 {
-            self.violated(format!("device {device} has two active sessions on server {}", server + 1));
-        }
-    }
-
     fn on_write(&mut self, server: usize, shard: usize, channel: ChannelKey, bytes: &[u8]) {
         let read = Frame::decode(bytes).map_err(|error| error.to_string()).and_then(|frame| {
             let (frame, _) = frame.ok_or("it is cut short")?;
@@ -501,45 +487,6 @@ impl World {
         }
         self.say(format_args!("server {} to {channel:?}: {}", server + 1, said_by_server(&message)));
         self.write_down(server, shard, channel, id, bytes);
-    }
-
-    fn on_push(
-        &mut self,
-        server: usize,
-        shard: usize,
-        channel: ChannelKey,
-        id: ConnId,
-        task: TaskId,
-        push: &TaskPush,
-    ) {
-        let Some(device) = self.network.conns.get(&id).map(|conn| self.machines[conn.agent].device) else {
-            return;
-        };
-        // A server that is behind judges by the last head and the ticks since: so it may be late, and never wrong by more.
-        let judged = (self.servers[server].clock_behind_ms == 0).then(|| self.unix());
-        self.expect(self.model.may_be_pushed(task, device, judged));
-        let now_ms = self.now_ms;
-        let Some(process) = self.servers[server].process.as_mut() else { return };
-        let own = &mut process.shards[shard];
-        if own.cancelled.contains(&task) {
-            return self.violated(format!("task {task} is pushed after its cancel"));
-        }
-        let Some(active) = own.active.get_mut(&device).filter(|active| active.channel == channel) else {
-            return self.violated(format!("task {task} is pushed to a session that is not active"));
-        };
-        if !active.pushed.insert(task) {
-            return self.violated(format!("task {task} is pushed to {channel:?} again"));
-        }
-        // Later it may be: a server that had not heard of the task when the device came does not note what the hello named.
-        let is_late = active.since_ms == now_ms;
-        if is_late && active.known.contains(&task) {
-            return self.violated(format!("task {task} is pushed to a device whose hello named it"));
-        }
-        self.tally.count(if is_late { Kind::PushedAtSignIn } else { Kind::PushedAtOnce });
-        if !self.model.pushed.insert((task, device)) {
-            self.tally.count(Kind::PushedAgain);
-        }
-        self.overhear(HeardPush { task, device, push: push.clone() });
     }
 
     fn write_down(&mut self, server: usize, shard: usize, channel: ChannelKey, id: ConnId, bytes: &[u8]) {
@@ -630,71 +577,13 @@ impl World {
     fn hear_of_presence(&mut self, server: usize, shard: usize) {
         loop {
             let Some(process) = self.servers[server].process.as_mut() else { return };
-            let Ok(row) = process.shards[shard].presence_rows.try_recv() else { return };
-            process.presence_mail[shard].push_back(row.clone());
+            let Ok(told) = process.shards[shard].presence_rows.try_recv() else { return };
+            process.presence_mail[shard].push_back(told.clone());
+            let row = told.row;
             match row.presence {
                 Presence::Online(_) => self.on_online(server, shard, &row),
                 Presence::Offline { .. } => self.on_offline(server, shard, &row),
             }
-        }
-    }
-
-    fn on_online(&mut self, server: usize, shard: usize, row: &PresenceRow) {
-        self.tally.count(Kind::SignedIn);
-        let device = row.device;
-        self.say(format_args!(
-            "server {} shard {shard}: device {device} online, {}",
-            server + 1,
-            row.session
-        ));
-        let now_ms = self.now_ms;
-        let channel = self.network.conns.values().find_map(|conn| {
-            let is_here = (conn.server, conn.shard) == (server, shard) && conn.server_end == End::Open;
-            let is_its =
-                self.machines[conn.agent].device == device && conn.session == Some((row.boot, row.session));
-            conn.channel.filter(|_| is_here && is_its)
-        });
-        let Some(channel) = channel else {
-            return self.violated(format!("device {device} is said to be online, and no connection is its"));
-        };
-        let Some(process) = self.servers[server].process.as_mut() else { return };
-        let own = &mut process.shards[shard];
-        if !own.takes_sign_ins {
-            return self.violated(format!("device {device} signs in while the shard takes no sign-ins"));
-        }
-        let Some(present) = own.slots.tenant(slot_key(channel)).cloned() else {
-            return self.violated(format!("device {device} is online on {channel:?}, which is closed"));
-        };
-        let bars = [Bar::Block(device), Bar::Certificate(present.fingerprint)];
-        if let Some(bar) = bars.into_iter().find(|bar| own.barred.contains(bar)) {
-            return self.violated(format!("device {device} signs in after {bar:?}"));
-        }
-        let active = Active {
-            channel,
-            boot: row.boot,
-            session: row.session,
-            since_ms: now_ms,
-            known: present.known,
-            pushed: BTreeSet::new(),
-        };
-        if own.active.insert(device, active).is_some() {
-            return self.violated(format!("device {device} has two active sessions on a shard"));
-        }
-        let life = self.servers[server].life;
-        self.after(DISPLACED_WITHIN_MS, Event::DoubleCheck { server, life, device });
-    }
-
-    fn on_offline(&mut self, server: usize, shard: usize, row: &PresenceRow) {
-        let device = row.device;
-        self.say(format_args!(
-            "server {} shard {shard}: device {device} offline, {}",
-            server + 1,
-            row.session
-        ));
-        let Some(process) = self.servers[server].process.as_mut() else { return };
-        let was = process.shards[shard].active.remove(&device);
-        if was.is_none_or(|active| (active.boot, active.session) != (row.boot, row.session)) {
-            self.violated(format!("device {device} goes offline with a session that was not online"));
         }
     }
 
@@ -706,21 +595,6 @@ impl World {
         let own = &self.servers[server].process.as_ref()?.shards[shard];
         Some(own.slots.tenant(slot_key(channel))?.conn)
     }
-
-    fn check_hub(&mut self, server: usize, shard: usize) {
-        let Some(process) = &self.servers[server].process else { return };
-        let own = &process.shards[shard];
-        let hub = own.shard.hub();
-        let (sessions, channels) = (hub.sessions(), own.slots.len());
-        let (online, active) = (hub.online(), own.active.len());
-        if sessions != channels || online != active {
-            self.violated(format!(
-                "server {} shard {shard} holds {sessions} sessions, {online} of them online; there are {channels} \
-                 channels, {active} of them active",
-                server + 1
-            ));
-        }
-    }
 }
 
 impl SimShard {
@@ -728,7 +602,7 @@ impl SimShard {
         shard: Shard,
         inbox: Inbox<Letter>,
         poll: mio::Poll,
-        presence_rows: Receiver<PresenceRow>,
+        presence_rows: Receiver<Told>,
     ) -> Self {
         Self {
             shard,
@@ -754,7 +628,7 @@ impl SimShard {
     }
 
     /// The certificate that was shown on a channel.
-    fn fingerprint(&self, channel: ChannelKey) -> Option<[u8; 32]> {
+    pub(crate) fn fingerprint(&self, channel: ChannelKey) -> Option<[u8; 32]> {
         Some(self.slots.tenant(slot_key(channel))?.fingerprint)
     }
 }
@@ -763,6 +637,6 @@ fn hub_key(key: SlotKey) -> ChannelKey {
     ChannelKey { index: key.index, generation: key.generation }
 }
 
-fn slot_key(key: ChannelKey) -> SlotKey {
+pub(crate) fn slot_key(key: ChannelKey) -> SlotKey {
     SlotKey { index: key.index, generation: key.generation }
 }

@@ -59,8 +59,6 @@ pub(crate) struct Site {
     pub(crate) manager: Option<Manager>,
     /// When the manager wants its next step, in virtual time.
     pub(crate) due_ms: Option<u64>,
-    /// Devices that the site has blocked.
-    pub(crate) blocked: BTreeSet<DeviceId>,
     /// Whether the administrator's collection has been made.
     pub(crate) has_offices: bool,
     folder: SiteFolder,
@@ -208,7 +206,6 @@ impl Site {
             key,
             manager: None,
             due_ms: None,
-            blocked: BTreeSet::new(),
             has_offices: false,
             folder,
             bell: Arc::default(),
@@ -566,6 +563,6 @@ impl World {
 
     /// Devices that the site does not leave out of a target set.
     pub(crate) fn is_active(&self, device: DeviceId) -> bool {
-        !self.site.blocked.contains(&device)
+        !self.model.is_blocked(device)
     }
 }

@@ -57,6 +57,7 @@ kinds! {
     FileRepeated => "fault: file comes a second time",
     FileOvertaken => "fault: file is overtaken by those after it",
     ServerClockBehind => "fault: server's wall clock is behind",
+    ServerClockAhead => "fault: server's wall clock is ahead",
     CertificateRevoked => "fault: certificate revoked",
     // What faults bring about on servers.
     ServerFails => "server: ended by a sync that failed",

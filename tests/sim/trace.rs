@@ -7,6 +7,9 @@
 use std::collections::VecDeque;
 use std::fmt;
 
+use bgb_protocol::message::{AgentMessage, ServerMessage};
+use bgb_protocol::task::{SignedCancel, SignedTask};
+
 /// Lines that a report of a violation shows: what led to it, on one screen.
 const LAST_LINES: usize = 40;
 
@@ -53,5 +56,47 @@ impl Trace {
     /// The last lines, one below the other.
     pub(crate) fn last_lines(&self) -> String {
         self.last.iter().fold(String::new(), |text, line| text + line + "\n")
+    }
+}
+
+/// What an agent says, in a few words.
+pub(crate) fn said_by_agent(message: &AgentMessage) -> String {
+    match message {
+        AgentMessage::Hello(hello) => {
+            format!("hello, session {}, knows {} tasks", hello.session, hello.known_tasks.len())
+        }
+        AgentMessage::Keepalive => "keepalive".to_owned(),
+        AgentMessage::Received(task) => format!("received {task}"),
+        AgentMessage::Running(task) => format!("running {task}"),
+        AgentMessage::Result(result) => match result.read() {
+            Ok(statement) => format!("result of {}: {}", statement.task, statement.state),
+            Err(error) => format!("a result that cannot be read: {error}"),
+        },
+        AgentMessage::PolicyRequest(request) => format!("policy request {request}"),
+        AgentMessage::Goodbye => "goodbye".to_owned(),
+    }
+}
+
+/// And what a server says.
+pub(crate) fn said_by_server(message: &ServerMessage) -> String {
+    match message {
+        ServerMessage::Welcome(welcome) => {
+            format!("welcome of server {}, keepalive {} s", welcome.server, welcome.keepalive_secs)
+        }
+        ServerMessage::KeepaliveAnswer(_) => "keepalive answer".to_owned(),
+        ServerMessage::Task(push) => match SignedTask::decode(&push.signed) {
+            Ok(task) => format!("task {}", task.statement().task),
+            Err(error) => format!("a task that cannot be read: {error}"),
+        },
+        ServerMessage::Cancel(signed) => match SignedCancel::decode(signed) {
+            Ok(cancel) => format!("cancel of {}", cancel.statement().task),
+            Err(error) => format!("a cancel that cannot be read: {error}"),
+        },
+        ServerMessage::ResultKept(task) => format!("result kept of {task}"),
+        ServerMessage::Policy(part) => {
+            format!("policy part {} of {} for {}", part.index + 1, part.count, part.request)
+        }
+        ServerMessage::Drain(drain) => format!("drain, back within {} s", drain.window_secs),
+        ServerMessage::Refused(reason) => format!("refused: {reason:?}"),
     }
 }

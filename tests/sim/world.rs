@@ -61,7 +61,8 @@ pub(crate) enum Event {
     QueueShown { server: usize },
     ShardWakes { server: usize, life: u64, shard: usize },
     ServerFails { server: usize, life: u64 },
-    BarCheck { server: usize, life: u64, shard: usize, bar: Bar },
+    // server_laws.rs
+    BarsDue,
     DoubleCheck { server: usize, life: u64, device: DeviceId },
     // writers.rs
     SpoolTurn { server: usize, life: u64 },
@@ -88,13 +89,6 @@ pub(crate) enum Event {
     End,
 }
 
-/// What keeps a device out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Bar {
-    Block(DeviceId),
-    Certificate([u8; 32]),
-}
-
 /// What came of a run.
 pub(crate) struct Report {
     pub(crate) seed: u64,
@@ -117,6 +111,8 @@ pub(crate) struct World {
     pub(crate) network: Network,
     pub(crate) site: Site,
     pub(crate) model: Model,
+    /// What was ordered after the healing, for everybody.
+    pub(crate) peace_tasks: Vec<TaskId>,
     pub(crate) tally: Tally,
     /// What a hostile server has to say.
     pub(crate) overheard: Vec<HeardPush>,
@@ -179,6 +175,7 @@ impl World {
             network: Network::default(),
             site: Site::new(),
             model,
+            peace_tasks: Vec::new(),
             tally: Tally::default(),
             overheard: Vec::new(),
             copy: None,
@@ -199,8 +196,8 @@ impl World {
         self.start_manager_after(0);
         for server in 0..self.servers.len() {
             self.start_server_after(server, 0);
-            if self.servers[server].clock_behind_ms > 0 {
-                self.tally.count(Kind::ServerClockBehind);
+            if self.dice.chance(self.weather.clock_off_per_mille) {
+                self.set_server_clock(server);
             }
         }
         for agent in 0..self.machines.len() {
@@ -267,7 +264,7 @@ impl World {
             Event::QueueShown { server } => self.show_queue(server),
             Event::ShardWakes { server, life, shard } => self.on_shard_wakes(server, life, shard),
             Event::ServerFails { server, life } => self.on_server_fails(server, life),
-            Event::BarCheck { server, life, shard, bar } => self.on_bar_check(server, life, shard, bar),
+            Event::BarsDue => self.on_bars_due(),
             Event::DoubleCheck { server, life, device } => self.on_double_check(server, life, device),
             Event::SpoolTurn { server, life } => self.on_spool_turn(server, life),
             Event::PresenceTurn { server, life } => self.on_presence_turn(server, life),
@@ -345,7 +342,7 @@ impl World {
 
     /// The clocks of a server.
     pub(crate) fn hub_now(&self, server: usize) -> HubNow {
-        let unix = UnixMillis(self.unix().0 - self.servers[server].clock_behind_ms);
+        let unix = UnixMillis(self.host_now(self.servers[server].clock.off_ms()).unix_ms);
         HubNow { tick: Tick(self.now_ms / TICK_MS), unix }
     }
 

@@ -89,7 +89,7 @@ impl World {
     }
 
     pub(crate) fn on_spool_turn(&mut self, server: usize, life: u64) {
-        let (now_ms, now) = (self.now_ms, self.host_now(self.servers[server].clock_behind_ms));
+        let (now_ms, now) = (self.now_ms, self.host_now(self.servers[server].clock.off_ms()));
         if self.servers[server].life != life {
             return;
         }
@@ -126,7 +126,7 @@ impl World {
     }
 
     pub(crate) fn on_presence_turn(&mut self, server: usize, life: u64) {
-        let (now_ms, now) = (self.now_ms, self.host_now(self.servers[server].clock_behind_ms));
+        let (now_ms, now) = (self.now_ms, self.host_now(self.servers[server].clock.off_ms()));
         if self.servers[server].life != life {
             return;
         }
@@ -139,8 +139,8 @@ impl World {
         if self.dice.chance(500) {
             process.presence_mail.reverse();
         }
-        for row in process.presence_mail.iter_mut().flat_map(|mail| mail.drain(..)) {
-            process.presence.handle_row(row);
+        for told in process.presence_mail.iter_mut().flat_map(|mail| mail.drain(..)) {
+            process.presence.handle_told(told);
         }
         match process.presence.handle_time(now) {
             Ok(None) => self.call_writers(server),
@@ -159,7 +159,7 @@ impl World {
     }
 
     pub(crate) fn on_courier_turn(&mut self, server: usize, life: u64) {
-        let (now_ms, now) = (self.now_ms, self.host_now(self.servers[server].clock_behind_ms));
+        let (now_ms, now) = (self.now_ms, self.host_now(self.servers[server].clock.off_ms()));
         if self.servers[server].life != life {
             return;
         }
@@ -194,11 +194,11 @@ impl World {
 
     /// The last turns of a server that stops: what is durable goes into files, and what can go to the inbox goes.
     pub(crate) fn finish_writers(&mut self, server: usize) {
-        let now = self.host_now(self.servers[server].clock_behind_ms);
+        let now = self.host_now(self.servers[server].clock.off_ms());
         let Some(process) = self.servers[server].process.as_mut() else { return };
         while process.spooler.step(now, None, true).is_ok() && process.spooler.has_items() {}
-        for row in process.presence_mail.iter_mut().flat_map(|mail| mail.drain(..)) {
-            process.presence.handle_row(row);
+        for told in process.presence_mail.iter_mut().flat_map(|mail| mail.drain(..)) {
+            process.presence.handle_told(told);
         }
         // As the product does: what cannot be written now is in the log, or in the next start's full list.
         let _ = process.presence.finish(now);

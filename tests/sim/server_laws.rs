@@ -1,0 +1,220 @@
+//! The laws of servers: whom they may hold, and what they may push to them.
+//!
+//! Two measures are laid on. What a shard was told it heeds at once. And what was committed (blocks, revoked certificates, cancels) every
+//! server heeds a second later that has been able to read the queue for as long, whatever its shards were told.
+
+use std::collections::BTreeSet;
+
+use bgb_hub::{ChannelKey, Order};
+use bgb_protocol::file::presence::PresenceRow;
+use bgb_protocol::ids::{DeviceId, TaskId, UnixMillis};
+use bgb_protocol::message::TaskPush;
+
+use crate::forger::HeardPush;
+use crate::model::Bar;
+use crate::network::{ConnId, End};
+use crate::servers::{Active, slot_key};
+use crate::tally::Kind;
+use crate::world::{EPOCH_UNIX_MS, Event, World};
+
+/// What is committed counts on every server that can read the queue after this time (docs/promises.md, invariant 9).
+pub(crate) const HEEDED_WITHIN_MS: u64 = 1_000;
+/// An older session of a device is gone from its server this long after the newer one came: a letter's way and a turn.
+const DISPLACED_WITHIN_MS: u64 = 200;
+
+impl World {
+    /// What a shard was told.
+    pub(crate) fn note_order(&mut self, server: usize, shard: usize, order: &Order) {
+        let Some(process) = self.servers[server].process.as_mut() else { return };
+        let own = &mut process.shards[shard];
+        match order {
+            Order::Block { device } => {
+                own.barred.insert(Bar::Block(*device));
+            }
+            Order::Revoke { fingerprint } => {
+                own.barred.insert(Bar::Certificate(*fingerprint));
+            }
+            Order::Unblock { device } => {
+                own.barred.remove(&Bar::Block(*device));
+            }
+            Order::Cancel { task, .. } => {
+                own.cancelled.insert(*task);
+            }
+            Order::Reset => {
+                own.barred.clear();
+                own.cancelled.clear();
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a server heeds by now what was committed then: it has read it at its start, or has been able to for long enough.
+    fn heeds(&self, server: usize, committed: UnixMillis) -> bool {
+        let simulated = &self.servers[server];
+        let committed_ms = committed.0 - EPOCH_UNIX_MS;
+        let has_had_time = self.now_ms >= committed_ms.max(simulated.queue_shown_ms) + HEEDED_WITHIN_MS;
+        simulated.queue_hidden_since.is_none() && (committed_ms < simulated.started_ms || has_had_time)
+    }
+
+    /// Something may be barred since a second ago: nobody whom it concerns has a session.
+    pub(crate) fn on_bars_due(&mut self) {
+        for server in 0..self.servers.len() {
+            let shards = self.servers[server].process.iter().flat_map(|process| &process.shards);
+            let sessions =
+                shards.flat_map(|own| own.active.iter().map(move |(device, active)| (own, *device, active)));
+            let barred = sessions.filter_map(|(own, device, active)| {
+                let fingerprint = own.fingerprint(active.channel)?;
+                let bar = self.bar_heeded(server, device, fingerprint)?;
+                Some(format!("device {device} has a session on server {} a second after {bar:?}", server + 1))
+            });
+            if let Some(what) = barred.take(1).next() {
+                return self.violated(what);
+            }
+        }
+    }
+
+    /// What bars the device from the server, if the server heeds it by now.
+    fn bar_heeded(&self, server: usize, device: DeviceId, fingerprint: [u8; 32]) -> Option<Bar> {
+        let bars = [Bar::Block(device), Bar::Certificate(fingerprint)];
+        bars.into_iter()
+            .find(|bar| self.model.barred_since(*bar).is_some_and(|committed| self.heeds(server, committed)))
+    }
+
+    pub(crate) fn on_push(
+        &mut self,
+        server: usize,
+        shard: usize,
+        channel: ChannelKey,
+        id: ConnId,
+        task: TaskId,
+        push: &TaskPush,
+    ) {
+        let Some(device) = self.network.conns.get(&id).map(|conn| self.machines[conn.agent].device) else {
+            return;
+        };
+        let now_ms = self.now_ms;
+        let simulated = &self.servers[server];
+        let (ahead_ms, behind_ms) = (simulated.clock.ahead_ms(now_ms), simulated.clock.behind_ms());
+        self.expect(self.model.may_be_pushed(task, device, self.unix(), ahead_ms, behind_ms));
+        if self.model.cancelled_since(task).is_some_and(|committed| self.heeds(server, committed)) {
+            return self
+                .violated(format!("task {task} is pushed to device {device} a second after its cancel"));
+        }
+        let Some(process) = self.servers[server].process.as_mut() else { return };
+        let own = &mut process.shards[shard];
+        if own.cancelled.contains(&task) {
+            return self.violated(format!("task {task} is pushed after its cancel"));
+        }
+        let Some(active) = own.active.get_mut(&device).filter(|active| active.channel == channel) else {
+            return self.violated(format!("task {task} is pushed to a session that is not active"));
+        };
+        if !active.pushed.insert(task) {
+            return self.violated(format!("task {task} is pushed to {channel:?} again"));
+        }
+        // Later it may be: a server that had not heard of the task when the device came does not note what the hello named.
+        let is_late = active.since_ms == now_ms;
+        if is_late && active.known.contains(&task) {
+            return self.violated(format!("task {task} is pushed to a device whose hello named it"));
+        }
+        self.tally.count(if is_late { Kind::PushedAtSignIn } else { Kind::PushedAtOnce });
+        if !self.model.pushed.insert((task, device)) {
+            self.tally.count(Kind::PushedAgain);
+        }
+        self.overhear(HeardPush { task, device, push: push.clone() });
+    }
+
+    pub(crate) fn on_online(&mut self, server: usize, shard: usize, row: &PresenceRow) {
+        self.tally.count(Kind::SignedIn);
+        let device = row.device;
+        self.say(format_args!(
+            "server {} shard {shard}: device {device} online, {}",
+            server + 1,
+            row.session
+        ));
+        let now_ms = self.now_ms;
+        let channel = self.network.conns.values().find_map(|conn| {
+            let is_here = (conn.server, conn.shard) == (server, shard) && conn.server_end == End::Open;
+            let is_its =
+                self.machines[conn.agent].device == device && conn.session == Some((row.boot, row.session));
+            conn.channel.filter(|_| is_here && is_its)
+        });
+        let Some(channel) = channel else {
+            return self.violated(format!("device {device} is said to be online, and no connection is its"));
+        };
+        let Some(process) = self.servers[server].process.as_mut() else { return };
+        let own = &mut process.shards[shard];
+        if !own.takes_sign_ins {
+            return self.violated(format!("device {device} signs in while the shard takes no sign-ins"));
+        }
+        let Some(present) = own.slots.tenant(slot_key(channel)).cloned() else {
+            return self.violated(format!("device {device} is online on {channel:?}, which is closed"));
+        };
+        let bars = [Bar::Block(device), Bar::Certificate(present.fingerprint)];
+        if let Some(bar) = bars.into_iter().find(|bar| own.barred.contains(bar)) {
+            return self.violated(format!("device {device} signs in after {bar:?}"));
+        }
+        let heeded = self.bar_heeded(server, device, present.fingerprint);
+        if let Some(bar) = heeded {
+            return self.violated(format!(
+                "device {device} signs in on server {} a second after {bar:?}",
+                server + 1
+            ));
+        }
+        let Some(process) = self.servers[server].process.as_mut() else { return };
+        let own = &mut process.shards[shard];
+        let active = Active {
+            channel,
+            boot: row.boot,
+            session: row.session,
+            since_ms: now_ms,
+            known: present.known,
+            pushed: BTreeSet::new(),
+        };
+        if own.active.insert(device, active).is_some() {
+            return self.violated(format!("device {device} has two active sessions on a shard"));
+        }
+        let life = self.servers[server].life;
+        self.after(DISPLACED_WITHIN_MS, Event::DoubleCheck { server, life, device });
+    }
+
+    pub(crate) fn on_offline(&mut self, server: usize, shard: usize, row: &PresenceRow) {
+        let device = row.device;
+        self.say(format_args!(
+            "server {} shard {shard}: device {device} offline, {}",
+            server + 1,
+            row.session
+        ));
+        let Some(process) = self.servers[server].process.as_mut() else { return };
+        let was = process.shards[shard].active.remove(&device);
+        if was.is_none_or(|active| (active.boot, active.session) != (row.boot, row.session)) {
+            self.violated(format!("device {device} goes offline with a session that was not online"));
+        }
+    }
+
+    /// A newer session came some time ago: the older ones of the device are gone from this server.
+    pub(crate) fn on_double_check(&mut self, server: usize, life: u64, device: DeviceId) {
+        let simulated = &self.servers[server];
+        let Some(process) = simulated.process.as_ref().filter(|_| simulated.life == life) else { return };
+        let sessions = process.shards.iter().filter_map(|own| own.active.get(&device));
+        let until_ms = self.now_ms.saturating_sub(DISPLACED_WITHIN_MS);
+        if sessions.filter(|active| active.since_ms <= until_ms).count() > 1 {
+            self.violated(format!("device {device} has two active sessions on server {}", server + 1));
+        }
+    }
+
+    /// The hub holds as many as there are, and nobody else.
+    pub(crate) fn check_hub(&mut self, server: usize, shard: usize) {
+        let Some(process) = &self.servers[server].process else { return };
+        let own = &process.shards[shard];
+        let hub = own.shard.hub();
+        let (sessions, channels) = (hub.sessions(), own.slots.len());
+        let (online, active) = (hub.online(), own.active.len());
+        if sessions != channels || online != active {
+            self.violated(format!(
+                "server {} shard {shard} holds {sessions} sessions, {online} of them online; there are {channels} \
+                 channels, {active} of them active",
+                server + 1
+            ));
+        }
+    }
+}
