@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bgb_daemon::clock::Now;
-use bgb_daemon::disk::{AppendFile, DirEntry, Disk, ReadAt, SimDisk, create_dir_durably};
+use bgb_daemon::disk::{AppendFile, DirEntry, Disk, ReadAt, SimDisk, SimFaults, create_dir_durably};
 
+use crate::servers::SERVERS;
 use crate::tally::Kind;
 use crate::world::{EPOCH_UNIX_MS, Event, World};
 
@@ -31,6 +32,9 @@ pub(crate) struct Host {
     pub(crate) is_dying: bool,
     /// Syncs that were told to fail so far, whether they have or not.
     pub(crate) syncs_to_fail: u64,
+    /// What its disk had met when somebody looked last, and whether anybody has met that it is full.
+    faults_seen: SimFaults,
+    is_full_felt: bool,
     /// Writes that had failed when its power came back last.
     ops_failed_before: u64,
     /// Whether it has power, as others who use its disk see it.
@@ -45,6 +49,8 @@ impl Host {
             disk: SimDisk::new(),
             is_dying: false,
             syncs_to_fail: 0,
+            faults_seen: SimFaults::default(),
+            is_full_felt: false,
             ops_failed_before: 0,
             has_power: Arc::new(AtomicBool::new(true)),
             starts: 0,
@@ -200,15 +206,47 @@ impl World {
         self.retransmit();
     }
 
+    /// What all hosts' disks have met so far. Whoever fails while this does not change fails for no reason.
+    pub(crate) fn disk_faults(&self) -> [SimFaults; SERVERS] {
+        std::array::from_fn(|host| self.hosts[host].disk.faults())
+    }
+
+    /// Somebody has failed: something was done to a disk since `before`, or to `other`.
+    pub(crate) fn expect_reason(
+        &mut self,
+        who: &str,
+        before: [SimFaults; SERVERS],
+        has_other: bool,
+        why: &str,
+    ) {
+        if self.disk_faults() == before && !has_other {
+            self.violated(format!("{who} fails, and nothing was done to any disk: {why}"));
+        }
+    }
+
     /// Something was written: if the disk of one of the hosts has died of it, its machine is gone.
     pub(crate) fn check_hosts(&mut self) {
         for host in 0..self.hosts.len() {
+            self.count_disk_faults(host);
             let machine = &self.hosts[host];
             if machine.is_dying && machine.disk.faults().ops_failed > machine.ops_failed_before {
                 self.tally.count(Kind::HostDiesMidStep);
                 let off_ms = self.dice.between(1_000, 60_000);
                 self.cut_host(host, off_ms);
             }
+        }
+    }
+
+    /// Counts what the host's disk has met since this was done last.
+    fn count_disk_faults(&mut self, host: usize) {
+        let machine = &mut self.hosts[host];
+        let faults = machine.disk.faults();
+        let before = std::mem::replace(&mut machine.faults_seen, faults);
+        if faults.syncs_failed > before.syncs_failed {
+            self.tally.count(Kind::HostSyncFails);
+        }
+        if faults.full > before.full && !std::mem::replace(&mut machine.is_full_felt, true) {
+            self.tally.count(Kind::HostDiskFull);
         }
     }
 
@@ -228,13 +266,12 @@ impl World {
         if machine.has_power() && machine.disk.faults().syncs_failed >= machine.syncs_to_fail {
             machine.syncs_to_fail = machine.disk.faults().syncs_failed + 1;
             machine.disk.fail_next_sync();
-            self.tally.count(Kind::HostSyncFails);
             self.say(format_args!("host {}: the next fsync fails", host + 1));
         }
     }
 
     pub(crate) fn fill_host(&mut self, host: usize, for_ms: u64) {
-        self.tally.count(Kind::HostDiskFull);
+        self.hosts[host].is_full_felt = false;
         self.hosts[host].disk.set_full(true);
         self.say(format_args!("host {}: disk full for {for_ms} ms", host + 1));
         self.after(for_ms, Event::HostHasRoom { host });

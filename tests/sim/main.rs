@@ -39,7 +39,7 @@ mod writers; // the turns of spool, presence list and courier
 
 use std::num::NonZero;
 
-use processes::{END, FIRST, run_as_one_of_several, run_in_processes};
+use processes::{END, FIRST, HUNT, SEED, run_as_one_of_several, run_in_processes};
 use seeds::{After, Summary, number_from_environment, run_seed, run_seeds};
 
 /// Seeds of every test run. A kind of fault, or of what happens, that is seen in none of them fails the run.
@@ -53,17 +53,15 @@ fn every_seed_keeps_what_is_promised_and_sees_every_kind_of_fault() {
     if let (Some(first), Some(end)) = (number_from_environment(FIRST), number_from_environment(END)) {
         return run_as_one_of_several(first, end);
     }
-    if let Some(seed) = number_from_environment("BGB_SIM_SEED") {
+    if let Some(seed) = number_from_environment(SEED) {
         return replay(seed);
     }
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    if let Some(seeds) = number_from_environment("BGB_SIM_HUNT") {
+    if let Some(seeds) = number_from_environment(HUNT) {
         return tell(&run_seeds(0, seeds, threads, After::Stop, || ()));
     }
-    let summary = match number_from_environment("BGB_SIM_SEEDS") {
-        Some(seeds) => {
-            run_in_processes(seeds, "every_seed_keeps_what_is_promised_and_sees_every_kind_of_fault")
-        }
+    let summary = match number_from_environment(processes::SEEDS) {
+        Some(seeds) => run_in_processes(seeds),
         None => run_seeds(0, SEEDS, threads, After::GoOn, || ()),
     };
     print!("{}", summary.tally.table());
@@ -79,12 +77,7 @@ fn every_seed_keeps_what_is_promised_and_sees_every_kind_of_fault() {
 
 fn replay(seed: u64) {
     let report = run_seed(seed, true);
-    println!(
-        "seed {seed}: {} steps, {} faults, trace {:016x}",
-        report.steps,
-        report.tally.faults(),
-        report.hash
-    );
+    println!("{}", report.in_short());
     assert!(report.violation.is_none(), "{}", report.violation.unwrap_or_default());
 }
 

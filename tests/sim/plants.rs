@@ -21,11 +21,19 @@ const PARTS: [(&str, &str); 8] = [
     ("wheel", "hub/src/wheel"),
 ];
 
-/// A patch: the text above it, and for each file its hunks as they are before the patch.
+/// A patch: the text above it, and for each file its hunks.
 struct Plant {
     name: String,
     text: String,
-    files: Vec<(String, Vec<String>)>,
+    files: Vec<(String, Vec<Hunk>)>,
+}
+
+/// A hunk: how many lines it says that it has before and after, the lines before, and how many there are after.
+#[derive(Default)]
+struct Hunk {
+    said: (usize, usize),
+    before: String,
+    lines_after: usize,
 }
 
 #[test]
@@ -34,7 +42,13 @@ fn every_plant_applies_to_the_tree_as_it_is() {
         for (file, hunks) in &plant.files {
             let source = std::fs::read_to_string(root().join(file))
                 .unwrap_or_else(|error| panic!("{}: {file} cannot be read: {error}", plant.name));
-            for hunk in hunks {
+            for Hunk { said, before: hunk, lines_after } in hunks {
+                let lines = (hunk.lines().count(), *lines_after);
+                assert_eq!(
+                    lines, *said,
+                    "{}: a hunk of {file} is longer or shorter than it says:\n{hunk}",
+                    plant.name
+                );
                 // Whole lines: what begins in the middle of one is another place.
                 let places = format!("\n{source}").matches(&format!("\n{hunk}")).count();
                 assert_eq!(
@@ -100,10 +114,15 @@ fn read(path: &Path) -> Plant {
         if let Some(file) = line.strip_prefix("--- a/") {
             plant.files.push((file.to_owned(), Vec::new()));
         } else if line.starts_with("@@ ") {
-            hunks.push(String::new());
-        } else if let (Some(before), Some(hunk)) = (line.strip_prefix([' ', '-']), hunks.last_mut()) {
-            *hunk += before;
-            *hunk += "\n";
+            let mut lengths = line.split(',').skip(1).filter_map(|rest| rest.split(' ').next()?.parse().ok());
+            let mut length = || lengths.next().expect("a hunk says how long it is, as in @@ -1,5 +1,6 @@");
+            hunks.push(Hunk { said: (length(), length()), ..Hunk::default() });
+        } else if let Some(hunk) = hunks.last_mut() {
+            if let Some(before) = line.strip_prefix([' ', '-']) {
+                hunk.before += before;
+                hunk.before += "\n";
+            }
+            hunk.lines_after += usize::from(line.starts_with([' ', '+']));
         }
     }
     plant

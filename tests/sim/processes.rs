@@ -13,6 +13,14 @@ use crate::tally::Tally;
 
 /// Seeds of one process, before another takes its place.
 const SEEDS_PER_PROCESS: u64 = 50;
+/// The test that runs worlds.
+const TEST: &str = "every_seed_keeps_what_is_promised_and_sees_every_kind_of_fault";
+/// The seed that is to be replayed.
+pub(crate) const SEED: &str = "BGB_SIM_SEED";
+/// How many seeds are to be run in several processes.
+pub(crate) const SEEDS: &str = "BGB_SIM_SEEDS";
+/// Up to which seed is to be hunted.
+pub(crate) const HUNT: &str = "BGB_SIM_HUNT";
 /// The first seed of a process that is one of several.
 pub(crate) const FIRST: &str = "BGB_SIM_FIRST";
 /// And the end of its seeds.
@@ -20,8 +28,8 @@ pub(crate) const END: &str = "BGB_SIM_END";
 /// What begins a line that one process tells another.
 const TOLD: &str = "told ";
 
-/// Runs the seeds from 0 up to `end` in as many processes as there are cores; `name` is the test's that calls this.
-pub(crate) fn run_in_processes(end: u64, name: &str) -> Summary {
+/// Runs the seeds from 0 up to `end` in as many processes as there are cores.
+pub(crate) fn run_in_processes(end: u64) -> Summary {
     let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
     let (summary, begun) = (Mutex::new(Summary::default()), Instant::now());
     let processes = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -35,7 +43,7 @@ pub(crate) fn run_in_processes(end: u64, name: &str) -> Summary {
                     }
                     let last = end.min(first + SEEDS_PER_PROCESS);
                     let heard = || show_progress(done.fetch_add(1, Ordering::Relaxed) + 1, end, begun);
-                    let told = run_process(first, last, name, heard);
+                    let told = run_process(first, last, heard);
                     summary.lock().expect("no thread panics while it adds up").take_in(told);
                 }
             });
@@ -65,14 +73,9 @@ pub(crate) fn run_as_one_of_several(first: u64, end: u64) {
     tell(&format!("sum {} {} {} {}", summary.seeds, summary.steps, summary.virtual_ms, counts.join(" ")));
 }
 
-fn run_process(first: u64, end: u64, name: &str, heard: impl Fn()) -> Summary {
-    let program = std::env::current_exe().expect("a process knows its program");
-    let spawned = Command::new(program)
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
-        .env(FIRST, first.to_string())
-        .env(END, end.to_string())
-        .stdout(Stdio::piped())
-        .spawn();
+fn run_process(first: u64, end: u64, heard: impl Fn()) -> Summary {
+    let mut command = this_program();
+    let spawned = command.env(FIRST, first.to_string()).env(END, end.to_string()).spawn();
     let mut child = spawned.expect("this program can be started once more");
     let told = hear(&mut child, heard);
     let status = child.wait().expect("a child can be waited for");
@@ -80,6 +83,23 @@ fn run_process(first: u64, end: u64, name: &str, heard: impl Fn()) -> Summary {
         let what = format!("seeds {first} to {}: their process ended by itself: {status}", end - 1);
         Summary { violations: vec![(first, what)], ..Summary::default() }
     })
+}
+
+/// What comes of a seed in a process of its own, in short; `None` when that says nothing.
+pub(crate) fn run_elsewhere(seed: u64) -> Option<String> {
+    let output = this_program().env(SEED, seed.to_string()).stderr(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().find(|line| line.starts_with(&format!("seed {seed}: "))).map(str::to_owned)
+}
+
+/// This program once more, with nothing of what this one was told.
+fn this_program() -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("a process knows its program"));
+    command.args([TEST, "--exact", "--nocapture", "--test-threads=1"]).stdout(Stdio::piped());
+    for name in [FIRST, END, SEED, SEEDS, HUNT] {
+        command.env_remove(name);
+    }
+    command
 }
 
 /// What a process tells; `None` when it did not come to its end.

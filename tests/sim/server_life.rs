@@ -61,7 +61,8 @@ impl World {
             return;
         }
         simulated.life += 1;
-        let life = simulated.life;
+        let (life, is_queue_hidden) = (simulated.life, simulated.queue_hidden_since.is_some());
+        let before = self.disk_faults();
         match self.make_server(server) {
             Ok(process) => {
                 self.servers[server].process = Some(process);
@@ -78,6 +79,7 @@ impl World {
             Err(why) => {
                 self.say(format_args!("server {} cannot start: {why}", server + 1));
                 self.tally.count(Kind::ServerCannotStart);
+                self.expect_reason("a server that starts", before, is_queue_hidden, &why);
                 self.check_hosts();
                 let after_ms = self.dice.between(500, START_AGAIN_MS_MAX);
                 self.start_server_after(server, after_ms);

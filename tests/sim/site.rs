@@ -358,7 +358,7 @@ impl World {
         if self.site.starts != starts || self.site.manager.is_some() || !self.hosts[SITE_HOST].has_power() {
             return;
         }
-        let now = self.host_now(0);
+        let (now, before) = (self.host_now(0), self.disk_faults());
         let disk = self.hosts[SITE_HOST].disk.clone();
         let (bell, dice) = (Arc::clone(&self.site.bell), Dice::new(self.dice.next()));
         let parts = parts(&self.site.folder, bell, dice, self.weather.presence_full_ms, disk);
@@ -373,6 +373,7 @@ impl World {
             Err(error) => {
                 let error = error.replace(&*self.site.root().to_string_lossy(), "");
                 self.say(format_args!("the manager cannot start: {error}"));
+                self.expect_reason("a manager that starts", before, false, &error);
                 let after_ms = self.dice.between(500, START_AGAIN_MS_MAX);
                 self.start_manager_after(after_ms);
             }

@@ -99,6 +99,14 @@ pub(crate) struct Report {
     pub(crate) violation: Option<String>,
 }
 
+impl Report {
+    /// What came of it, in a line: the same seed gives the same.
+    pub(crate) fn in_short(&self) -> String {
+        let Self { seed, steps, hash, .. } = self;
+        format!("seed {seed}: {steps} steps, {} faults, trace {hash:016x}", self.tally.faults())
+    }
+}
+
 /// See the module.
 pub(crate) struct World {
     pub(crate) now_ms: u64,

@@ -8,17 +8,19 @@ use bgb_daemon::disk::ReplaceError;
 use bgb_protocol::file::FileKind;
 use bgb_protocol::status::StatusId;
 use bgb_server::spool::SpoolError;
+use bgb_server::writers::{COURIER_REST, COURIER_ROUND, SPOOL_RETRY};
 
+use crate::hosts::SITE_HOST;
 use crate::servers::{MAIL_MS_MAX, SHARDS};
 use crate::tally::Kind;
 use crate::world::{Event, World};
 
 /// How soon a full disk is tried again.
-const RETRY_MS: u64 = 500;
+const RETRY_MS: u64 = SPOOL_RETRY.as_millis() as u64;
 /// How long the courier rests after the inbox refused.
-const COURIER_REST_MS: u64 = 1_000;
+const COURIER_REST_MS: u64 = COURIER_REST.as_millis() as u64;
 /// The courier looks so often for files.
-const COURIER_ROUND_MS: u64 = 50;
+const COURIER_ROUND_MS: u64 = COURIER_ROUND.as_millis() as u64;
 /// A thread that fails tells main, which ends the process: within this.
 const END_MS_MAX: u64 = 40;
 
@@ -93,6 +95,7 @@ impl World {
         if self.servers[server].life != life {
             return;
         }
+        let before = self.disk_faults();
         let Some(process) = self.servers[server].process.as_mut() else { return };
         if process.turns.spool_ms != Some(now_ms) || process.is_failing {
             return;
@@ -104,6 +107,9 @@ impl World {
             server + 1,
             if done.is_ok() { "done" } else { "failed" }
         ));
+        if let Err(error) = &done {
+            self.expect_reason("a spool", before, false, &error.to_string());
+        }
         // Whatever it has said to be durable, shards acknowledge at their next turn, also when it fails right after.
         for shard in 0..SHARDS {
             self.wake_shard(server, shard);
@@ -130,6 +136,7 @@ impl World {
         if self.servers[server].life != life {
             return;
         }
+        let before = self.disk_faults();
         let Some(process) = self.servers[server].process.as_mut() else { return };
         if process.turns.presence_ms != Some(now_ms) || process.is_failing {
             return;
@@ -142,7 +149,11 @@ impl World {
         for told in process.presence_mail.iter_mut().flat_map(|mail| mail.drain(..)) {
             process.presence.handle_told(told);
         }
-        match process.presence.handle_time(now) {
+        let done = process.presence.handle_time(now);
+        if let Err(ReplaceError::Write(error) | ReplaceError::Sync(error)) = &done {
+            self.expect_reason("a presence list", before, false, &error.to_string());
+        }
+        match done {
             Ok(None) => self.call_writers(server),
             Ok(Some(kind)) => {
                 self.say(format_args!("server {} files presence: {kind:?}", server + 1));
@@ -163,6 +174,7 @@ impl World {
         if self.servers[server].life != life {
             return;
         }
+        let before = self.disk_faults();
         let Some(process) = self.servers[server].process.as_mut() else { return };
         if process.turns.courier_ms != Some(now_ms) || process.is_failing {
             return;
@@ -182,6 +194,10 @@ impl World {
             self.say(format_args!("server {}: the courier has carried {} files", server + 1, round.carried));
             self.hold_up_file(server);
             self.inbox_changes();
+        }
+        if let Some(error) = round.ended.as_ref().or(round.failed.as_ref()) {
+            let is_inbox_away = !self.hosts[SITE_HOST].has_power();
+            self.expect_reason("a courier", before, is_inbox_away, &error.to_string());
         }
         if let Some(error) = round.ended {
             self.fail_server(server, &error.to_string());
