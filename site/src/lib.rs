@@ -16,6 +16,7 @@ mod connection;
 pub mod error;
 pub mod folder;
 pub mod init;
+mod owner;
 pub mod queue_reader;
 pub mod restore;
 mod schema;
