@@ -25,8 +25,7 @@ use tracing::info;
 
 use crate::connection::{self, DATABASE_MODE};
 use crate::error::SiteError;
-use crate::folder::{beside, folder_of};
-use crate::restore::place::SIDES;
+use crate::folder::{SIDES, beside, folder_of};
 
 /// How long a copy waits for a lock of a moment, and how often.
 const LOCKED_PAUSE: Duration = Duration::from_millis(50);

@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 
 use bgb_protocol::ids::ServerId;
 
+/// What SQLite keeps beside a database, by the ending of the name.
+pub(crate) const SIDES: [&str; 3] = ["-wal", "-shm", "-journal"];
+
 /// A site's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SiteFolder {
@@ -53,6 +56,14 @@ impl SiteFolder {
     #[must_use]
     pub fn set_up_lock(database: &Path) -> PathBuf {
         lock_beside(database, ".set-up-lock")
+    }
+
+    /// Whatever lies beside a database and must be no other file of the site: what SQLite keeps there, and the locks.
+    #[must_use]
+    pub fn beside_database(database: &Path) -> [PathBuf; 5] {
+        let resolved = std::fs::canonicalize(database);
+        let [log, index, journal] = SIDES.map(|side| beside(resolved.as_deref().unwrap_or(database), side));
+        [log, index, journal, Self::manager_lock(database), Self::set_up_lock(database)]
     }
 
     /// The doorbell.

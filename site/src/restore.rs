@@ -43,7 +43,7 @@ use place::Place;
 
 mod former;
 mod lost;
-pub(crate) mod place;
+mod place;
 
 /// How far before the newest head of the copy results are taken in again: one head may be missing, and clocks be set.
 const RETAKE_MARGIN_MS: u64 = 2 * bgb_protocol::head::HEAD_INTERVAL_MS;

@@ -19,11 +19,11 @@ use bgb_protocol::ids::SiteCode;
 use rusqlite::{Connection, ErrorCode};
 
 use super::empty_log;
-use super::place::{KEPT, Place, SIDES};
+use super::place::{KEPT, Place};
 use crate::backup::sync_folder_of;
 use crate::connection;
 use crate::error::SiteError;
-use crate::folder::{beside, folder_of};
+use crate::folder::{SIDES, beside, folder_of};
 use crate::store::columns::unsigned;
 
 /// Attempts to fold the former database's log into it, each of which waits a second for readers.

@@ -8,11 +8,8 @@ use bgb_protocol::ids::UnixMillis;
 use super::{former, readable};
 use crate::backup::remove_if_there;
 use crate::error::SiteError;
-use crate::folder::beside;
+use crate::folder::{SIDES, beside};
 use crate::owner::Owner;
-
-/// What SQLite keeps beside a database, by the ending of the name.
-pub(crate) const SIDES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// How the names of former databases go on after the database's own.
 pub(super) const KEPT: &str = ".before-restore-";
