@@ -14,7 +14,7 @@
 //! - device numbers and policy versions: they go on behind those that were given since, or, where nobody can tell, well behind them. A machine
 //!   that was added since has a certificate that holds; its number is never given to another one, and no task is for it;
 //! - which servers there are: those of the former database, and those that have a folder, are made known again;
-//! - results: the manager takes in again, from `done`, what came after the copy was made (`retake_since`).
+//! - results: the manager takes in again, from `done`, what the copy does not know and what came since (`retake_since`).
 //!
 //! Presence needs nothing: sessions only count upwards, and each server's next full list settles what it holds.
 
@@ -45,7 +45,8 @@ mod former;
 mod lost;
 mod place;
 
-/// How far before the newest head of the copy results are taken in again: one head may be missing, and clocks be set.
+/// How far before the newest head of the copy results are taken in again also where it knows their files: one head may be missing, and clocks
+/// be set.
 const RETAKE_MARGIN_MS: u64 = 2 * bgb_protocol::head::HEAD_INTERVAL_MS;
 
 /// Device numbers that are passed over when nobody can tell which were given since the copy was made: more than a site adds between
@@ -75,7 +76,7 @@ pub struct RestoreReport {
     pub generation: Generation,
     /// The time of the newest signed head in the copy: what was ordered after it may be gone.
     pub head: Option<UnixMillis>,
-    /// From when on results are taken in again.
+    /// From when on results are taken in again, beside those that the copy does not know.
     pub retake_since: UnixMillis,
     /// What the former database was.
     pub former: Former,
