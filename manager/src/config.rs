@@ -5,11 +5,13 @@
 //! not loopback, since whoever has the token commands the fleet.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use bgb_daemon::log::LogConfig;
 use bgb_protocol::ids::SiteCode;
+use bgb_site::{NamedFiles, SiteFolder};
 use serde::{Deserialize, Serialize};
 
 /// Servers write a full online list every 5 minutes unless told otherwise.
@@ -20,6 +22,8 @@ const SCAN_SECONDS_DEFAULT: u64 = 1;
 const SERVERS_MAX: usize = 64;
 /// Threads that verify results: more than a machine has cores is of no use, and 64 is more than it should take.
 const VERIFIERS_MAX: usize = 64;
+/// Links that are followed one after the other: as many as the kernel follows (path_resolution(7)).
+const LINKS_MAX: usize = 40;
 
 /// The whole file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -68,13 +72,15 @@ impl ManagerConfig {
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let config: Self = bgb_daemon::config::load(path)?;
         config.check().with_context(|| path.display().to_string())?;
-        Ok(config.relative_to(path.parent().unwrap_or(Path::new(""))))
+        let config = config.relative_to(path.parent().unwrap_or(Path::new("")));
+        config.check_bell().with_context(|| path.display().to_string())?;
+        Ok(config)
     }
 
     /// The doorbell's path.
     #[must_use]
     pub fn bell(&self) -> PathBuf {
-        self.bell.clone().unwrap_or_else(|| self.database.with_extension("bell"))
+        self.bell.clone().unwrap_or_else(|| NamedFiles::bell_beside(&self.database))
     }
 
     fn check(&self) -> anyhow::Result<()> {
@@ -95,18 +101,26 @@ impl ManagerConfig {
                 "servers holds {wrong:?}, which is no address; one is written host:port, such as bgb.example.org:10123"
             );
         }
-        // The bell is written to: a ring would be a byte of rubbish in the database.
-        let in_one_folder = |path: &Path| Path::new("/").join(path);
-        if in_one_folder(&self.bell()) == in_one_folder(&self.database) {
-            bail!(
-                "bell is the database itself, {:?}; it is a file of its own, such as site.bell",
-                self.database
-            );
-        }
         in_range("presence_full_seconds", self.presence_full_seconds, 1, 86_400)?;
         in_range("scan_seconds", self.scan_seconds, 1, 60)?;
         if let Some(verifiers) = self.verifiers {
             in_range("verifiers", verifiers as u64, 1, VERIFIERS_MAX as u64)?;
+        }
+        Ok(())
+    }
+
+    /// The bell is written to: a ring would be a byte of rubbish in the database, or in its log.
+    fn check_bell(&self) -> anyhow::Result<()> {
+        let (bell, database) = (resolved(&self.bell()), resolved(&self.database));
+        if is_same_file(&bell, &database) {
+            bail!("bell is the database itself, {database:?}; it is a file of its own, such as site.bell");
+        }
+        if let Some(beside) =
+            SiteFolder::beside_database(&database).iter().find(|beside| is_same_file(&bell, beside))
+        {
+            bail!(
+                "bell is {beside:?}, which belongs to the database; it is a file of its own, such as site.bell"
+            );
         }
         Ok(())
     }
@@ -119,6 +133,29 @@ impl ManagerConfig {
         }
         self
     }
+}
+
+/// Where a path leads, links followed also where they lead to nothing yet: whoever makes a file there makes it at their end.
+fn resolved(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        if let Ok(there) = path.canonicalize() {
+            return there;
+        }
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { break };
+        let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+        match std::fs::read_link(&path) {
+            Ok(target) => path = folder.join(target),
+            Err(_) => return folder.join(name),
+        }
+    }
+    path
+}
+
+/// By name, or because one file has both.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| path.metadata().map(|there| (there.dev(), there.ino()));
+    one == other || matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 fn listen_default() -> SocketAddr {
@@ -185,6 +222,45 @@ mod tests {
         let error = load(&format!("bell = \"./site.db\"\n{LEAST}")).unwrap_err();
         assert!(format!("{error:#}").contains("bell is the database itself"), "{error:#}");
         assert!(load(&LEAST.replace("site.db", "site.bell")).is_err());
+    }
+
+    #[test]
+    fn a_bell_that_leads_to_the_database_or_to_what_lies_beside_it_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir(at("db")).unwrap();
+        std::fs::write(at("db/real.db"), "").unwrap();
+        std::os::unix::fs::symlink("db/real.db", at("site.db")).unwrap();
+        std::os::unix::fs::symlink("db", at("linked")).unwrap();
+        std::os::unix::fs::symlink("site.db", at("link-to-link")).unwrap();
+        std::os::unix::fs::symlink("linked/real.db-wal", at("link-to-what-is-not-there")).unwrap();
+        std::fs::hard_link(at("db/real.db"), at("second-name")).unwrap();
+        std::fs::write(at("db/real.db-shm"), "").unwrap();
+        std::fs::hard_link(at("db/real.db-shm"), at("second-name-of-the-index")).unwrap();
+        let load = |bell: &str| {
+            std::fs::write(at("manager.toml"), format!("bell = {bell:?}\n{LEAST}")).unwrap();
+            ManagerConfig::load(&at("manager.toml"))
+        };
+        for (bell, what) in [
+            ("db/real.db", "the database itself"),
+            ("linked/real.db", "the database itself"),
+            ("db/../linked/./real.db", "the database itself"),
+            ("link-to-link", "the database itself"),
+            ("second-name", "the database itself"),
+            ("db/real.db-wal", "belongs to the database"),
+            ("linked/real.db-journal", "belongs to the database"),
+            ("link-to-what-is-not-there", "belongs to the database"),
+            ("second-name-of-the-index", "belongs to the database"),
+            ("db/real.db.manager-lock", "belongs to the database"),
+        ] {
+            let error = format!("{:#}", load(bell).unwrap_err());
+            assert!(error.contains(what) && error.contains("manager.toml"), "{bell}: {error}");
+        }
+        for bell in ["site.bell", "db/site.bell", "linked/real.db.bell", "nowhere/bell"] {
+            assert!(load(bell).is_ok(), "{bell}");
+        }
+        std::os::unix::fs::symlink("itself", at("itself")).unwrap();
+        assert!(load("itself").is_ok(), "it cannot be opened, which is said then");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::Disk;
 use bgb_protocol::api::InboxStatus;
+use bgb_protocol::file::FileKind;
 use bgb_protocol::head::SignedHead;
 use bgb_protocol::ids::UnixMillis;
 use bgb_protocol::signature::SigningKey;
@@ -224,9 +225,14 @@ impl Manager {
         self.messages.say(now, id, about, text);
     }
 
-    /// A step of moving results back that were taken in at `since` or later; what all came to, when it is over.
-    pub(crate) fn retake_step(&mut self, since: UnixMillis) -> Option<Retaken> {
-        self.inbox.retake(since)
+    /// A step of moving results back that were taken in at `since` or later, or that the database does not know; what all came to, when
+    /// it is over.
+    pub(crate) fn retake_step(&mut self, since: UnixMillis) -> Result<Option<Retaken>, SiteError> {
+        let Self { inbox, store, .. } = self;
+        inbox.retake(since, |server, epoch, sequence| {
+            let place = store.read().file_place(server, epoch, FileKind::Results, sequence)?;
+            Ok(place.is_some_and(|place| place.complete))
+        })
     }
 
     fn work(&mut self, now: Now) -> Result<Next, IngestError> {

@@ -47,11 +47,12 @@ pub(crate) struct TestSite {
     _root: tempfile::TempDir,
 }
 
-/// A simulated disk some of whose folders cannot be read, and that notes which were.
+/// A simulated disk some of whose folders cannot be read and some of whose files cannot be moved, and that notes which folders were read.
 #[derive(Clone, Default)]
 pub(crate) struct TestDisk {
     pub(crate) disk: SimDisk,
     pub(crate) unreadable: Arc<Mutex<BTreeSet<PathBuf>>>,
+    pub(crate) immovable: Arc<Mutex<BTreeSet<PathBuf>>>,
     pub(crate) listed: Arc<Mutex<Vec<PathBuf>>>,
 }
 
@@ -73,6 +74,9 @@ impl Disk for TestDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if self.immovable.lock().contains(from) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         self.disk.rename(from, to)
     }
 

@@ -176,6 +176,19 @@ impl Header {
         format!("{counter:010}-{nonce:016x}-{:010}.{}", self.sequence, self.kind.extension())
     }
 
+    /// Which file has a name that [`file_name`](Self::file_name) gave: the server's life and the number in it. `None` for any other name.
+    #[must_use]
+    pub fn parse_file_name(name: &str) -> Option<(Epoch, u64)> {
+        let (stem, _) = name.rsplit_once('.')?;
+        let mut parts = stem.split('-');
+        let (counter, nonce, sequence) = (parts.next()?, parts.next()?, parts.next()?);
+        if parts.next().is_some() {
+            return None;
+        }
+        let epoch = Epoch { counter: counter.parse().ok()?, nonce: u64::from_str_radix(nonce, 16).ok()? };
+        Some((epoch, sequence.parse().ok()?))
+    }
+
     /// The header's bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; HEADER_BYTES] {

@@ -1,6 +1,7 @@
 -- Version 2: what a restore leaves to be done, and what it has to know later.
 
--- Result files of `done` that were taken in at this time or later are to be taken in again; NULL when there are none.
+-- Result files of `done` that this database does not know, and those that were taken in at this time or later, are to be taken in again; NULL
+-- when there are none.
 ALTER TABLE site ADD COLUMN retake_since INTEGER;
 -- Device numbers below device_next that no device of this database ever got: machines that it does not know may bear them. A set, NULL
 -- when there are none, and how many they are.

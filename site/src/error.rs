@@ -169,9 +169,32 @@ pub enum SiteError {
         /// Its process id.
         holder: String,
     },
-    /// The manager's lock cannot be taken.
+    /// Another command changes the site.
+    #[error(
+        "another `bgb site restore` or `bgb site server-add` (process {holder}) is at work on this site: try again when it is over"
+    )]
+    SetUpRuns {
+        /// Its process id.
+        holder: String,
+    },
+    /// A lock cannot be taken.
     #[error(transparent)]
     Lock(bgb_daemon::lock::LockError),
+    /// The manager's configuration cannot be read.
+    #[error(transparent)]
+    Config(#[from] bgb_daemon::config::ConfigError),
+    /// The former database cannot be read or written, for a reason that says nothing of what is in it.
+    #[error(
+        "{}: the former database could not be read or put away: {error}. That need not be a damage of it, and so nothing was changed: see to \
+         the disk and to who may use the file; or, to go without what it knows, move it and its -wal to another place and restore again",
+        path.display()
+    )]
+    FormerRefused {
+        /// The former database.
+        path: PathBuf,
+        /// What was said.
+        error: Box<SiteError>,
+    },
     /// Somebody reads the database for longer than a moment.
     #[error(
         "{}: somebody reads the site database, a check or a backup perhaps; try again when that is over. Nothing was changed",
@@ -185,6 +208,12 @@ pub enum SiteError {
     #[error("{}: there is such a file already, and nothing is overwritten; choose another name", path.display())]
     FileExists {
         /// The file.
+        path: PathBuf,
+    },
+    /// The same copy is being made by somebody else.
+    #[error("{}: another `bgb site backup` is making this copy; wait until it is done, or choose another name", path.display())]
+    CopyIsMade {
+        /// The copy.
         path: PathBuf,
     },
     /// A copy is one of another site.
@@ -251,7 +280,10 @@ impl SiteError {
     }
 
     /// For `map_err` on file operations.
-    pub(crate) fn io(path: impl Into<PathBuf>, what: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io<P: Into<PathBuf>>(
+        path: P,
+        what: &'static str,
+    ) -> impl FnOnce(io::Error) -> Self + use<P> {
         let path = path.into();
         move |source| Self::Io { path, what, source }
     }

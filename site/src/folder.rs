@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 
 use bgb_protocol::ids::ServerId;
 
+/// What SQLite keeps beside a database, by the ending of the name.
+pub(crate) const SIDES: [&str; 3] = ["-wal", "-shm", "-journal"];
+
 /// A site's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SiteFolder {
@@ -46,8 +49,21 @@ impl SiteFolder {
     /// so that whoever calls the same database by another name finds the same lock.
     #[must_use]
     pub fn manager_lock(database: &Path) -> PathBuf {
+        lock_beside(database, ".manager-lock")
+    }
+
+    /// The lock that whoever changes which servers a site has, or which database, holds meanwhile, beside the database as well.
+    #[must_use]
+    pub fn set_up_lock(database: &Path) -> PathBuf {
+        lock_beside(database, ".set-up-lock")
+    }
+
+    /// Whatever lies beside a database and must be no other file of the site: what SQLite keeps there, and the locks.
+    #[must_use]
+    pub fn beside_database(database: &Path) -> [PathBuf; 5] {
         let resolved = std::fs::canonicalize(database);
-        beside(resolved.as_deref().unwrap_or(database), ".manager-lock")
+        let [log, index, journal] = SIDES.map(|side| beside(resolved.as_deref().unwrap_or(database), side));
+        [log, index, journal, Self::manager_lock(database), Self::set_up_lock(database)]
     }
 
     /// The doorbell.
@@ -189,9 +205,43 @@ impl SiteFolder {
     }
 }
 
+fn lock_beside(database: &Path, ending: &str) -> PathBuf {
+    let resolved = std::fs::canonicalize(database);
+    beside(resolved.as_deref().unwrap_or(database), ending)
+}
+
+/// The folder of `path`: the one that the process is in where none is named.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// `path` with more behind its name.
 pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locks_are_found_through_links_also_of_folders() {
+        let temporary = tempfile::tempdir().unwrap();
+        let root = temporary.path().canonicalize().unwrap();
+        let (folder, database) = (root.join("site"), root.join("site/site.db"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(&database, "").unwrap();
+        let (link, linked_folder) = (root.join("linked.db"), root.join("linked"));
+        std::os::unix::fs::symlink("site/site.db", &link).unwrap();
+        std::os::unix::fs::symlink(&folder, &linked_folder).unwrap();
+        for name in [&database, &link, &linked_folder.join("site.db")] {
+            assert_eq!(SiteFolder::manager_lock(name), folder.join("site.db.manager-lock"));
+            assert_eq!(SiteFolder::set_up_lock(name), folder.join("site.db.set-up-lock"));
+        }
+        // One that is not there has no other name.
+        let missing = root.join("missing.db");
+        assert_eq!(SiteFolder::manager_lock(&missing), root.join("missing.db.manager-lock"));
+    }
 }

@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand;
+use bgb_daemon::lock::ProcessLock;
 use bgb_daemon::secret;
 use bgb_protocol::ids::{Generation, KeyId, ServerId, SiteCode, UnixMillis};
 use tracing::info;
@@ -19,6 +20,9 @@ use zeroize::Zeroizing;
 use crate::authority::Authority;
 use crate::error::SiteError;
 use crate::folder::SiteFolder;
+use crate::named_files::NamedFiles;
+use crate::owner::Owner;
+use crate::server_numbers;
 use crate::signing_key;
 use crate::store::Store;
 
@@ -138,34 +142,58 @@ pub fn site_init(options: &InitOptions) -> Result<InitReport, SiteError> {
 /// Adds a server to a site: its number, certificate, folder, inbox and configuration. The manager may be running.
 ///
 /// # Errors
-/// When an address is none, the site's files cannot be read, or the system refuses.
+/// When an address is none, the site's files cannot be read, the database is being restored, or the system refuses.
 pub fn server_add(folder: &SiteFolder, options: &ServerOptions) -> Result<ServerReport, SiteError> {
     check_addresses(&options.addresses)?;
-    let mut store = Store::open(&folder.database())?;
+    let files = NamedFiles::of(folder)?;
+    // Before the database is opened: it may be the one that a restore is about to put away.
+    let _lock = lock_set_up(&files.database)?;
+    let mut store = Store::open(&files.database)?;
     let authority = Authority::load(folder, store.code())?;
-    let last = store.read().servers()?.last().map_or(0, |row| row.server.0);
-    if last >= SERVERS_MAX {
-        let advice = "give the servers that are there more connections";
-        return Err(SiteError::Limit { what: "servers of a site", limit: u64::from(SERVERS_MAX), advice });
-    }
-    let server = ServerId(last + 1);
-    let own = folder.server(server);
-    if std::fs::symlink_metadata(&own).is_ok() {
-        // A restored database may not know of it: what is in it is somebody's key and spool.
-        return Err(SiteError::FolderNotEmpty { path: own });
-    }
-    let made = make_server(folder, &authority, &mut store, server, options);
-    let mut report = match made {
-        Ok(report) => report,
-        Err(error) => {
-            for beside in [folder.server_inbox(server), folder.server_logs(server)] {
-                let _ = std::fs::remove_dir(&beside);
-            }
-            return Err(undo(&own, false, error));
-        }
-    };
+    let server = free_number(folder, &files, &store)?;
+    let mut report = add_numbered(folder, &files, &authority, &mut store, server, options)?;
     report.named_in_manager_config = name_in_manager_config(&folder.manager_config(), &options.addresses)?;
     Ok(report)
+}
+
+fn lock_set_up(database: &Path) -> Result<ProcessLock, SiteError> {
+    if !database.exists() {
+        return Err(SiteError::Missing { path: database.to_owned() });
+    }
+    Owner::of(database)?.lock_set_up(database)
+}
+
+/// The next number that no server has, nor ever had as far as database or folders tell: one that was added after the copy was made that the
+/// database was restored from has a certificate and a spool.
+fn free_number(folder: &SiteFolder, files: &NamedFiles, store: &Store) -> Result<ServerId, SiteError> {
+    let last = store.read().servers()?.last().map_or(0, |row| row.server.0);
+    let taken = server_numbers::taken(folder, &files.inbox)?;
+    let free = (last.saturating_add(1)..=SERVERS_MAX).find(|number| !taken.contains(number));
+    let advice = "give the servers that are there more connections";
+    let limit = u64::from(SERVERS_MAX);
+    free.map(ServerId).ok_or(SiteError::Limit { what: "servers of a site", limit, advice })
+}
+
+/// Adds the server of a number that is free; when that fails, what was made of it is removed again.
+fn add_numbered(
+    folder: &SiteFolder,
+    files: &NamedFiles,
+    authority: &Authority,
+    store: &mut Store,
+    server: ServerId,
+    options: &ServerOptions,
+) -> Result<ServerReport, SiteError> {
+    let own = folder.server(server);
+    if std::fs::symlink_metadata(&own).is_ok() {
+        // What is in it is somebody's key and spool.
+        return Err(SiteError::FolderNotEmpty { path: own });
+    }
+    make_server(folder, files, authority, store, server, options).map_err(|error| {
+        for beside in [files.inbox.join(server.to_string()), folder.server_logs(server)] {
+            let _ = std::fs::remove_dir(&beside);
+        }
+        undo(&own, false, error)
+    })
 }
 
 /// Makes sure that the folder is there and empty; says whether it was there before.
@@ -214,7 +242,8 @@ fn fill(options: &InitOptions) -> Result<InitReport, SiteError> {
         admin: options.server_admin,
         now: options.now,
     };
-    let mut server = make_server(&folder, &authority, &mut store, ServerId(1), &server)?;
+    let files = NamedFiles::as_made(&folder);
+    let mut server = make_server(&folder, &files, &authority, &mut store, ServerId(1), &server)?;
     write_file(&folder.manager_config(), &manager_config(options), FILE_MODE)?;
     server.named_in_manager_config = true;
     info!("site {} made in {}", options.code, options.root.display());
@@ -248,6 +277,7 @@ fn make_folders(folder: &SiteFolder) -> Result<(), SiteError> {
 
 fn make_server(
     folder: &SiteFolder,
+    files: &NamedFiles,
     authority: &Authority,
     store: &mut Store,
     server: ServerId,
@@ -257,7 +287,7 @@ fn make_server(
     let certificate = authority.issue_server(server, &names, options.now)?;
     make_folder(&folder.server(server), PRIVATE_MODE)?;
     make_folder(&folder.server_spool(server), PRIVATE_MODE)?;
-    make_folder(&folder.server_inbox(server), DROP_MODE)?;
+    make_folder(&files.inbox.join(server.to_string()), DROP_MODE)?;
     let logs = folder.server_logs(server);
     if logs != folder.logs() {
         make_folder(&logs, DROP_MODE)?;
@@ -265,7 +295,7 @@ fn make_server(
     secret::write_new(&folder.server_key(server), certificate.key_pem.as_bytes())?;
     write_file(&folder.server_certificate(server), &certificate.certificate_pem, FILE_MODE)?;
     let config = folder.server_config(server);
-    write_file(&config, &server_config(folder, authority.site(), server, options), FILE_MODE)?;
+    write_file(&config, &server_config(folder, files, authority.site(), server, options), FILE_MODE)?;
     store.add_server(server, &options.addresses[0])?;
     info!("server {server} made, its certificate names {}", names.join(", "));
     Ok(ServerReport {
@@ -376,18 +406,26 @@ directory = "logs"
     )
 }
 
-fn server_config(folder: &SiteFolder, code: SiteCode, server: ServerId, options: &ServerOptions) -> String {
+fn server_config(
+    folder: &SiteFolder,
+    files: &NamedFiles,
+    code: SiteCode,
+    server: ServerId,
+    options: &ServerOptions,
+) -> String {
     let logs = folder.server_logs(server);
-    let logs = logs.strip_prefix(folder.root()).unwrap_or(&logs).display();
+    let [database, bell, inbox, logs] =
+        [&files.database, &files.bell, &files.inbox.join(server.to_string()), &logs]
+            .map(|path| from_server_folder(folder, path));
     format!(
         r#"# Notification server {server} of site {code}. Paths are relative to this file's folder.
 site = "{code}"
 server = {server}
 listen = "{listen}"
 admin = "{admin}"
-database = "../../site.db"
-bell = "../../site.bell"
-inbox = "../../inboxes/bgb.box/{server}"
+database = "{database}"
+bell = "{bell}"
+inbox = "{inbox}"
 spool = "spool"
 
 [tls]
@@ -396,11 +434,29 @@ key = "server.key"
 authority = "../../authority/ca.pem"
 
 [log]
-directory = "../../{logs}"
+directory = "{logs}"
 "#,
         listen = options.listen,
         admin = options.admin,
     )
+}
+
+/// A path as it is written in a server's configuration, between quotes: from the server's own folder where it leads from the site's.
+fn from_server_folder(folder: &SiteFolder, path: &Path) -> String {
+    let path = match path.strip_prefix(folder.root()) {
+        Ok(inside) => Path::new("../..").join(inside),
+        Err(_) => path.to_owned(),
+    };
+    path.to_string_lossy().chars().map(escaped).collect()
+}
+
+/// A character of a basic string of TOML (1.0, String).
+fn escaped(letter: char) -> String {
+    match letter {
+        '"' | '\\' => format!("\\{letter}"),
+        _ if letter.is_control() => format!("\\u{:04X}", u32::from(letter)),
+        _ => letter.to_string(),
+    }
 }
 
 fn quoted(addresses: &[String]) -> String {

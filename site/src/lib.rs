@@ -16,14 +16,18 @@ mod connection;
 pub mod error;
 pub mod folder;
 pub mod init;
+pub mod named_files;
+mod owner;
 pub mod queue_reader;
 pub mod restore;
 mod schema;
+pub mod server_numbers;
 pub mod signing_key;
 pub mod store;
 
 pub use authority::{Authority, IssuedCertificate};
 pub use error::SiteError;
 pub use folder::SiteFolder;
+pub use named_files::NamedFiles;
 pub use queue_reader::QueueReader;
 pub use store::{Reader, Store};

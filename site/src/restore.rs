@@ -1,7 +1,7 @@
 //! `bgb site restore`: puts a copy in the place of the site's database, as a whole or not at all.
 //!
 //! ```text
-//! lock --> copy beside the database (.restoring) --> open, check, bring up to date, note what is left to do --> fsync
+//! locks --> copy beside the database (.restoring) --> open, check, bring up to date, note what is left to do --> fsync
 //!      --> keep the former database (.before-restore-TIME) --> an empty log, then the new database under their names
 //! ```
 //!
@@ -14,16 +14,15 @@
 //! - device numbers and policy versions: they go on behind those that were given since, or, where nobody can tell, well behind them. A machine
 //!   that was added since has a certificate that holds; its number is never given to another one, and no task is for it;
 //! - which servers there are: those of the former database, and those that have a folder, are made known again;
-//! - results: the manager takes in again, from `done`, what came after the copy was made (`retake_since`).
+//! - results: the manager takes in again, from `done`, what the copy does not know and what came since (`retake_since`).
 //!
 //! Presence needs nothing: sessions only count upwards, and each server's next full list settles what it holds.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use bgb_daemon::lock::{LockError, ProcessLock};
 use bgb_protocol::ids::{Generation, ServerId, SiteCode, UnixMillis};
 use bgb_protocol::status::StatusId;
 use jiff::Timestamp;
@@ -31,21 +30,23 @@ use roaring::RoaringBitmap;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use tracing::info;
 
-use crate::backup::{newest_head, remove_if_there, sync_folder_of};
-use crate::connection::{self, DATABASE_MODE};
+use crate::backup::{newest_head, sync_folder_of};
+use crate::connection;
 use crate::error::SiteError;
-use crate::folder::{SiteFolder, beside};
+use crate::folder::beside;
 use crate::schema;
 use crate::store::columns::{device_number, integer, millis, read_set, set_bytes, time, unsigned};
 use crate::store::draw_generation;
+use former::FormerFile;
 pub use lost::Lost;
+use place::Place;
 
+mod former;
 mod lost;
+mod place;
 
-/// What SQLite keeps beside a database, by the ending of the name.
-const SIDES: [&str; 3] = ["-wal", "-shm", "-journal"];
-
-/// How far before the newest head of the copy results are taken in again: one head may be missing, and clocks be set.
+/// How far before the newest head of the copy results are taken in again also where it knows their files: one head may be missing, and clocks
+/// be set.
 const RETAKE_MARGIN_MS: u64 = 2 * bgb_protocol::head::HEAD_INTERVAL_MS;
 
 /// Device numbers that are passed over when nobody can tell which were given since the copy was made: more than a site adds between
@@ -54,9 +55,6 @@ const NUMBERS_PASSED_OVER: u64 = 100_000;
 
 /// The same for versions of policy documents, of which there is no end.
 const VERSIONS_PASSED_OVER: u64 = 1_000_000;
-
-/// Attempts to fold the former database's log into it, each of which waits a second for readers.
-const FOLD_ATTEMPTS: u32 = 5;
 
 /// What is known beside the two databases.
 #[derive(Clone, Debug)]
@@ -78,7 +76,7 @@ pub struct RestoreReport {
     pub generation: Generation,
     /// The time of the newest signed head in the copy: what was ordered after it may be gone.
     pub head: Option<UnixMillis>,
-    /// From when on results are taken in again.
+    /// From when on results are taken in again, beside those that the copy does not know.
     pub retake_since: UnixMillis,
     /// What the former database was.
     pub former: Former,
@@ -101,39 +99,6 @@ pub enum Former {
     Missing,
 }
 
-/// The places of one restore.
-struct Place {
-    /// The database, links resolved: SQLite puts its log there as well.
-    database: PathBuf,
-    /// The copy on its way.
-    restoring: PathBuf,
-    /// The former database's new name.
-    kept: PathBuf,
-    /// Whose the new files are to be, and their mode.
-    owner: Owner,
-}
-
-struct Owner {
-    user: u32,
-    group: u32,
-    mode: u32,
-}
-
-/// What is read of the former database.
-struct FormerSite {
-    connection: Connection,
-    code: SiteCode,
-    device_next: u64,
-    policy_version: u64,
-    servers: Vec<(u32, Option<String>)>,
-}
-
-enum FormerFile {
-    Readable(Box<FormerSite>),
-    Unreadable(String),
-    Missing,
-}
-
 /// Puts the copy in `copy` in the place of the database at `database`, which may be damaged or missing. The manager must be stopped;
 /// servers may go on.
 ///
@@ -142,7 +107,10 @@ enum FormerFile {
 /// site's as before. Where that one could not be read, it may have been moved away already (`.before-restore-TIME` beside it).
 pub fn restore(database: &Path, copy: &Path, options: &RestoreOptions) -> Result<RestoreReport, SiteError> {
     let place = Place::of(database, options.now)?;
-    let _lock = lock(&SiteFolder::manager_lock(database), &place.owner)?;
+    let _set_up_lock = place.owner.lock_set_up(&place.database)?;
+    let _manager_lock = place.owner.lock_out_manager(&place.database)?;
+    // What it names is not to be cleaned up before somebody has read why.
+    refuse_own(&place, copy)?;
     let prepared = prepare(&place, copy, options).and_then(|(report, former)| {
         put_in_place(&place, former)?;
         info!("site database restored from {}, generation {}", copy.display(), report.generation);
@@ -154,70 +122,11 @@ pub fn restore(database: &Path, copy: &Path, options: &RestoreOptions) -> Result
     prepared
 }
 
-impl Place {
-    fn of(database: &Path, now: UnixMillis) -> Result<Self, SiteError> {
-        let database = match std::fs::canonicalize(database) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !database.is_symlink() => {
-                database.to_owned()
-            }
-            resolved => resolved.map_err(SiteError::io(database, "cannot be found"))?,
-        };
-        let folder = database.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        let owner = match std::fs::metadata(&database) {
-            Ok(there) => Owner { user: there.uid(), group: there.gid(), mode: there.mode() & 0o777 },
-            Err(_) => {
-                let folder =
-                    std::fs::metadata(folder).map_err(SiteError::io(folder, "the folder cannot be read"))?;
-                Owner { user: folder.uid(), group: folder.gid(), mode: DATABASE_MODE }
-            }
-        };
-        let kept = beside(&database, &format!(".before-restore-{}", readable(now, "%Y%m%dT%H%M%SZ")));
-        Ok(Self { restoring: beside(&database, ".restoring"), kept, database, owner })
-    }
-
-    fn remove_unfinished(&self) -> Result<(), SiteError> {
-        remove_if_there(&self.restoring)?;
-        SIDES.iter().try_for_each(|side| remove_if_there(&beside(&self.restoring, side)))
-    }
-}
-
-impl Owner {
-    /// Whoever restores may be another account than the manager's: what was the manager's stays so.
-    fn give(&self, path: &Path) -> Result<(), SiteError> {
-        let give = || {
-            let there = std::fs::metadata(path)?;
-            if (there.uid(), there.gid()) != (self.user, self.group) {
-                chown(path, Some(self.user), Some(self.group))?;
-            }
-            Ok(())
-        };
-        give().map_err(SiteError::io(
-            path,
-            "cannot be given to the database's account; restore as root or as that account",
-        ))
-    }
-}
-
 /// A time in UTC.
 fn readable(at: UnixMillis, format: &str) -> String {
     let at = Timestamp::from_millisecond(integer(at.0));
     // What is beyond the year 9999 is no time that anybody reads.
     at.map_or_else(|_| integer(u64::MAX).to_string(), |at| at.strftime(format).to_string())
-}
-
-/// Takes the lock that the manager takes.
-fn lock(path: &Path, owner: &Owner) -> Result<ProcessLock, SiteError> {
-    let is_new = !path.exists();
-    let lock = ProcessLock::take(path, "manager").map_err(|error| match error {
-        LockError::Held { holder, .. } => SiteError::ManagerRuns { holder },
-        error => SiteError::Lock(error),
-    })?;
-    if is_new {
-        // The manager must be able to take it.
-        owner.give(path)?;
-    }
-    Ok(lock)
 }
 
 /// Makes the new database beside the former one, complete and durable.
@@ -226,9 +135,8 @@ fn prepare(
     copy: &Path,
     options: &RestoreOptions,
 ) -> Result<(RestoreReport, FormerFile), SiteError> {
-    refuse_own(place, copy)?;
     place.remove_unfinished()?;
-    let former = look_at(&place.database)?;
+    let former = former::look_at(&place.database)?;
     bring(place, copy)?;
     let mut connection = connection::open_copy(&place.restoring, copy).map_err(of_copy(copy))?;
     check_whole(&connection).map_err(of_copy(copy))?;
@@ -263,38 +171,6 @@ fn prepare(
     let report =
         RestoreReport { site, generation, head, retake_since, former: state, kept, servers_added, lost };
     Ok((report, former))
-}
-
-/// Reads the former database, if that can be done at all.
-fn look_at(database: &Path) -> Result<FormerFile, SiteError> {
-    if let Err(error) = File::open(database)
-        && error.kind() == io::ErrorKind::PermissionDenied
-    {
-        // It may well be whole: that this account may not see it is no reason to do without what it knows.
-        let what = "the former database cannot be read; restore as root or as its account";
-        return Err(SiteError::io(database, what)(error));
-    }
-    match read_former(database) {
-        Ok(site) => Ok(FormerFile::Readable(Box::new(site))),
-        Err(SiteError::Missing { .. }) => Ok(FormerFile::Missing),
-        Err(error @ (SiteError::Busy | SiteError::ReadOnly | SiteError::DiskFull)) => Err(error),
-        Err(error) => Ok(FormerFile::Unreadable(error.to_string())),
-    }
-}
-
-fn read_former(database: &Path) -> Result<FormerSite, SiteError> {
-    let connection = connection::open_to_replace(database)?;
-    let (code, device_next, policy_version): (String, i64, i64) =
-        connection.query_row("SELECT code, device_next, policy_version FROM site", [], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        })?;
-    let code = code.parse().map_err(|error| SiteError::Corrupt(format!("the site's row: {error}")))?;
-    let mut statement = connection.prepare("SELECT number, address FROM server")?;
-    let servers = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let servers = servers.collect::<Result<Vec<_>, _>>()?;
-    drop(statement);
-    let (device_next, policy_version) = (unsigned(device_next), unsigned(policy_version));
-    Ok(FormerSite { connection, code, device_next, policy_version, servers })
 }
 
 /// Refuses a copy that a restore would take away or write over before it could be read.
@@ -453,27 +329,7 @@ fn empty_log(connection: &Connection) -> Result<bool, SiteError> {
 
 /// Puts the former database away and the new one in its place.
 fn put_in_place(place: &Place, former: FormerFile) -> Result<(), SiteError> {
-    let held = match former {
-        FormerFile::Readable(former) => match fold(place, &former.connection) {
-            Ok(()) => {
-                keep_beside(place)?;
-                Some(former)
-            }
-            Err(error @ (SiteError::InUse { .. } | SiteError::Busy | SiteError::DiskFull)) => {
-                return Err(error);
-            }
-            // Damaged further in.
-            Err(_) => {
-                drop(former);
-                move_away(place)?;
-                None
-            }
-        },
-        FormerFile::Unreadable(_) | FormerFile::Missing => {
-            move_away(place)?;
-            None
-        }
-    };
+    let held = former::put_away(place, former)?;
     for (from, to) in renames(place) {
         std::fs::rename(&from, &to).map_err(SiteError::io(&to, "cannot be put in place"))?;
     }
@@ -486,43 +342,6 @@ fn put_in_place(place: &Place, former: FormerFile) -> Result<(), SiteError> {
 /// In their order: whoever opens the database in between finds the former one with an empty log.
 fn renames(place: &Place) -> [(PathBuf, PathBuf); 3] {
     ["-wal", "-shm", ""].map(|side| (beside(&place.restoring, side), beside(&place.database, side)))
-}
-
-/// Makes the former database whole by itself, and keeps others from writing it for as long as the connection lives.
-fn fold(place: &Place, former: &Connection) -> Result<(), SiteError> {
-    let log = beside(&place.database, "-wal");
-    for _ in 0..FOLD_ATTEMPTS {
-        if !empty_log(former)? {
-            continue;
-        }
-        former.execute_batch("BEGIN IMMEDIATE")?;
-        if std::fs::metadata(&log).map_or(0, |log| log.len()) == 0 {
-            return Ok(());
-        }
-        former.execute_batch("ROLLBACK")?;
-    }
-    Err(SiteError::InUse { path: place.database.clone() })
-}
-
-/// A second name for the former database, which keeps its own until the new one takes it.
-fn keep_beside(place: &Place) -> Result<(), SiteError> {
-    std::fs::hard_link(&place.database, &place.kept)
-        .map_err(SiteError::io(&place.kept, "the former database cannot be kept under this name"))?;
-    sync_folder_of(&place.database)
-}
-
-/// A former database that cannot be read goes away first, and its log with it: nothing is the site's then until the new one is.
-fn move_away(place: &Place) -> Result<(), SiteError> {
-    for side in [""].into_iter().chain(SIDES) {
-        let (from, to) = (beside(&place.database, side), beside(&place.kept, side));
-        match std::fs::rename(&from, &to) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(SiteError::io(from, "the former database cannot be moved away")(error));
-            }
-            _ => {}
-        }
-    }
-    sync_folder_of(&place.database)
 }
 
 #[cfg(test)]

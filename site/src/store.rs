@@ -52,6 +52,7 @@ pub use results::{DifferingResult, FinalWord, ResultsOutcome, VerifiedRow};
 pub use retention::Retention;
 pub(crate) use status::say;
 
+pub use restored::RETAKE_UNKNOWN;
 pub use servers::{ServerRow, silence_ms};
 pub use site_row::SiteRow;
 pub use status::{StatusFilter, StoredStatus};

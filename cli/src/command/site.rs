@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bgb_daemon::log::{self, LogGuard, LogOptions, StderrFormat};
 use bgb_site::init::{InitOptions, InitReport, ServerOptions, ServerReport, server_add, site_init};
-use bgb_site::{Authority, Reader, SiteError, SiteFolder, check, signing_key};
+use bgb_site::{Authority, NamedFiles, Reader, SiteError, SiteFolder, check, signing_key};
 use serde::Serialize;
 
 use crate::arguments::{SiteCheck, SiteCommand, SiteCopy, SiteInit, SiteServerAdd};
@@ -40,7 +40,10 @@ pub(crate) fn run(command: SiteCommand, site: Option<&Path>, terminal: &Terminal
 pub(crate) fn failure(error: &SiteError) -> Failure {
     let exit = match error {
         SiteError::Missing { .. } | SiteError::NotFound { .. } => Exit::NotFound,
-        SiteError::FolderNotEmpty { .. } | SiteError::FileExists { .. } => Exit::Conflict,
+        SiteError::FolderNotEmpty { .. }
+        | SiteError::FileExists { .. }
+        | SiteError::CopyIsMade { .. }
+        | SiteError::SetUpRuns { .. } => Exit::Conflict,
         SiteError::Address(_) => Exit::Usage,
         _ => Exit::Failed,
     };
@@ -180,14 +183,15 @@ struct Found {
 }
 
 fn check(folder: &SiteFolder, terminal: &Terminal) -> Result<Exit, Failure> {
-    let report = check::check(&folder.database()).map_err(|error| failure(&error))?;
+    let files = NamedFiles::of(folder).map_err(|error| failure(&error))?;
+    let report = check::check(&files.database).map_err(|error| failure(&error))?;
     let mut findings: Vec<Found> = report
         .findings
         .into_iter()
         .map(|finding| Found { check: finding.check.to_owned(), text: finding.text })
         .collect();
     let mut checked = report.checked;
-    let reader = Reader::open(&folder.database()).map_err(|error| failure(&error))?;
+    let reader = Reader::open(&files.database).map_err(|error| failure(&error))?;
     let site = reader.read().site().map_err(|error| failure(&error))?;
     for (what, error) in [
         ("authority", Authority::load(folder, site.code).err()),
@@ -239,6 +243,8 @@ fn check_loopback(option: &str, address: SocketAddr) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use bgb_protocol::ids::UnixMillis;
+    use bgb_site::backup::backup;
+    use bgb_site::restore::{RestoreOptions, restore};
 
     use super::*;
 
@@ -288,6 +294,71 @@ mod tests {
         let none = copies::put_back(&folder, &keep.path().join("none"), &Terminal::plain()).unwrap_err();
         assert_eq!(none.exit(), Exit::NotFound);
         assert!(none.to_string().contains("bgb site backup"), "{none}");
+    }
+
+    #[test]
+    fn the_database_is_the_one_that_the_managers_configuration_names() {
+        let (keep, folder) = site();
+        let (database, copy) = (keep.path().join("elsewhere.db"), keep.path().join("copy"));
+        // A database that nobody uses any more lies where a new site has its own.
+        backup(&folder.database(), &database).unwrap();
+        let config = std::fs::read_to_string(folder.manager_config()).unwrap();
+        std::fs::write(folder.manager_config(), config.replace("\"site.db\"", "\"../elsewhere.db\""))
+            .unwrap();
+        let disused = std::fs::read(folder.database()).unwrap();
+        let options = ServerOptions {
+            addresses: vec!["127.0.0.2:10123".to_owned()],
+            listen: "127.0.0.1:1".parse().unwrap(),
+            admin: "127.0.0.1:2".parse().unwrap(),
+            now: UnixMillis(1_795_435_200_000),
+        };
+        let servers = |database: &Path| Reader::open(database).unwrap().read().servers().unwrap().len();
+        server_add(&folder, &options).unwrap();
+        assert_eq!((servers(&database), servers(&folder.database())), (2, 1));
+        assert_eq!(copies::make(&folder, &copy, &Terminal::plain()).unwrap(), Exit::Done);
+        let copied = keep.path().join("copied");
+        std::fs::copy(&copy, &copied).unwrap();
+        assert_eq!(restore(&copied, &copy, &options_of_copy()).unwrap().servers_added, []);
+        assert_eq!(servers(&copied), 2);
+
+        std::fs::write(&database, "this was a database").unwrap();
+        assert_eq!(check(&folder, &Terminal::plain()).unwrap_err().exit(), Exit::Failed);
+        assert_eq!(copies::put_back(&folder, &copy, &Terminal::plain()).unwrap(), Exit::Done);
+        assert_eq!(servers(&database), 2);
+        assert_eq!(check(&folder, &Terminal::plain()).unwrap(), Exit::Done);
+        assert!(std::fs::read(folder.database()).unwrap() == disused, "nobody has touched it");
+
+        // One that cannot be read is no reason to take another database.
+        std::fs::write(folder.manager_config(), "site = LAB").unwrap();
+        let other = keep.path().join("other");
+        for failure in [
+            copies::make(&folder, &other, &Terminal::plain()).unwrap_err(),
+            copies::put_back(&folder, &copy, &Terminal::plain()).unwrap_err(),
+            check(&folder, &Terminal::plain()).unwrap_err(),
+        ] {
+            assert!(failure.to_string().contains("manager.toml:1:"), "{failure}");
+        }
+        assert!(!other.exists());
+    }
+
+    fn options_of_copy() -> RestoreOptions {
+        RestoreOptions { site: None, servers: Vec::new(), now: UnixMillis(1_795_435_200_000) }
+    }
+
+    #[test]
+    fn a_servers_folder_that_cannot_be_read_is_told_and_nothing_is_restored() {
+        let (keep, folder) = site();
+        let copy = keep.path().join("copy");
+        assert_eq!(copies::make(&folder, &copy, &Terminal::plain()).unwrap(), Exit::Done);
+        let before = std::fs::read(folder.database()).unwrap();
+        // Nobody can follow a link to itself.
+        let config = folder.server_config(bgb_protocol::ids::ServerId(1));
+        std::fs::remove_file(&config).unwrap();
+        std::os::unix::fs::symlink("server.toml", &config).unwrap();
+        let failure = copies::put_back(&folder, &copy, &Terminal::plain()).unwrap_err();
+        let said = failure.to_string();
+        assert!(said.contains("servers/1/server.toml: cannot be read") && said.contains("as root"), "{said}");
+        assert!(std::fs::read(folder.database()).unwrap() == before);
     }
 
     #[test]

@@ -259,7 +259,7 @@ fn a_database_that_is_locked_delays_it_and_the_number_that_is_told_stays_right()
     go_back_to(&mut site, &copy);
     // All is moved, and what is left is the last transaction.
     let since = site.manager().store().retake_since().unwrap();
-    while site.manager().retake_step(since).is_none() {}
+    while site.manager().retake_step(since).unwrap().is_none() {}
     let other = rusqlite::Connection::open(site.folder.database()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let unix = UnixMillis(site.now.unix_ms);
@@ -334,4 +334,71 @@ fn what_is_to_be_taken_in_again_is_not_swept_before() {
     let said = site.messages(StatusId::ResultsRetaken);
     assert!(said.len() == 1 && said[0].contains("600 result files"), "{said:?}");
     assert_eq!(site.counts(task).succeeded, 1);
+}
+
+#[test]
+fn results_that_were_taken_in_while_the_clock_was_behind_count_again() {
+    let mut site = TestSite::new(3);
+    let task = site.start_task(Action::Ping);
+    site.put_rows(header(FileKind::Results, 1), &[site.final_row(task, 0, TaskState::Succeeded)]);
+    site.settle();
+    site.advance(10 * MINUTE_MS);
+    site.settle();
+    let copy = copy(&site);
+    // An hour back; what comes now is older, by its name in done, than all that the copy has.
+    site.now.unix_ms -= 60 * MINUTE_MS;
+    site.put_rows(header(FileKind::Results, 2), &[site.final_row(task, 1, TaskState::Succeeded)]);
+    site.settle();
+    site.now.unix_ms += 60 * MINUTE_MS;
+    site.put_rows(header(FileKind::Results, 3), &[site.final_row(task, 2, TaskState::Succeeded)]);
+    site.settle();
+    go_back_to(&mut site, &copy);
+    assert_eq!(site.counts(task).succeeded, 1);
+    finish(&mut site);
+    assert_eq!(site.counts(task).succeeded, 3);
+    // The first one is known, and stays where it is.
+    let said = site.messages(StatusId::ResultsRetaken);
+    assert!(said.len() == 1 && said[0].contains("2 result files"), "{said:?}");
+    is_sound(&site);
+}
+
+#[test]
+fn a_file_that_cannot_be_moved_is_tried_again_by_each_start_and_nothing_else_is() {
+    let mut site = TestSite::new(3);
+    let task = site.start_task(Action::Ping);
+    site.settle();
+    let copy = copy(&site);
+    for device in 0..3 {
+        let header = header(FileKind::Results, u64::from(device) + 1);
+        site.put_rows(header, &[site.final_row(task, device, TaskState::Succeeded)]);
+    }
+    site.settle();
+    let folder = format!("box/done/1/{:02}", site.now.unix_ms / 3_600_000 % 24);
+    let stuck = PathBuf::from(&folder).join(&site.names(&folder)[1]);
+    site.manager_disk.immovable.lock().insert(stuck.clone());
+    go_back_to(&mut site, &copy);
+    finish(&mut site);
+    assert_eq!(site.counts(task).succeeded, 2);
+    let taken_in = site.names(&folder);
+    for start in 1..4 {
+        // Each start says it once, with its path.
+        let said = site.messages(StatusId::InboxUnreadable);
+        let path = stuck.to_str().unwrap();
+        assert!(said.len() == start && said.iter().all(|text| text.contains(path)), "{said:?}");
+        assert_eq!(site.messages(StatusId::ResultsRetaken).len(), 1);
+        // Whatever is taken in again bears the time of that in done.
+        assert_eq!(site.names(&folder), taken_in);
+        site.advance(MINUTE_MS);
+        site.start();
+        finish(&mut site);
+    }
+    site.manager_disk.immovable.lock().clear();
+    site.start();
+    finish(&mut site);
+    assert_eq!(site.counts(task).succeeded, 3);
+    assert_eq!(site.manager().store().retake_since(), None);
+    assert_eq!(site.messages(StatusId::InboxUnreadable).len(), 4);
+    let said = site.messages(StatusId::ResultsRetaken);
+    assert!(said.len() == 2 && said.iter().any(|text| text.contains("1 result files")), "{said:?}");
+    is_sound(&site);
 }

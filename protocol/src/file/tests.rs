@@ -58,6 +58,10 @@ fn a_file_reads_back_as_it_was_written() {
     let (header, bytes) = build(&rows);
     assert!(header.blocks > 1 && header.rows == 4_000);
     assert_eq!(header.file_name(), "0000000003-0000000000000063-0000000012.BTS");
+    assert_eq!(Header::parse_file_name(&header.file_name()), Some((header.epoch, header.sequence)));
+    for other in ["", "1-2.BTS", "1-2-3", "1-2-3-4.BTS", "a-2-3.BTS", "1-g-3.BTS", "1-2-3-2.BTS"] {
+        assert_eq!(Header::parse_file_name(other), None, "{other}");
+    }
     let (seen, end) = read(&bytes).unwrap();
     assert_eq!(end, Ok(()));
     assert_eq!(seen.into_iter().map(Result::unwrap).collect::<Vec<_>>(), rows);

@@ -95,3 +95,89 @@ fn nothing_is_overwritten_and_nothing_is_left_of_what_failed() {
     assert!(matches!(backup(&path, &other), Err(SiteError::Corrupt(_))));
     assert_eq!(names(folder.path()), before);
 }
+
+#[test]
+fn a_copy_has_its_name_only_when_it_is_whole() {
+    let (folder, path, mut store) = site();
+    for number in 0..200 {
+        store.create_collection(&format!("c-{number}"), NOW).unwrap();
+    }
+    let (made, stop) = (|number: u32| folder.path().join(format!("copy-{number}")), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let mut shortest = u64::MAX;
+            while !stop.load(Ordering::Relaxed) {
+                let lengths = (0..20).filter_map(|number| std::fs::metadata(made(number)).ok());
+                shortest = lengths.map(|copy| copy.len()).fold(shortest, u64::min);
+            }
+            shortest
+        });
+        let lengths = (0..20).map(|number| backup(&path, &made(number)).unwrap().bytes);
+        let shortest = lengths.min().unwrap();
+        stop.store(true, Ordering::Relaxed);
+        assert!(looking.join().unwrap() >= shortest, "one was seen before it was whole");
+    });
+}
+
+#[test]
+fn what_a_killed_attempt_left_is_neither_used_nor_kept() {
+    let (folder, path, store) = site();
+    drop(store);
+    let to = folder.path().join("copy");
+    let before = names(folder.path());
+    let leave = || {
+        for side in ["", "-wal", "-shm", "-journal"] {
+            std::fs::write(beside(&to, &format!(".unfinished{side}")), vec![0x55; 8192]).unwrap();
+        }
+    };
+    leave();
+    backup(&path, &to).unwrap();
+    assert_eq!(check(&to).unwrap().findings, []);
+    std::fs::remove_file(&to).unwrap();
+    for side in ["-wal", "-shm"] {
+        // The check has looked at it as at a database that is in use.
+        let _ = std::fs::remove_file(beside(&to, side));
+    }
+    assert_eq!(names(folder.path()), before);
+
+    leave();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 4096].fill(0xff);
+    std::fs::write(&path, bytes).unwrap();
+    assert!(matches!(backup(&path, &to), Err(SiteError::Corrupt(_))));
+    assert_eq!(names(folder.path()), before);
+}
+
+#[test]
+fn a_copy_that_is_being_made_is_not_made_twice() {
+    let (folder, path, store) = site();
+    drop(store);
+    let to = folder.path().join("copy");
+    let other = Unfinished::claim(&to).unwrap();
+    let before = names(folder.path());
+    let error = backup(&path, &to).unwrap_err();
+    assert!(matches!(error, SiteError::CopyIsMade { .. }), "{error}");
+    assert_eq!(names(folder.path()), before, "what the other makes is left to it");
+    drop(other);
+    backup(&path, &to).unwrap();
+}
+
+#[test]
+fn no_name_is_taken_from_anybody_also_where_the_file_system_needs_two_steps() {
+    let (folder, _path, _store) = site();
+    let file = |name: &str| folder.path().join(name);
+    let put = |name: &str, text: &str| std::fs::write(file(name), text).unwrap();
+    let text = |name: &str| std::fs::read_to_string(file(name)).unwrap();
+    for give in [give_name, give_name_in_two_steps] {
+        put("new", "new");
+        put("theirs", "theirs");
+        assert!(matches!(give(&file("new"), &file("theirs")), Err(SiteError::FileExists { .. })));
+        assert_eq!((text("new"), text("theirs")), ("new".to_owned(), "theirs".to_owned()));
+        give(&file("new"), &file("copy")).unwrap();
+        assert_eq!(text("copy"), "new");
+        std::fs::remove_file(file("copy")).unwrap();
+        assert!(give(&file("new"), &file("copy")).is_err(), "there is nothing to be named");
+        assert!(!file("copy").exists());
+    }
+}

@@ -7,6 +7,16 @@ fn options(root: &Path) -> InitOptions {
     InitOptions::new(root, "LAB".parse().unwrap(), vec!["bgb.example.org:10123".to_owned()], NOW)
 }
 
+/// A further server.
+fn second() -> ServerOptions {
+    ServerOptions {
+        addresses: vec!["second.example.org:10123".to_owned()],
+        listen: (Ipv4Addr::LOCALHOST, 0).into(),
+        admin: (Ipv4Addr::LOCALHOST, 0).into(),
+        now: NOW,
+    }
+}
+
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
@@ -122,13 +132,7 @@ fn addresses_are_hosts_with_ports() {
 fn a_second_server_gets_its_own_number_and_is_named_for_new_devices() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = site_init(&options(&temporary.path().join("site"))).unwrap().folder;
-    let second = ServerOptions {
-        addresses: vec!["second.example.org:10123".to_owned()],
-        listen: (Ipv4Addr::LOCALHOST, 0).into(),
-        admin: (Ipv4Addr::LOCALHOST, 0).into(),
-        now: NOW,
-    };
-    let report = server_add(&folder, &second).unwrap();
+    let report = server_add(&folder, &second()).unwrap();
     assert_eq!(report.server, ServerId(2));
     assert!(report.named_in_manager_config);
     let config = std::fs::read_to_string(folder.manager_config()).unwrap();
@@ -156,4 +160,124 @@ fn a_managers_configuration_that_was_edited_is_left_to_its_editor() {
     std::fs::write(folder.manager_config(), edited).unwrap();
     assert!(!name_in_manager_config(&folder.manager_config(), &["b:1".to_owned()]).unwrap());
     assert_eq!(std::fs::read_to_string(folder.manager_config()).unwrap(), edited);
+}
+
+/// Every path below a folder, and what is in the files.
+fn contents(folder: &Path) -> Vec<(PathBuf, Option<Vec<u8>>)> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path.clone()),
+                false => found.push((path.clone(), std::fs::read(&path).ok())),
+            }
+            found.push((path, None));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_number_that_a_folder_bears_is_passed_over_and_what_is_there_stays() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = site_init(&options(&temporary.path().join("site"))).unwrap().folder;
+    // Server 2 was added after the copy that the database was restored from; of server 3, on another machine, there is the inbox only.
+    for (path, text) in
+        [(folder.server_key(ServerId(2)), "a key"), (folder.server_spool(ServerId(2)), "a spool")]
+    {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    std::fs::create_dir(folder.server_inbox(ServerId(3))).unwrap();
+    let before = contents(&folder.server(ServerId(2)));
+    assert_eq!(server_add(&folder, &second()).unwrap().server, ServerId(4));
+    assert_eq!(contents(&folder.server(ServerId(2))), before);
+    assert!(folder.server_inbox(ServerId(3)).is_dir());
+    assert_eq!(server_add(&folder, &second()).unwrap().server, ServerId(5));
+}
+
+#[test]
+fn a_servers_folder_that_is_there_is_refused_and_nothing_is_removed() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = site_init(&options(&temporary.path().join("site"))).unwrap().folder;
+    let (server, files) = (ServerId(2), NamedFiles::of(&folder).unwrap());
+    std::fs::create_dir(folder.server_inbox(server)).unwrap();
+    // Also one that leads nowhere, and an empty one.
+    let makes: [fn(&Path); 3] = [
+        |own| std::os::unix::fs::symlink("nowhere", own).unwrap(),
+        |own| {
+            std::fs::remove_file(own).unwrap();
+            std::fs::create_dir(own).unwrap();
+        },
+        |own| std::fs::write(own.join("server.key"), "somebody's").unwrap(),
+    ];
+    for make in makes {
+        make(&folder.server(server));
+        let before = contents(folder.root());
+        let mut store = Store::open(&folder.database()).unwrap();
+        let authority = Authority::load(&folder, store.code()).unwrap();
+        let error = add_numbered(&folder, &files, &authority, &mut store, server, &second()).unwrap_err();
+        drop(store);
+        assert!(matches!(error, SiteError::FolderNotEmpty { .. }), "{error}");
+        let names =
+            |all: Vec<(PathBuf, Option<Vec<u8>>)>| all.into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+        assert_eq!(names(contents(folder.root())), names(before));
+    }
+    assert_eq!(Store::open(&folder.database()).unwrap().read().servers().unwrap().len(), 1);
+}
+
+#[test]
+fn while_the_site_is_changed_otherwise_no_server_is_added() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = site_init(&options(&temporary.path().join("site"))).unwrap().folder;
+    let lock = lock_set_up(&folder.database()).unwrap();
+    let before = contents(&folder.servers());
+    let error = server_add(&folder, &second()).unwrap_err();
+    assert!(matches!(error, SiteError::SetUpRuns { .. }), "{error}");
+    assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+    assert_eq!(contents(&folder.servers()), before);
+    drop(lock);
+    assert_eq!(server_add(&folder, &second()).unwrap().server, ServerId(2));
+}
+
+#[test]
+fn a_server_is_added_to_the_database_that_the_manager_has() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = site_init(&options(&temporary.path().join("site"))).unwrap().folder;
+    let (database, inbox) = (temporary.path().join("other \"lab\".db"), folder.root().join("in"));
+    std::fs::rename(folder.database(), &database).unwrap();
+    for side in ["-wal", "-shm"] {
+        let side = |path: &Path| crate::folder::beside(path, side);
+        std::fs::rename(side(&folder.database()), side(&database)).unwrap();
+    }
+    std::fs::rename(folder.inbox(), &inbox).unwrap();
+    let config = std::fs::read_to_string(folder.manager_config()).unwrap();
+    let config = config
+        .replace("\"site.db\"", "'../other \"lab\".db'")
+        .replace("\"inboxes/bgb.box\"", "\"in\"")
+        .replace("bell = \"site.bell\"", "");
+    std::fs::write(folder.manager_config(), config).unwrap();
+    let report = server_add(&folder, &second()).unwrap();
+    assert_eq!(Store::open(&database).unwrap().read().servers().unwrap().len(), 2);
+    assert!(!folder.database().exists() && inbox.join("2").is_dir());
+    let own: toml_paths::Paths = bgb_daemon::config::load(&report.config).unwrap();
+    let found = |path: &Path| folder.server(ServerId(2)).join(path);
+    assert_eq!(found(&own.database).canonicalize().unwrap(), database.canonicalize().unwrap());
+    assert_eq!(found(&own.inbox).canonicalize().unwrap(), inbox.join("2").canonicalize().unwrap());
+    assert_eq!(own.bell, Path::new("../../../other \"lab\".bell"));
+}
+
+mod toml_paths {
+    use std::path::PathBuf;
+
+    /// What is read of a server's configuration.
+    #[derive(serde::Deserialize)]
+    pub(super) struct Paths {
+        pub(super) database: PathBuf,
+        pub(super) bell: PathBuf,
+        pub(super) inbox: PathBuf,
+    }
 }

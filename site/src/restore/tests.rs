@@ -1,9 +1,12 @@
+use super::former::{FormerSite, fold, keep_beside, way_out};
 use super::*;
 use crate::QueueReader;
 use crate::authority::CertificateRecord;
 use crate::backup::backup;
 use crate::check::check;
+use crate::folder::SiteFolder;
 use crate::store::{Labels, NewDevice, NewTask, PolicyAudience, PutPolicy, Store, Targets};
+use bgb_daemon::lock::ProcessLock;
 use bgb_protocol::action::{Action, Parameters};
 use bgb_protocol::head::SignedHead;
 use bgb_protocol::ids::{DeviceId, KeyId, TaskId};
@@ -69,12 +72,12 @@ fn site() -> (Site, Store) {
 }
 
 impl Site {
-    /// What is in its folder, without the lock, which stays.
+    /// What is in its folder, without the locks, which stay.
     fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.folder.path()).unwrap();
         let mut names: Vec<_> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.retain(|name| name != "site.db.manager-lock");
+        names.retain(|name| !["site.db.manager-lock", "site.db.set-up-lock"].contains(&name.as_str()));
         names.sort();
         names
     }
@@ -196,7 +199,7 @@ fn interrupted_after_a_damaged_database_went_away_there_is_none_until_it_is_done
         std::fs::write(&site.database, "these are no pages of any database, and never were").unwrap();
         let place = Place::of(&site.database, NOW).unwrap();
         prepare(&place, &site.copy, &options()).unwrap();
-        move_away(&place).unwrap();
+        way_out(&place).iter().try_for_each(former::Step::take).unwrap();
         for (from, to) in renames(&place).into_iter().take(done) {
             std::fs::rename(from, to).unwrap();
         }
@@ -429,4 +432,178 @@ fn what_is_lost_is_told_as_far_as_the_former_database_can() {
     let report = restore(&site.database, &copy, &options()).unwrap();
     let lost = Lost { blocks: vec!["early".to_owned()], cancels: vec![task], tasks: 1, devices: 1 };
     assert_eq!(report.lost, Some(lost));
+}
+
+/// Former databases that are kept, as the endings of their names.
+fn kept(site: &Site) -> Vec<String> {
+    let kept = site
+        .names()
+        .into_iter()
+        .filter_map(|name| Some(name.strip_prefix("site.db.before-restore-")?.to_owned()));
+    kept.collect()
+}
+
+#[test]
+fn interrupted_while_a_damaged_database_is_moved_away_it_keeps_its_log_and_can_be_done_again() {
+    let (database, log) = (vec![0xab; 40_960], b"its own log".to_vec());
+    for done in 0..=12 {
+        let (site, store) = site();
+        drop(store);
+        std::fs::write(&site.database, &database).unwrap();
+        std::fs::write(beside(&site.database, "-wal"), &log).unwrap();
+        let place = Place::of(&site.database, NOW).unwrap();
+        prepare(&place, &site.copy, &options()).unwrap();
+        let steps = way_out(&place);
+        assert_eq!(steps.len(), 11);
+        steps.iter().take(done).try_for_each(former::Step::take).unwrap();
+        for (from, to) in renames(&place).into_iter().take(done.saturating_sub(steps.len())) {
+            std::fs::rename(from, to).unwrap();
+        }
+        // Whoever opens the database meanwhile finds the former one, damaged as it is, with its own log, or none.
+        if site.database.exists() {
+            assert_eq!(std::fs::read(&site.database).unwrap(), database, "after {done} steps");
+            assert_eq!(std::fs::read(beside(&site.database, "-wal")).unwrap(), log, "after {done} steps");
+        }
+
+        restore(&site.database, &site.copy, &RestoreOptions { now: NOW.plus(60_000), ..options() }).unwrap();
+        assert_eq!(devices(&site.database), ["early"]);
+        assert_eq!(check(&site.database).unwrap().findings, []);
+        let bases: Vec<_> = kept(&site).into_iter().filter(|name| name.ends_with('Z')).collect();
+        assert_eq!(bases.len(), 1, "after {done} steps: {:?}", site.names());
+        let base = beside(&site.database, &format!(".before-restore-{}", bases[0]));
+        assert_eq!(std::fs::read(&base).unwrap(), database, "after {done} steps");
+        assert_eq!(std::fs::read(beside(&base, "-wal")).unwrap(), log, "after {done} steps");
+    }
+}
+
+#[test]
+fn a_restore_that_is_refused_or_killed_at_the_end_leaves_no_second_name_of_the_database() {
+    let (site, store) = site();
+    drop(store);
+    let before = site.names();
+    let place = Place::of(&site.database, NOW).unwrap();
+    let (_, former) = prepare(&place, &site.copy, &options()).unwrap();
+    std::fs::remove_file(&place.restoring).unwrap();
+    assert!(put_in_place(&place, former).is_err(), "the new database has gone");
+    assert_eq!(kept(&site).len(), 1, "as after a kill");
+    place.remove_unfinished().unwrap();
+    assert_eq!(site.names(), before);
+    assert_eq!(devices(&site.database), ["early", "late"]);
+    // The one that was killed there is followed by one that succeeds.
+    keep_beside(&place).unwrap();
+    restore(&site.database, &site.copy, &options()).unwrap();
+    assert_eq!(kept(&site).len(), 1);
+    // And what is kept is never taken for such a leftover, nor written over in the same second.
+    restore(&site.database, &site.copy, &options()).unwrap();
+    assert_eq!(kept(&site).iter().filter(|name| !name.contains("-wal") && !name.contains("-shm")).count(), 2);
+}
+
+#[test]
+fn a_rename_that_fails_takes_the_second_name_back() {
+    let (site, store) = site();
+    drop(store);
+    // Where the log's index lies a folder: the former database is opened by nobody, and the new one's index cannot take its place.
+    let before = site.names();
+    let place = Place::of(&site.database, NOW).unwrap();
+    let (_, former) = prepare(&place, &site.copy, &options()).unwrap();
+    let index = beside(&site.database, "-shm");
+    std::fs::remove_file(&index).unwrap();
+    std::fs::create_dir(&index).unwrap();
+    let failed = put_in_place(&place, former);
+    assert!(matches!(failed, Err(SiteError::Io { .. })), "{failed:?}");
+    place.remove_unfinished().unwrap();
+    std::fs::remove_dir(&index).unwrap();
+    assert_eq!(kept(&site), [""; 0]);
+    assert_eq!(site.names().len() + 1, before.len(), "but for the index, which is made anew");
+    assert_eq!(devices(&site.database), ["early", "late"]);
+}
+
+#[test]
+fn what_the_disk_refuses_is_no_damage_and_nothing_is_moved_away() {
+    let (site, store) = site();
+    drop(store);
+    // A log that cannot be opened, by whoever it may be.
+    let log = beside(&site.database, "-wal");
+    std::fs::remove_file(&log).unwrap();
+    std::fs::create_dir(&log).unwrap();
+    let before = site.names();
+    let error = restore(&site.database, &site.copy, &options()).unwrap_err();
+    assert!(matches!(error, SiteError::FormerRefused { .. }), "{error}");
+    assert!(error.to_string().contains("nothing was changed"), "{error}");
+    assert_eq!(site.names(), before);
+    std::fs::remove_dir(&log).unwrap();
+
+    // One that turns out to be read-only when its log is to be folded.
+    let place = Place::of(&site.database, NOW).unwrap();
+    let (_, former) = prepare(&place, &site.copy, &options()).unwrap();
+    let FormerFile::Readable(former) = former else { panic!("it can be read") };
+    let before = site.names();
+    let connection = connection::open_read_only(&site.database).unwrap();
+    let former = FormerSite { connection, ..*former };
+    let error = put_in_place(&place, FormerFile::Readable(Box::new(former))).unwrap_err();
+    assert!(matches!(error, SiteError::ReadOnly), "{error}");
+    assert_eq!(site.names(), before);
+    restore(&site.database, &site.copy, &options()).unwrap();
+}
+
+#[test]
+fn a_manager_that_calls_the_database_by_another_name_is_in_the_way() {
+    let (site, store) = site();
+    drop(store);
+    let link = site.folder.path().join("linked.db");
+    std::os::unix::fs::symlink(&site.database, &link).unwrap();
+    for (managers, restored) in [(&link, &site.database), (&site.database, &link)] {
+        let lock = ProcessLock::take(&SiteFolder::manager_lock(managers), "manager").unwrap();
+        let error = restore(restored, &site.copy, &options()).unwrap_err();
+        assert!(matches!(error, SiteError::ManagerRuns { .. }), "{error}");
+        drop(lock);
+    }
+    assert_eq!(devices(&site.database), ["early", "late"]);
+}
+
+#[test]
+fn while_a_server_is_added_nothing_is_restored() {
+    let (site, store) = site();
+    drop(store);
+    let lock = ProcessLock::take(&SiteFolder::set_up_lock(&site.database), "process").unwrap();
+    let error = site.refuses(&site.copy, &options());
+    assert!(matches!(error, SiteError::SetUpRuns { .. }), "{error}");
+    drop(lock);
+    restore(&site.database, &site.copy, &options()).unwrap();
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_no_missing_database() {
+    let (site, store) = site();
+    drop(store);
+    let link = site.folder.path().join("linked.db");
+    std::os::unix::fs::symlink("elsewhere/site.db", &link).unwrap();
+    let before = site.names();
+    let error = restore(&link, &site.copy, &options()).unwrap_err();
+    assert!(matches!(error, SiteError::Io { .. }), "{error}");
+    assert!(error.to_string().contains("linked.db: cannot be found"), "{error}");
+    assert_eq!(site.names(), before);
+    assert!(link.is_symlink() && !link.exists());
+}
+
+#[test]
+fn what_an_earlier_restore_left_unfinished_is_no_copy() {
+    let (site, store) = site();
+    drop(store);
+    let left = beside(&site.database, ".restoring");
+    std::fs::copy(&site.copy, &left).unwrap();
+    let link = site.folder.path().join("linked-copy");
+    std::os::unix::fs::symlink(&left, &link).unwrap();
+    for copy in [&left, &link] {
+        let before = std::fs::read(&left).unwrap();
+        let error = restore(&site.database, copy, &options()).unwrap_err();
+        assert!(matches!(error, SiteError::CopyDamaged { .. }), "{error}");
+        assert!(error.to_string().contains("give it another name first"), "{error}");
+        // Advice is of use only while the file is there.
+        assert_eq!(std::fs::read(&left).unwrap(), before);
+    }
+    let renamed = site.folder.path().join("renamed");
+    std::fs::rename(&left, &renamed).unwrap();
+    restore(&site.database, &renamed, &options()).unwrap();
+    assert_eq!(devices(&site.database), ["early"]);
 }

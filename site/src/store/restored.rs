@@ -7,12 +7,16 @@ use bgb_protocol::ids::UnixMillis;
 use bgb_protocol::policy::{PolicyStatement, SignedPolicy};
 use bgb_protocol::status::StatusId;
 
+use super::columns::millis;
 use super::{Store, policies};
 use crate::error::SiteError;
 
+/// Later than any file is taken in: what is left are files that the database does not know.
+pub const RETAKE_UNKNOWN: UnixMillis = UnixMillis(i64::MAX as u64);
+
 impl Store {
-    /// The database was restored, and its work is not done: result files that were taken in at this time or later are to be taken in
-    /// again.
+    /// The database was restored, and its work is not done: result files that it does not know, and those that were taken in at this time
+    /// or later, are to be taken in again.
     #[must_use]
     pub fn retake_since(&self) -> Option<UnixMillis> {
         self.retake_since
@@ -29,6 +33,20 @@ impl Store {
     ) -> Result<Option<u64>, SiteError> {
         let code = self.code;
         self.write(|connection| policies::issue_restored(connection, code, now, sign))
+    }
+
+    /// All is done but for files that could not be moved, which the database does not know: says `text`, and leaves to the next start only
+    /// such files.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn narrow_restore(&mut self, text: &str, now: UnixMillis) -> Result<(), SiteError> {
+        self.write(|connection| {
+            connection.execute("UPDATE site SET retake_since = ?1", [millis(RETAKE_UNKNOWN)])?;
+            super::status::say(connection, StatusId::ResultsRetaken, now, "", text)
+        })?;
+        self.retake_since = Some(RETAKE_UNKNOWN);
+        Ok(())
     }
 
     /// All is done: says `text`, and forgets that anything was left.

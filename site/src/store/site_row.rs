@@ -17,7 +17,8 @@ pub struct SiteRow {
     pub created: UnixMillis,
     /// How many devices were ever given a number; the next one gets this number.
     pub devices: u64,
-    /// The database was restored: result files that were taken in at this time or later are to be taken in again.
+    /// The database was restored: result files that it does not know, and those that were taken in at this time or later, are to be taken in
+    /// again.
     pub retake_since: Option<UnixMillis>,
 }
 

@@ -2,12 +2,10 @@
 
 use std::path::Path;
 
-use bgb_daemon::config;
-use bgb_protocol::ids::{ServerId, SiteCode};
-use bgb_site::SiteFolder;
 use bgb_site::backup::{BackupReport, backup};
 use bgb_site::restore::{Former, Lost, RestoreOptions, RestoreReport, restore};
-use serde::{Deserialize, Serialize};
+use bgb_site::{NamedFiles, SiteFolder, server_numbers};
+use serde::Serialize;
 
 use super::{failure, set_up_log};
 use crate::figures::{Clock, counted, exact};
@@ -51,16 +49,11 @@ struct LostOrders<'a> {
     devices: u64,
 }
 
-/// What is read of `manager.toml`.
-#[derive(Deserialize)]
-struct ManagerConfig {
-    site: SiteCode,
-}
-
 pub(super) fn make(folder: &SiteFolder, to: &Path, terminal: &Terminal) -> Result<Exit, Failure> {
     // A log that cannot be written is no reason to go without a copy.
     let _log = set_up_log(folder).ok();
-    let report = backup(&folder.database(), to).map_err(|error| failure(&error))?;
+    let files = NamedFiles::of(folder).map_err(|error| failure(&error))?;
+    let report = backup(&files.database, to).map_err(|error| failure(&error))?;
     let copied = Copied {
         file: &report.file,
         bytes: report.bytes,
@@ -88,12 +81,13 @@ pub(super) fn put_back(folder: &SiteFolder, copy: &Path, terminal: &Terminal) ->
         return Err(Failure::new(Exit::NotFound, format!("{}: {why}", copy.display())));
     }
     let _log = set_up_log(folder).ok();
+    let files = NamedFiles::of(folder).map_err(|error| failure(&error))?;
     let options = RestoreOptions {
-        site: config::load::<ManagerConfig>(&folder.manager_config()).ok().map(|config| config.site),
-        servers: servers(folder),
+        site: files.site,
+        servers: server_numbers::configured(folder).map_err(|error| failure(&error))?,
         now: Clock::of_this_machine(true).now,
     };
-    let report = restore(&folder.database(), copy, &options).map_err(|error| failure(&error))?;
+    let report = restore(&files.database, copy, &options).map_err(|error| failure(&error))?;
     let (former, former_unreadable) = match &report.former {
         Former::Readable => ("readable", None),
         Former::Unreadable(why) => ("unreadable", Some(why.as_str())),
@@ -147,16 +141,6 @@ fn names(all: &[String]) -> String {
     let more =
         if all.len() > shown { format!(" and {} more (--json)", all.len() - shown) } else { String::new() };
     format!("{}{more}", all[..shown].join(", "))
-}
-
-/// The servers that have a folder with a configuration.
-fn servers(folder: &SiteFolder) -> Vec<ServerId> {
-    let entries = std::fs::read_dir(folder.servers()).into_iter().flatten().flatten();
-    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let mut servers: Vec<_> =
-        numbers.map(ServerId).filter(|server| folder.server_config(*server).is_file()).collect();
-    servers.sort();
-    servers
 }
 
 fn restored_in_words(report: &RestoreReport, folder: &SiteFolder, copy: &Path) -> String {
