@@ -75,7 +75,8 @@ impl Store {
             if files::is_done(connection, &place)? {
                 return Ok((PresenceOutcome { repeated: true, ..PresenceOutcome::default() }, Vec::new()));
             }
-            let order = FileOrder { life: servers::life(connection, header)?, sequence: header.sequence };
+            let order =
+                FileOrder { life: servers::life(connection, header, now)?, sequence: header.sequence };
             let mut chunk = Chunk::new(connection, header, order, now)?;
             for row in rows {
                 chunk.apply(row)?;
@@ -118,7 +119,7 @@ impl Store {
             if files::is_done(connection, &place)? {
                 return Ok((None, Vec::new()));
             }
-            let order = FileOrder { life: servers::life(connection, header)?, sequence: header.sequence };
+            let order = FileOrder { life: servers::life(connection, header, now)?, sequence: header.sequence };
             let (gone, next) = cursor.unnamed(connection, order)?;
             let sql = "UPDATE device SET presence = 2, since = ?2, last_offline = ?2, offline_reason = ?3, heard_life = ?4, \
                 heard_sequence = ?5 WHERE number = ?1";

@@ -180,10 +180,12 @@ pub(super) fn hear(connection: &Connection, server: ServerId, now: UnixMillis) -
 
 /// Which of a server's lives wrote a file, counted from 1 in the order of time.
 ///
-/// A life that was not known is the newest if its counter is higher than any, or if its clock is later than the newest life's
-/// (a restored disk counts from an earlier value). Otherwise its file is a late one of an unknown earlier life: 0. What is thought
-/// so of a life is thought anew when a file of it comes that is later than all: its clock may just have been behind at first.
-pub(super) fn life(connection: &Connection, header: &Header) -> Result<u64, SiteError> {
+/// A life that was not known is the newest if its counter is higher than any, or if its file was written after the newest life was
+/// heard last, by the site's clock (a restored disk counts from an earlier value). Otherwise its file is a late one of an unknown
+/// earlier life: 0. What is thought so of a life is thought anew when a later file of it comes: its clock may just have been behind at
+/// first. What the newest life's own files are dated is no measure: a clock that was set back would make any file from before the
+/// newest.
+pub(super) fn life(connection: &Connection, header: &Header, now: UnixMillis) -> Result<u64, SiteError> {
     let (server, Epoch { counter, nonce }) = (header.server.0, header.epoch);
     let (counter, nonce, at) = (integer(counter), bits(nonce), millis(header.time));
     let sql = "SELECT life, newest FROM server_life WHERE server = ?1 AND counter = ?2 AND nonce = ?3";
@@ -196,25 +198,27 @@ pub(super) fn life(connection: &Connection, header: &Header) -> Result<u64, Site
         Some(_) => newest_life(connection, server, None, at)?,
         None => newest_life(connection, server, Some(counter), at)?,
     };
+    let newest = if life > 0 { millis(now) } else { at };
     let sql = "INSERT INTO server_life (server, counter, nonce, life, newest) VALUES (?1, ?2, ?3, ?4, ?5) \
-        ON CONFLICT DO UPDATE SET life = excluded.life, newest = excluded.newest WHERE excluded.newest > newest";
-    connection.prepare_cached(sql)?.execute(params![server, counter, nonce, life, at])?;
+        ON CONFLICT DO UPDATE SET life = excluded.life, newest = max(newest, excluded.newest)";
+    connection.prepare_cached(sql)?.execute(params![server, counter, nonce, life, newest])?;
     Ok(unsigned(life))
 }
 
-/// The number of a life with this counter, if it is to be judged by it, whose clock says `at`: after the last, or 0 for an earlier one.
+/// The number of a life with this counter, if it is to be judged by it, that wrote a file at `at`: after the last, or 0 for an earlier
+/// one.
 fn newest_life(
     connection: &Connection,
     server: u32,
     counter: Option<i64>,
     at: i64,
 ) -> Result<i64, SiteError> {
-    let sql = "SELECT max(counter), max(life), max(newest) FROM server_life WHERE server = ?1";
-    let (top, last, newest): (Option<i64>, Option<i64>, Option<i64>) = connection
+    let sql = "SELECT max(counter), max(life), max(newest) FILTER (WHERE life > 0) FROM server_life WHERE server = ?1";
+    let (top, last, heard): (Option<i64>, Option<i64>, Option<i64>) = connection
         .prepare_cached(sql)?
         .query_row([server], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     let counts_higher = counter.is_some_and(|counter| top.is_none_or(|top| counter > top));
-    let is_newest = counts_higher || newest.is_some_and(|newest| at > newest);
+    let is_newest = counts_higher || heard.is_some_and(|heard| at > heard);
     Ok(if is_newest { last.unwrap_or(0) + 1 } else { 0 })
 }
 

@@ -266,13 +266,14 @@ fn a_new_life_whose_clock_was_behind_at_first_is_believed_once_it_is_right() {
     let mut site = site_with(2);
     let first = Header {
         epoch: Epoch { counter: 2, nonce: 5 },
-        time: NOW.plus(100_000),
+        time: UnixMillis(NOW.0 - 1_000),
         ..header(FileKind::PresenceFull, 1, 1, 2)
     };
     site.presence(first, &[online(0, 1, 5), online(1, 1, 5)]);
     site.finish(&first);
     // A disk that was restored, on a machine whose clock has yet to be set: as good as a late file of an earlier life.
-    let behind = Header { epoch: Epoch { counter: 1, nonce: 6 }, time: NOW.plus(50_000), rows: 1, ..first };
+    let behind = UnixMillis(NOW.0 - 50_000);
+    let behind = Header { epoch: Epoch { counter: 1, nonce: 6 }, time: behind, rows: 1, ..first };
     for sequence in [1, 2] {
         let behind = Header { sequence, time: behind.time.plus(sequence), ..behind };
         site.presence(behind, &[online(0, 1, 5)]);
@@ -284,6 +285,25 @@ fn a_new_life_whose_clock_was_behind_at_first_is_believed_once_it_is_right() {
     assert_eq!(site.presence_of(1).state, PresenceState::Offline);
     assert_eq!(site.store.read().servers().unwrap()[0].last_full, Some(right.time));
     site.is_sound();
+}
+
+#[test]
+fn a_late_file_of_an_earlier_life_stays_one_when_the_clock_was_set_back_in_between() {
+    let mut site = site_with(2);
+    let set_back = Header {
+        epoch: Epoch { counter: 3, nonce: 5 },
+        time: UnixMillis(NOW.0 - 600_000),
+        ..header(FileKind::PresenceFull, 1, 1, 1)
+    };
+    site.presence(set_back, &[online(0, 1, 5)]);
+    site.finish(&set_back);
+    let earlier =
+        Header { epoch: Epoch { counter: 1, nonce: 4 }, time: UnixMillis(NOW.0 - 1_000), ..set_back };
+    site.presence(earlier, &[online(1, 1, 5)]);
+    assert_eq!(site.finish(&earlier), 0);
+    site.presence(Header { sequence: 2, ..set_back }, &[online(0, 1, 6)]);
+    let shown = site.presence_of(0);
+    assert_eq!((shown.state, shown.session), (PresenceState::Online, Some(SessionNumber(6))));
 }
 
 #[test]

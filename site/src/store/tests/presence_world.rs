@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 const DEVICES: u32 = 6;
 const SERVERS: u32 = 3;
+/// When files are taken in: after the last was written.
+const HEARD: UnixMillis = UnixMillis(NOW.0 + HOUR_MS);
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -129,13 +131,13 @@ fn deliver(site: &mut Site, header: &Header, rows: &[PresenceRow], pieces: usize
     for piece in rows.chunks(rows.len().div_ceil(pieces).max(1)) {
         done += piece.len() as u64;
         let place = FilePlace::of(header, done, done == header.rows);
-        site.store.apply_presence(piece, header, &place, NOW).unwrap();
+        site.store.apply_presence(piece, header, &place, HEARD).unwrap();
     }
     if rows.is_empty() {
-        site.store.apply_presence(&[], header, &FilePlace::of(header, 0, true), NOW).unwrap();
+        site.store.apply_presence(&[], header, &FilePlace::of(header, 0, true), HEARD).unwrap();
     }
     if header.kind == FileKind::PresenceFull {
-        while site.store.finish_full_list(header, NOW).unwrap().more {}
+        while site.store.finish_full_list(header, HEARD).unwrap().more {}
     }
 }
 
@@ -175,7 +177,7 @@ proptest! {
         }
         assert_truth(&site, &world);
         if silent {
-            while site.store.mark_silent_servers(1, |_| false, NOW.plus(1_000)).unwrap().more {}
+            while site.store.mark_silent_servers(1, |_| false, HEARD.plus(1_000)).unwrap().more {}
             let before = world.files.len();
             world.settle();
             for (header, rows) in &world.files[before..] {
