@@ -37,7 +37,7 @@ CREATE TABLE server_life (
     counter INTEGER NOT NULL,
     nonce INTEGER NOT NULL,
     life INTEGER NOT NULL,
-    -- When it was heard last, by the site's clock; of one that is 0, the server's clock in its newest header.
+    -- The server's clock in the newest header of this life.
     newest INTEGER NOT NULL,
     PRIMARY KEY (server, counter, nonce)
 ) STRICT, WITHOUT ROWID;

@@ -12,8 +12,11 @@ use crate::connection::{DATABASE_MODE, of_file};
 use crate::error::SiteError;
 
 /// The versions in their order, from 1.
-const VERSIONS: &[&str] =
-    &[include_str!("../schema/0001_site.sql"), include_str!("../schema/0002_restore.sql")];
+const VERSIONS: &[&str] = &[
+    include_str!("../schema/0001_site.sql"),
+    include_str!("../schema/0002_restore.sql"),
+    include_str!("../schema/0003_lives.sql"),
+];
 
 /// `application_id` of a site's database: "BGBS".
 const APPLICATION_ID: i32 = 0x4247_4253;

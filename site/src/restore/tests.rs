@@ -355,7 +355,7 @@ fn a_copy_with_a_log_of_its_own_and_one_of_an_older_schema_are_restored() {
     let old = Connection::open(&site.copy).unwrap();
     old.execute_batch(
         "ALTER TABLE site DROP COLUMN retake_since; ALTER TABLE site DROP COLUMN passed_over; \
-         ALTER TABLE site DROP COLUMN passed_over_count",
+         ALTER TABLE site DROP COLUMN passed_over_count; ALTER TABLE server_life RENAME COLUMN heard TO newest",
     )
     .unwrap();
     old.pragma_update(None, "user_version", 1).unwrap();

@@ -11,6 +11,10 @@ use super::status::say;
 use super::{Queries, STEP_ROWS, Step, Store};
 use crate::error::SiteError;
 
+/// A server's present life that is silent for so long is over, if another one speaks: twice the time from one full list to the next,
+/// and a little.
+const LIFE_SILENT_MS: u64 = 11 * 60 * 1000;
+
 /// A server as the site knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerRow {
@@ -178,48 +182,36 @@ pub(super) fn hear(connection: &Connection, server: ServerId, now: UnixMillis) -
     Ok(())
 }
 
-/// Which of a server's lives wrote a file, counted from 1 in the order of time.
+/// Which of a server's lives wrote a file, counted from 1 in the order of time; 0 for one that is earlier than those that are known.
 ///
-/// A life that was not known is the newest if its counter is higher than any, or if its file was written after the newest life was
-/// heard last, by the site's clock (a restored disk counts from an earlier value). Otherwise its file is a late one of an unknown
-/// earlier life: 0. What is thought so of a life is thought anew when a later file of it comes: its clock may just have been behind at
-/// first. What the newest life's own files are dated is no measure: a clock that was set back would make any file from before the
-/// newest.
+/// A life that was not known is the newest if its counter is higher than any. A disk that was restored or replaced counts from an
+/// earlier value: so a life is also the newest if nothing was heard of the one that was for longer than that could be silent. Until
+/// then its files are taken for late ones of an earlier life. What files are dated is no measure: clocks are set.
 pub(super) fn life(connection: &Connection, header: &Header, now: UnixMillis) -> Result<u64, SiteError> {
     let (server, Epoch { counter, nonce }) = (header.server.0, header.epoch);
-    let (counter, nonce, at) = (integer(counter), bits(nonce), millis(header.time));
-    let sql = "SELECT life, newest FROM server_life WHERE server = ?1 AND counter = ?2 AND nonce = ?3";
-    let known: Option<(i64, i64)> = connection
+    let (counter, nonce) = (integer(counter), bits(nonce));
+    let sql = "SELECT life FROM server_life WHERE server = ?1 AND counter = ?2 AND nonce = ?3";
+    let known: Option<i64> = connection
         .prepare_cached(sql)?
-        .query_row(params![server, counter, nonce], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row(params![server, counter, nonce], |row| row.get(0))
         .optional()?;
-    let life = match known {
-        Some((life, newest)) if life > 0 || at <= newest => life,
-        Some(_) => newest_life(connection, server, None, at)?,
-        None => newest_life(connection, server, Some(counter), at)?,
-    };
-    let newest = if life > 0 { millis(now) } else { at };
-    let sql = "INSERT INTO server_life (server, counter, nonce, life, newest) VALUES (?1, ?2, ?3, ?4, ?5) \
-        ON CONFLICT DO UPDATE SET life = excluded.life, newest = max(newest, excluded.newest)";
-    connection.prepare_cached(sql)?.execute(params![server, counter, nonce, life, newest])?;
-    Ok(unsigned(life))
-}
-
-/// The number of a life with this counter, if it is to be judged by it, that wrote a file at `at`: after the last, or 0 for an earlier
-/// one.
-fn newest_life(
-    connection: &Connection,
-    server: u32,
-    counter: Option<i64>,
-    at: i64,
-) -> Result<i64, SiteError> {
-    let sql = "SELECT max(counter), max(life), max(newest) FILTER (WHERE life > 0) FROM server_life WHERE server = ?1";
-    let (top, last, heard): (Option<i64>, Option<i64>, Option<i64>) = connection
+    let sql = "SELECT life, heard, (SELECT max(counter) FROM server_life WHERE server = ?1) FROM server_life \
+        WHERE server = ?1 ORDER BY life DESC LIMIT 1";
+    let newest: Option<(i64, i64, i64)> = connection
         .prepare_cached(sql)?
-        .query_row([server], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    let counts_higher = counter.is_some_and(|counter| top.is_none_or(|top| counter > top));
-    let is_newest = counts_higher || heard.is_some_and(|heard| at > heard);
-    Ok(if is_newest { last.unwrap_or(0) + 1 } else { 0 })
+        .query_row([server], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    let life = match (known, newest) {
+        (_, None) => 1,
+        (Some(life), Some((last, ..))) if life == last => life,
+        (_, Some((last, heard, _))) if now.since(time(heard)) > LIFE_SILENT_MS => last + 1,
+        (None, Some((last, _, highest))) if counter > highest => last + 1,
+        (known, Some(_)) => known.unwrap_or(0),
+    };
+    let sql = "INSERT INTO server_life (server, counter, nonce, life, heard) VALUES (?1, ?2, ?3, ?4, ?5) \
+        ON CONFLICT DO UPDATE SET life = excluded.life, heard = excluded.heard";
+    connection.prepare_cached(sql)?.execute(params![server, counter, nonce, life, millis(now)])?;
+    Ok(unsigned(life))
 }
 
 pub(super) fn track(connection: &Connection, server: ServerId) -> Result<PresenceTrack, SiteError> {

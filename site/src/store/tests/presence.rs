@@ -251,44 +251,29 @@ fn a_server_that_starts_again_has_a_new_life_and_its_old_sessions_are_over() {
     site.delta(1, 41, &[online(0, 1, 6)]);
     let late = site.presence_of(0);
     assert_eq!((late.state, late.session), (PresenceState::Offline, Some(SessionNumber(6))));
-    // A disk that was restored counts from an earlier value again; its clock goes on.
-    let restored = Header { epoch: Epoch { counter: 1, nonce: 6 }, time: NOW.plus(200_000), ..first };
-    site.presence(restored, &[online(0, 1, 7)]);
-    site.finish(&restored);
-    assert_eq!(
-        (site.presence_of(0).state, site.presence_of(1).state),
-        (PresenceState::Online, PresenceState::Offline)
-    );
 }
 
 #[test]
-fn a_new_life_whose_clock_was_behind_at_first_is_believed_once_it_is_right() {
+fn a_life_that_counts_lower_is_believed_when_the_one_before_has_been_silent_for_long() {
     let mut site = site_with(2);
-    let first = Header {
-        epoch: Epoch { counter: 2, nonce: 5 },
-        time: UnixMillis(NOW.0 - 1_000),
-        ..header(FileKind::PresenceFull, 1, 1, 2)
-    };
+    let first = Header { epoch: Epoch { counter: 2, nonce: 5 }, ..header(FileKind::PresenceFull, 1, 1, 2) };
     site.presence(first, &[online(0, 1, 5), online(1, 1, 5)]);
     site.finish(&first);
-    // A disk that was restored, on a machine whose clock has yet to be set: as good as a late file of an earlier life.
-    let behind = UnixMillis(NOW.0 - 50_000);
-    let behind = Header { epoch: Epoch { counter: 1, nonce: 6 }, time: behind, rows: 1, ..first };
-    for sequence in [1, 2] {
-        let behind = Header { sequence, time: behind.time.plus(sequence), ..behind };
-        site.presence(behind, &[online(0, 1, 5)]);
-        assert_eq!(site.finish(&behind), 0);
-    }
-    let right = Header { sequence: 3, time: NOW.plus(200_000), ..behind };
-    site.presence(right, &[online(0, 1, 5)]);
-    assert_eq!(site.finish(&right), 1);
+    // A disk that was restored or replaced: as good as a late file of an earlier life.
+    let after = Header { epoch: Epoch { counter: 1, nonce: 6 }, rows: 1, ..first };
+    site.presence(after, &[online(0, 1, 5)]);
+    assert_eq!(site.finish(&after), 0);
+    let later = Header { sequence: 2, ..after };
+    let (place, now) = (FilePlace::of(&later, 1, true), NOW.plus(12 * 60 * 1000));
+    site.store.apply_presence(&[online(0, 1, 5)], &later, &place, now).unwrap();
+    assert_eq!(site.store.finish_full_list(&later, now).unwrap().changed, 1);
     assert_eq!(site.presence_of(1).state, PresenceState::Offline);
-    assert_eq!(site.store.read().servers().unwrap()[0].last_full, Some(right.time));
+    assert_eq!(site.store.read().servers().unwrap()[0].last_full, Some(later.time));
     site.is_sound();
 }
 
 #[test]
-fn a_late_file_of_an_earlier_life_stays_one_when_the_clock_was_set_back_in_between() {
+fn a_late_file_of_an_earlier_life_stays_one_whatever_it_is_dated() {
     let mut site = site_with(2);
     let set_back = Header {
         epoch: Epoch { counter: 3, nonce: 5 },
@@ -297,10 +282,11 @@ fn a_late_file_of_an_earlier_life_stays_one_when_the_clock_was_set_back_in_betwe
     };
     site.presence(set_back, &[online(0, 1, 5)]);
     site.finish(&set_back);
-    let earlier =
-        Header { epoch: Epoch { counter: 1, nonce: 4 }, time: UnixMillis(NOW.0 - 1_000), ..set_back };
-    site.presence(earlier, &[online(1, 1, 5)]);
-    assert_eq!(site.finish(&earlier), 0);
+    for (nonce, time) in [(3, UnixMillis(NOW.0 - 1_000)), (4, NOW.plus(600_000))] {
+        let earlier = Header { epoch: Epoch { counter: 1, nonce }, time, ..set_back };
+        site.presence(earlier, &[online(1, 1, 5)]);
+        assert_eq!(site.finish(&earlier), 0);
+    }
     site.presence(Header { sequence: 2, ..set_back }, &[online(0, 1, 6)]);
     let shown = site.presence_of(0);
     assert_eq!((shown.state, shown.session), (PresenceState::Online, Some(SessionNumber(6))));
