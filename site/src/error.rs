@@ -66,6 +66,15 @@ pub enum SiteError {
         /// What SQLite said.
         detail: String,
     },
+    /// A reader's database has another log now.
+    #[error(
+        "{}: the log of the site database was replaced, by a restore that came to no end perhaps: open the database anew",
+        path.display()
+    )]
+    LogReplaced {
+        /// The database.
+        path: PathBuf,
+    },
     /// It is a database, or a file, of something else.
     #[error("{}: this is not the database of a BGB site", path.display())]
     NotASite {

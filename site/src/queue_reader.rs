@@ -3,7 +3,11 @@
 //! A server reads every row that is still valid at its start ([`QueueReader::all_valid`]), then follows
 //! ([`QueueReader::rows_after`]) whenever the bell or [`QueueReader::data_version`] says that something was written. It keeps its
 //! place in memory only. When the generation is another one, or the file was replaced, it reads everything anew.
+//!
+//! Law: a reader has the log and the index that a writer would find beside its database. A restore that was killed between its renames leaves
+//! the former database with other ones; whatever is committed then goes past those that are held open, and no data version tells.
 
+use std::cell::{Ref, RefCell};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -13,12 +17,14 @@ use rusqlite::{Connection, Row, params};
 
 use crate::connection;
 use crate::error::SiteError;
+use crate::folder::beside;
 use crate::store::columns::{integer, millis, time, unsigned};
 
 /// Rows that are read at a time when all are read.
 const PAGE_ROWS: usize = 1_000;
-/// Attempts to open a database that is replaced in the middle of it: that once is an accident, and more often somebody's mistake.
-const OPEN_ATTEMPTS: u32 = 3;
+/// Attempts to open a database whose files change in the middle of it: one that makes the log, one for each rename of a restore, and one when
+/// all of that is over. More is somebody's mistake.
+const OPEN_ATTEMPTS: u32 = 5;
 
 /// A row of the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,14 +50,23 @@ pub struct QueueSnapshot {
 
 /// A read-only connection to the queue.
 pub struct QueueReader {
-    connection: Connection,
+    /// None once it was found to have another log than the database.
+    connection: RefCell<Option<Connection>>,
     path: PathBuf,
-    /// Of the file that was opened.
-    file: FileIdentity,
+    /// What was opened.
+    files: DatabaseFiles,
 }
 
 /// Device and inode of a file.
 type FileIdentity = (u64, u64);
+
+/// The files of a database.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct DatabaseFiles {
+    database: FileIdentity,
+    /// The write-ahead log and its index, where they are there.
+    sides: [Option<FileIdentity>; 2],
+}
 
 impl QueueReader {
     /// Opens the site database at `path`.
@@ -60,11 +75,11 @@ impl QueueReader {
     /// When it is missing, not a site's, of another schema, or cannot be read.
     pub fn open(path: &Path) -> Result<Self, SiteError> {
         for _ in 0..OPEN_ATTEMPTS {
-            let before = identity(path)?;
+            let files = DatabaseFiles::at(path)?;
             let connection = connection::open_read_only(path)?;
-            // The same before and after: it is the one that was opened.
-            if identity(path)? == before {
-                return Ok(Self { connection, path: path.to_owned(), file: before });
+            // The same before and after: these are the ones that were opened, and opening made none of them.
+            if DatabaseFiles::at(path)? == files {
+                return Ok(Self { connection: Some(connection).into(), path: path.to_owned(), files });
             }
         }
         Err(SiteError::Unopenable {
@@ -84,7 +99,7 @@ impl QueueReader {
     /// # Errors
     /// When the database cannot be read.
     pub fn generation(&self) -> Result<Generation, SiteError> {
-        generation(&self.connection)
+        generation(&*self.connection()?)
     }
 
     /// A number that changes when somebody has committed to the database since it was asked for last; it says nothing else.
@@ -94,15 +109,21 @@ impl QueueReader {
     /// # Errors
     /// When the database cannot be read.
     pub fn data_version(&self) -> Result<i64, SiteError> {
-        Ok(self.connection.pragma_query_value(None, "data_version", |row| row.get(0))?)
+        Ok(self.connection()?.pragma_query_value(None, "data_version", |row| row.get(0))?)
     }
 
-    /// Whether the path leads to another file now, whatever links are on its way: a restore. Open it anew then.
+    /// Whether the path leads to other files now, whatever links are on its way: a restore. Open it anew then. A reader whose database has
+    /// another log now stays replaced, and reads nothing more.
     ///
     /// # Errors
     /// When nothing is there, or it cannot be looked at.
     pub fn is_replaced(&self) -> Result<bool, SiteError> {
-        Ok(identity(&self.path)? != self.file)
+        let found = DatabaseFiles::at(&self.path)?;
+        if found.database == self.files.database && found.sides != self.files.sides {
+            // SQLite has one index for all connections of a process to a file: while this one is open, another would get its index again.
+            drop(self.connection.take());
+        }
+        Ok(found != self.files || self.connection.borrow().is_none())
     }
 
     /// Rows with a higher sequence than `sequence` that are valid at `now` and for `server`: at most `limit`, in their order.
@@ -116,7 +137,7 @@ impl QueueReader {
         now: UnixMillis,
         limit: usize,
     ) -> Result<Vec<QueueRow>, SiteError> {
-        rows_after(&self.connection, sequence, server, now, limit)
+        rows_after(&*self.connection()?, sequence, server, now, limit)
     }
 
     /// Every row that is valid at `now` and for `server`, as of one moment.
@@ -124,7 +145,8 @@ impl QueueReader {
     /// # Errors
     /// When the database cannot be read.
     pub fn all_valid(&self, server: ServerId, now: UnixMillis) -> Result<QueueSnapshot, SiteError> {
-        let transaction = self.connection.unchecked_transaction()?;
+        let connection = self.connection()?;
+        let transaction = connection.unchecked_transaction()?;
         let generation = generation(&transaction)?;
         let sequence = highest_sequence(&transaction)?;
         let mut rows = Vec::new();
@@ -138,6 +160,11 @@ impl QueueReader {
             }
         }
     }
+
+    fn connection(&self) -> Result<Ref<'_, Connection>, SiteError> {
+        Ref::filter_map(self.connection.borrow(), Option::as_ref)
+            .map_err(|_| SiteError::LogReplaced { path: self.path.clone() })
+    }
 }
 
 impl std::fmt::Debug for QueueReader {
@@ -146,13 +173,28 @@ impl std::fmt::Debug for QueueReader {
     }
 }
 
-fn identity(path: &Path) -> Result<FileIdentity, SiteError> {
+impl DatabaseFiles {
+    /// Those that `path` leads to.
+    fn at(path: &Path) -> Result<Self, SiteError> {
+        let look = || -> io::Result<Self> {
+            // SQLite follows the links as well before it puts anything beside the file.
+            let resolved = std::fs::canonicalize(path)?;
+            let sides = [identity(&beside(&resolved, "-wal"))?, identity(&beside(&resolved, "-shm"))?];
+            let database = identity(&resolved)?.ok_or(io::ErrorKind::NotFound)?;
+            Ok(Self { database, sides })
+        };
+        look().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => SiteError::Missing { path: path.to_owned() },
+            _ => SiteError::io(path, "the site database cannot be looked at")(error),
+        })
+    }
+}
+
+/// Of the file that `path` leads to, if there is one.
+fn identity(path: &Path) -> io::Result<Option<FileIdentity>> {
     match std::fs::metadata(path) {
-        Ok(there) => Ok((there.dev(), there.ino())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(SiteError::Missing { path: path.to_owned() })
-        }
-        Err(error) => Err(SiteError::io(path, "the site database cannot be looked at")(error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        there => there.map(|there| Some((there.dev(), there.ino()))),
     }
 }
 

@@ -114,6 +114,65 @@ fn a_link_that_leads_elsewhere_is_noticed_and_so_is_one_that_leads_nowhere() {
 }
 
 #[test]
+fn a_log_that_was_put_in_its_place_is_noticed_and_the_reader_lets_go() {
+    for side in ["-wal", "-shm"] {
+        let (folder, path, store) = site();
+        let generation = store.generation();
+        drop(store);
+        let reader = QueueReader::open(&path).unwrap();
+        std::fs::write(folder.path().join("other"), "").unwrap();
+        std::fs::rename(folder.path().join("other"), beside(&path, side)).unwrap();
+        assert!(reader.is_replaced().unwrap());
+        let error = reader.generation().unwrap_err();
+        assert!(matches!(error, SiteError::LogReplaced { .. }), "{error}");
+        assert!(reader.is_replaced().unwrap(), "it stays so");
+        let anew = QueueReader::open(&path).unwrap();
+        assert_eq!((anew.generation().unwrap(), anew.is_replaced().unwrap()), (generation, false));
+    }
+}
+
+#[test]
+fn a_log_that_is_made_by_opening_written_or_emptied_is_no_replacement() {
+    let (_folder, path, store) = site();
+    drop(store);
+    // What is restored by hand has no log; while no manager runs, the reader makes it.
+    for side in ["-wal", "-shm"] {
+        std::fs::remove_file(beside(&path, side)).unwrap();
+    }
+    let reader = QueueReader::open(&path).unwrap();
+    let is_still_there = || assert!(!reader.is_replaced().unwrap());
+    is_still_there();
+    for life in 0..2 {
+        let mut store = Store::open(&path).unwrap();
+        is_still_there();
+        head(&mut store, NOW.plus(life));
+        is_still_there();
+        let other = connection::open(&path).unwrap();
+        other.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        is_still_there();
+        drop((other, store));
+        is_still_there();
+    }
+}
+
+#[test]
+fn a_database_that_gets_its_log_from_the_manager_is_replaced_once() {
+    let (_folder, path, store) = site();
+    drop(store);
+    Connection::open(&path).unwrap().pragma_update(None, "journal_mode", "delete").unwrap();
+    let reader = QueueReader::open(&path).unwrap();
+    assert!(!reader.is_replaced().unwrap());
+    assert!(!beside(&path, "-wal").exists(), "a copy that was put there by hand is like that");
+    let mut store = Store::open(&path).unwrap();
+    assert!(reader.is_replaced().unwrap());
+    let anew = QueueReader::open(&path).unwrap();
+    drop(reader);
+    head(&mut store, NOW);
+    assert!(!anew.is_replaced().unwrap());
+    assert_eq!(anew.all_valid(ServerId(1), NOW).unwrap().rows.len(), 1);
+}
+
+#[test]
 fn a_missing_database_is_named() {
     let error = QueueReader::open(Path::new("/nowhere/site.db")).unwrap_err().to_string();
     assert!(error.contains("/nowhere/site.db") && error.contains("bgb site init"), "{error}");

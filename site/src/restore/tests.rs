@@ -5,12 +5,14 @@ use crate::authority::CertificateRecord;
 use crate::backup::backup;
 use crate::check::check;
 use crate::folder::SiteFolder;
+use crate::queue_reader::QueueRow;
 use crate::store::{Labels, NewDevice, NewTask, PolicyAudience, PutPolicy, Store, Targets};
 use bgb_daemon::lock::ProcessLock;
 use bgb_protocol::action::{Action, Parameters};
 use bgb_protocol::head::SignedHead;
 use bgb_protocol::ids::{DeviceId, KeyId, TaskId};
 use bgb_protocol::policy::{PolicySettings, SignedPolicy};
+use bgb_protocol::queue::QueueItem;
 use bgb_protocol::signature::SigningKey;
 use bgb_protocol::task::{SignedCancel, SignedTask};
 
@@ -166,11 +168,50 @@ fn a_missing_database_is_restored_and_a_log_that_was_left_is_not_applied() {
     assert_eq!(check(&site.database).unwrap().findings, []);
 }
 
+/// Names the database to the test that is a manager in a process of its own.
+const MANAGED_VARIABLE: &str = "BGB_TEST_MANAGED_DATABASE";
+/// The time of the head that it writes.
+const MANAGED: UnixMillis = UnixMillis(NOW.0 + 5_000);
+
+/// Does nothing unless it was started by [`write_head_as_another_process`].
 #[test]
-fn wherever_it_is_interrupted_the_database_is_the_former_one_or_the_new_one() {
+fn the_manager_of_another_process() {
+    let Some(database) = std::env::var_os(MANAGED_VARIABLE) else { return };
+    let mut store = Store::open(Path::new(&database)).unwrap();
+    store.write_head(MANAGED, |statement| SignedHead::sign(statement, &key())).unwrap();
+    println!("a head was written");
+}
+
+/// In this process it would share what SQLite holds open for the readers here.
+#[track_caller]
+fn write_head_as_another_process(database: &Path) {
+    let mut manager = std::process::Command::new(std::env::current_exe().unwrap());
+    manager.args(["--exact", "restore::tests::the_manager_of_another_process", "--nocapture"]);
+    let output = manager.env(MANAGED_VARIABLE, database).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("a head was written"), "{output:?}");
+}
+
+/// Whether a server that goes by what `reader` says comes to see the head; it opens anew before it lets go.
+#[track_caller]
+fn sees_the_head(mut reader: QueueReader) -> bool {
+    if reader.is_replaced().unwrap() {
+        reader = QueueReader::open(reader.path()).unwrap();
+        assert!(!reader.is_replaced().unwrap(), "nothing has changed since");
+    }
+    let is_it = |row: &QueueRow| match QueueItem::decode(&row.item_bytes) {
+        Ok(QueueItem::Head { signed }) => SignedHead::decode(&signed).unwrap().statement().time == MANAGED,
+        _ => false,
+    };
+    reader.all_valid(ServerId(1), NOW).unwrap().rows.iter().any(is_it)
+}
+
+#[test]
+fn wherever_it_is_interrupted_the_database_is_the_former_one_or_the_new_one_and_servers_follow_it() {
     for done in 0..=3 {
         let (site, store) = site();
         drop(store);
+        let reader = QueueReader::open(&site.database).unwrap();
         let place = Place::of(&site.database, NOW).unwrap();
         let (report, former) = prepare(&place, &site.copy, &options()).unwrap();
         let FormerFile::Readable(former) = former else { panic!("it can be read") };
@@ -180,6 +221,9 @@ fn wherever_it_is_interrupted_the_database_is_the_former_one_or_the_new_one() {
             std::fs::rename(from, to).unwrap();
         }
         drop(former);
+        assert_eq!(reader.is_replaced().unwrap(), done > 0, "after {done} renames");
+        write_head_as_another_process(&site.database);
+        assert!(sees_the_head(reader), "after {done} renames");
         let generation = if done < 3 { site.generation } else { report.generation };
         assert_eq!(Store::open(&site.database).unwrap().generation(), generation, "after {done} renames");
         assert_eq!(devices(&site.database).len(), if done < 3 { 2 } else { 1 });
@@ -188,6 +232,29 @@ fn wherever_it_is_interrupted_the_database_is_the_former_one_or_the_new_one() {
         let again = RestoreOptions { now: NOW.plus(60_000), ..options() };
         restore(&site.database, &site.copy, &again).unwrap();
         assert_eq!(devices(&site.database), ["early"]);
+    }
+}
+
+#[test]
+fn a_server_that_opens_the_database_between_two_renames_follows_it_too() {
+    for opened_after in 0..3 {
+        for done in opened_after + 1..=3 {
+            let (site, store) = site();
+            drop(store);
+            let place = Place::of(&site.database, NOW).unwrap();
+            let (_, former) = prepare(&place, &site.copy, &options()).unwrap();
+            let held = former::put_away(&place, former).unwrap();
+            let take = |renames: &[(PathBuf, PathBuf)]| {
+                renames.iter().for_each(|(from, to)| std::fs::rename(from, to).unwrap());
+            };
+            let renames = renames(&place);
+            take(&renames[..opened_after]);
+            drop(held);
+            let reader = QueueReader::open(&site.database).unwrap();
+            take(&renames[opened_after..done]);
+            write_head_as_another_process(&site.database);
+            assert!(sees_the_head(reader), "opened after {opened_after} of {done} renames");
+        }
     }
 }
 
