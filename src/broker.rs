@@ -152,6 +152,8 @@ impl Broker {
 
     /// Looks whether there is something new, and hands it on. `rung`: somebody said that there is.
     pub fn look(&mut self, now: Now, rung: bool) {
+        // Also while the queue cannot be read: the shards go by the clock all the same.
+        self.lead_ms = self.lead_ms.max(lead_ms(now));
         match self.follow(now, rung) {
             Ok(()) => self.on_readable(now),
             Err(error) => self.on_unreadable(now, &error),
@@ -164,7 +166,6 @@ impl Broker {
         if reader.is_replaced()? {
             return self.read_everything(now);
         }
-        self.lead_ms = self.lead_ms.max(lead_ms(now));
         let set_back_ms = self.lead_ms - lead_ms(now);
         if set_back_ms > SET_BACK_MS {
             tracing::warn!(set_back_ms, "this machine's clock was set back: every order is read anew");
@@ -177,15 +178,20 @@ impl Broker {
         if reader.generation()? != self.generation {
             return self.read_everything(now);
         }
+        // All that there is, and only then is it handed on: a cancel may be the last of many rows, and its task the first.
+        let mut rows: Vec<QueueRow> = Vec::new();
         loop {
-            let rows = reader.rows_after(self.sequence, self.options.server, unix(now), BATCH_ROWS)?;
-            let Some(last) = rows.last() else { break };
-            self.sequence = last.sequence;
-            let whole_batch = rows.len() == BATCH_ROWS;
-            self.hand_on(now, rows);
+            let after = rows.last().map_or(self.sequence, |row| row.sequence);
+            let more = reader.rows_after(after, self.options.server, unix(now), BATCH_ROWS)?;
+            let whole_batch = more.len() == BATCH_ROWS;
+            rows.extend(more);
             if !whole_batch {
                 break;
             }
+        }
+        if let Some(last) = rows.last() {
+            self.sequence = last.sequence;
+            self.hand_on(now, rows);
         }
         self.version = version;
         Ok(())

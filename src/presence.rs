@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::ReplaceError;
 use bgb_protocol::codec;
-use bgb_protocol::file::presence::{Presence, PresenceRow};
+use bgb_protocol::file::presence::PresenceRow;
 use bgb_protocol::file::{FileBuilder, FileKind};
 use bgb_protocol::ids::{BootId, DeviceId, SessionNumber, UnixMillis};
 
@@ -38,11 +38,29 @@ pub struct PresenceList {
 
 /// What a shard tells of a session.
 #[derive(Clone, Debug)]
-pub struct Told {
-    /// That it began or ended.
-    pub row: PresenceRow,
-    /// The number of the claim by which it began; `None` of an end.
-    pub claim: Option<u64>,
+pub enum Told {
+    /// It began, by the claim of this number.
+    Began {
+        /// The claim's number.
+        claim: u64,
+        /// The session.
+        row: PresenceRow,
+    },
+    /// It ended.
+    Ended {
+        /// The session, and why.
+        row: PresenceRow,
+    },
+}
+
+impl Told {
+    /// The row in which it is told on.
+    #[must_use]
+    pub fn row(&self) -> &PresenceRow {
+        match self {
+            Self::Began { row, .. } | Self::Ended { row } => row,
+        }
+    }
 }
 
 /// A device's row as it stands in files, and what is needed to know its session again.
@@ -83,10 +101,9 @@ impl PresenceList {
 
     /// A session began or ended.
     pub fn handle_told(&mut self, told: Told) {
-        let Told { row, claim } = told;
-        let (device, claim) = (row.device, claim.unwrap_or_default());
-        match &row.presence {
-            Presence::Online(_) => {
+        let device = told.row().device;
+        match told {
+            Told::Began { claim, row } => {
                 if self.online.get(&device).is_some_and(|held| claim < held.claim) {
                     return;
                 }
@@ -97,7 +114,7 @@ impl PresenceList {
                 self.went.remove(&device);
                 self.came.insert(device);
             }
-            Presence::Offline { .. } => {
+            Told::Ended { row } => {
                 let same = |held: &Row| (held.boot, held.session) == (row.boot, row.session);
                 if self.online.get(&device).is_some_and(same) {
                     self.online.remove(&device);

@@ -94,8 +94,6 @@ pub struct Shard {
     durable_seen: u64,
     unspooled: VecDeque<SpoolItem>,
     unlisted: VecDeque<Told>,
-    /// Claims that were granted, whose sessions have not begun yet: a moment each, in their order.
-    granted: VecDeque<(ChannelKey, u64)>,
     /// Older sessions on other shards that are still to be told.
     undisplaced: VecDeque<Place>,
     /// Older sessions on this one.
@@ -117,7 +115,6 @@ impl Shard {
             durable_seen: 0,
             unspooled: VecDeque::new(),
             unlisted: VecDeque::new(),
-            granted: VecDeque::new(),
             undisplaced: VecDeque::new(),
             displaced_here: VecDeque::new(),
             frames: PushFrames::default(),
@@ -243,11 +240,12 @@ impl Shard {
             Output::Claim { channel, device, boot, session } => {
                 let place = Place { shard: self.id, channel };
                 let claim = self.links.directory.claim(device, (boot, session), place);
-                self.hub.handle(now, Input::Claimed { channel, granted: claim != Claim::Refused });
-                if let Claim::Granted { displaced, number } = claim {
-                    self.granted.push_back((channel, number));
-                    displaced.into_iter().for_each(|former| self.displace(former));
-                }
+                let (granted, displaced) = match claim {
+                    Claim::Granted { number, displaced } => (Some(number), displaced),
+                    Claim::Refused => (None, None),
+                };
+                self.hub.handle(now, Input::Claimed { channel, granted });
+                displaced.into_iter().for_each(|former| self.displace(former));
             }
             Output::Release { channel, device } => {
                 self.links.directory.release(device, Place { shard: self.id, channel });
@@ -264,12 +262,11 @@ impl Shard {
                 return Some(Deed::Write(channel));
             }
             Output::Close { channel, reason } => return Some(Deed::Close(channel, reason)),
-            Output::Online { channel, row } => {
+            Output::Online { claim, row, .. } => {
                 self.metrics.sign_ins.add(1);
-                let claim = self.claim_of(channel);
-                self.list(Told { row, claim });
+                self.list(Told::Began { claim, row });
             }
-            Output::Offline { row } => self.list(Told { row, claim: None }),
+            Output::Offline { row } => self.list(Told::Ended { row }),
             Output::Hint { row } => {
                 if self.links.spool.try_send(SpoolItem::Hint(row)).is_err() {
                     self.metrics.hints_dropped.add(1);
@@ -305,17 +302,6 @@ impl Shard {
         }
         self.metrics.holds.add(1);
         Some(Deed::Hold(channel))
-    }
-
-    /// The number of the claim by which the channel's session begins. Sessions begin in the order of their claims, and those that ended
-    /// before never do.
-    fn claim_of(&mut self, channel: ChannelKey) -> Option<u64> {
-        while let Some((granted, number)) = self.granted.pop_front() {
-            if granted == channel {
-                return Some(number);
-            }
-        }
-        None
     }
 
     fn list(&mut self, told: Told) {

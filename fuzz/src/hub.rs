@@ -170,7 +170,7 @@ impl World {
                 self.model.on_claim(channel, (boot, session));
                 self.model.on_granted(channel, &known);
             }
-            self.hub.handle(self.model.now(), Input::Claimed { channel, granted: is_granted });
+            self.hub.handle(self.model.now(), Input::Claimed { channel, granted: is_granted.then_some(1) });
         }
     }
 

@@ -63,8 +63,8 @@ pub enum Input {
     Claimed {
         /// The channel that claimed.
         channel: ChannelKey,
-        /// Whether its session is the device's newest.
-        granted: bool,
+        /// The number of the claim, which goes with what is told of the session; `None` where its session is not the device's newest.
+        granted: Option<u64>,
     },
     /// A newer session of the device was claimed, here or on another shard: this one ends.
     Displaced {

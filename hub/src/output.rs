@@ -63,6 +63,8 @@ pub enum Output {
     Online {
         /// Its channel.
         channel: ChannelKey,
+        /// The number of the claim by which its session began.
+        claim: u64,
         /// The row for the online list.
         row: PresenceRow,
     },

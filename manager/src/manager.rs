@@ -137,7 +137,7 @@ impl Manager {
     ///
     /// # Errors
     /// When the inbox's folders cannot be made or read.
-    pub fn new(parts: ManagerParts, now: Now) -> io::Result<Self> {
+    pub fn new(mut parts: ManagerParts, now: Now) -> io::Result<Self> {
         let inbox = Inbox::open(parts.disk, parts.inbox)?;
         parts.figures.set_standing(|standing| {
             standing.started = UnixMillis(now.unix_ms);
@@ -147,6 +147,7 @@ impl Manager {
         let version = env!("CARGO_PKG_VERSION");
         let text = format!("The manager of site {} (release {version}) answers.", parts.store.code());
         messages.say(UnixMillis(now.unix_ms), StatusId::ManagerStarted, "", text);
+        parts.store.expect_full_lists_every(parts.presence_full_ms);
         Ok(Self {
             ingest: Ingest::new(parts.store.code(), parts.verifier),
             chores: Chores::new(now.mono_ms, parts.scan_ms),
@@ -336,7 +337,7 @@ impl Manager {
         let (inbox, open) = (&self.inbox, self.ingest.open_file());
         let is_being_read = |server| open.is_some_and(|file| file.server == server && file.is_presence());
         let is_excused = |server| is_early || inbox.has_presence_waiting(server) || is_being_read(server);
-        Ok(self.store.mark_silent_servers(self.presence_full_ms, is_excused, UnixMillis(now.unix_ms))?.more)
+        Ok(self.store.mark_silent_servers(is_excused, UnixMillis(now.unix_ms))?.more)
     }
 
     fn scan(&mut self, now: Now) {

@@ -53,6 +53,7 @@ pub use retention::Retention;
 pub(crate) use status::say;
 
 pub use restored::RETAKE_UNKNOWN;
+use servers::Listening;
 pub use servers::{ServerRow, silence_ms};
 pub use site_row::SiteRow;
 pub use status::{StatusFilter, StoredStatus};
@@ -90,6 +91,7 @@ pub struct Store {
     online: RoaringBitmap,
     /// How far the full list that is being finished has been compared. Lost in a crash, which only repeats the comparing.
     full_list: Option<FullListCursor>,
+    listening: Listening,
     retake_since: Option<UnixMillis>,
 }
 
@@ -134,7 +136,13 @@ impl Store {
         let (site, online) = (queries.site()?, queries.online_devices()?);
         let (code, generation, path) = (site.code, site.generation, path.to_owned());
         let (tasks, full_list, retake_since) = (TaskCache::default(), None, site.retake_since);
-        Ok(Self { connection, path, code, generation, tasks, online, full_list, retake_since })
+        let listening = Listening::default();
+        Ok(Self { connection, path, code, generation, tasks, online, full_list, listening, retake_since })
+    }
+
+    /// Servers write whole online lists so often from now on: every 5 minutes unless this is said. Silence is judged by it.
+    pub fn expect_full_lists_every(&mut self, interval_ms: u64) {
+        self.listening.full_interval_ms = interval_ms;
     }
 
     /// The database's file.

@@ -1,3 +1,4 @@
+use bgb_protocol::file::presence::Presence;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -40,8 +41,10 @@ fn offline(device: u32, session: u64) -> PresenceRow {
 
 /// Claims are numbered as sessions are.
 fn told(row: PresenceRow) -> Told {
-    let is_beginning = matches!(row.presence, Presence::Online(_));
-    Told { claim: is_beginning.then_some(row.session.0), row }
+    match row.presence {
+        Presence::Online(_) => Told::Began { claim: row.session.0, row },
+        Presence::Offline { .. } => Told::Ended { row },
+    }
 }
 
 fn row(device: u32, session: u64, presence: Presence) -> PresenceRow {
@@ -134,7 +137,7 @@ fn the_later_claim_stands_whatever_number_boot_and_date_its_session_has() {
     let before = PresenceRow { signed_in: UnixMillis(9_000_000), ..online(5, 7) };
     let after = PresenceRow { boot: BootId([2; 16]), signed_in: UnixMillis(1), ..online(5, 3) };
     for (row, claim) in [(&before, 1), (&after, 2), (&before, 1)] {
-        list.handle_told(Told { row: row.clone(), claim: Some(claim) });
+        list.handle_told(Told::Began { row: row.clone(), claim });
     }
     list.handle_told(told(offline(5, 7)));
     list.handle_time(at(3_000)).unwrap();

@@ -8,6 +8,7 @@ use crate::agents::{Certificate, Machine, Power, draw_skew};
 use crate::dice::Dice;
 use crate::hosts::SITE_HOST;
 use crate::network::{Farewell, RETRANSMISSION_MS};
+use crate::server_laws::HEEDED_WITHIN_MS;
 use crate::server_life::LOOK_MS;
 use crate::servers::SERVERS;
 use crate::tally::Kind;
@@ -24,6 +25,9 @@ const DIES_IN_STALL_PER_MILLE: u64 = 300;
 
 /// What has just begun is this young at most: a disk's delay, and an action's first moments.
 const BAD_LUCK_MS: u64 = 300;
+
+/// What a clock is set back by without anything having to be done (the broker's own figure).
+const SLEWED_MS_MAX: i64 = 1_000;
 
 /// A server whose clock was behind looks at what is due by the wall clock once a minute (bgb_hub): so long before the healing its
 /// clock is set right.
@@ -111,18 +115,24 @@ impl World {
         }
         let off_ms = self.dice.between(500, self.weather.clock_off_ms_max) as i64;
         let off_ms = if self.dice.chance(500) { off_ms } else { -off_ms };
-        self.tally.count(if off_ms > 0 { Kind::ServerClockAhead } else { Kind::ServerClockBehind });
         self.say(format_args!("server {}: wall clock {off_ms} ms off", server + 1));
         self.set_clock(server, off_ms);
     }
 
     fn set_clock(&mut self, server: usize, off_ms: i64) {
         let simulated = &mut self.servers[server];
+        let set_back_ms = simulated.clock.off_ms() - off_ms;
+        if set_back_ms == 0 {
+            return;
+        }
         simulated.clock.set(off_ms, self.now_ms);
         let life = simulated.life;
-        // What seemed to be over was forgotten, and whom it was pushed to: it may come again.
-        let shards = simulated.process.iter_mut().flat_map(|process| &mut process.shards);
-        shards.flat_map(|own| own.active.values_mut()).for_each(|active| active.pushed.clear());
+        if set_back_ms > SLEWED_MS_MAX {
+            // What seemed to be over was forgotten, and whom it was pushed to: it may come again.
+            let shards = simulated.process.iter_mut().flat_map(|process| &mut process.shards);
+            shards.flat_map(|own| own.active.values_mut()).for_each(|active| active.pushed.clear());
+            self.after(LOOK_MS + HEEDED_WITHIN_MS, Event::PushesDue { server, life });
+        }
         // Its broker looks by itself in a moment.
         self.after(LOOK_MS, Event::BrokerLooks { server, life, rung: false });
     }

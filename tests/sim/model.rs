@@ -210,6 +210,17 @@ impl Model {
         self.tasks.get(&task).filter(|facts| !facts.is_disowned)?.cancelled
     }
 
+    /// A task that the device must have been given by `since`, and that nobody has ever pushed to it.
+    pub(crate) fn not_pushed(&self, device: DeviceId, since: UnixMillis, now: UnixMillis) -> Option<TaskId> {
+        let is_due = |task: &TaskId, facts: &TaskFacts| {
+            let is_open = facts.cancelled.is_none() && facts.expires > now;
+            let is_done =
+                self.results_heard.contains(&(*task, device)) || self.pushed.contains(&(*task, device));
+            is_open && !is_done && facts.is_promised_to(device).is_some_and(|from| from <= since)
+        };
+        self.tasks.iter().find(|(task, facts)| is_due(task, facts)).map(|(task, _)| *task)
+    }
+
     /// Whether a server whose clock is so far ahead or behind may push a task now.
     pub(crate) fn may_be_pushed(
         &self,

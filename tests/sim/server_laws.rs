@@ -12,7 +12,7 @@ use bgb_protocol::message::TaskPush;
 
 use crate::forger::HeardPush;
 use crate::model::Bar;
-use crate::network::{ConnId, End};
+use crate::network::{Conn, ConnId, End};
 use crate::servers::{Active, slot_key};
 use crate::tally::Kind;
 use crate::world::{EPOCH_UNIX_MS, Event, World};
@@ -25,6 +25,7 @@ const DISPLACED_WITHIN_MS: u64 = 200;
 impl World {
     /// What a shard was told.
     pub(crate) fn note_order(&mut self, server: usize, shard: usize, order: &Order) {
+        let (now, was_set_back) = (self.unix(), self.servers[server].clock.was_set_back(self.now_ms));
         let Some(process) = self.servers[server].process.as_mut() else { return };
         let own = &mut process.shards[shard];
         match order {
@@ -40,9 +41,16 @@ impl World {
             Order::Cancel { task, .. } => {
                 own.cancelled.insert(*task);
             }
+            Order::Head { time, .. } if *time > own.newest_head => {
+                own.newest_head = *time;
+                own.head_lag_ms = Some(now.since(*time));
+            }
             Order::Reset => {
                 own.barred.clear();
                 own.cancelled.clear();
+                if was_set_back && shard == 0 {
+                    self.tally.count(Kind::ReadAnew);
+                }
             }
             _ => {}
         }
@@ -73,6 +81,42 @@ impl World {
         }
     }
 
+    /// Everybody who has been signed in for a while at a server whose clock is right was given what is to be had there for as long, unless they
+    /// do not read: also right after the clock was set back, or the queue came into sight again.
+    pub(crate) fn on_pushes_due(&mut self, server: usize, life: u64) {
+        let simulated = &self.servers[server];
+        let Some(process) = simulated.process.as_ref().filter(|_| simulated.life == life) else { return };
+        let is_to_be_trusted = simulated.clock.off_ms() == 0 && !process.is_draining && !process.is_failing;
+        if !is_to_be_trusted || simulated.clock.was_set_back(self.now_ms) {
+            return;
+        }
+        let since = UnixMillis(self.unix().0 - HEEDED_WITHIN_MS);
+        let sessions = process.shards.iter().flat_map(|own| own.active.iter());
+        let missing = sessions
+            .filter(|(_, active)| active.since_ms + HEEDED_WITHIN_MS <= self.now_ms)
+            .find_map(|(device, active)| {
+                let conn = self.network.conns.get(&self.conn_of_channel(server, active.channel)?)?;
+                let task = self.model.not_pushed(*device, since, self.unix())?;
+                let is_due = self.heeds(server, self.model.tasks[&task].rings[0].committed);
+                let is_known = active.known.contains(&task) || conn.is_choked;
+                (is_due && !is_known).then_some((*device, task))
+            });
+        if let Some((device, task)) = missing {
+            self.violated(format!(
+                "device {device} is signed in on server {} and was not given task {task}",
+                server + 1
+            ));
+        }
+    }
+
+    fn conn_of_channel(&self, server: usize, channel: ChannelKey) -> Option<ConnId> {
+        let conns = self.network.conns.iter();
+        let is_it = |conn: &Conn| {
+            conn.server == server && conn.channel == Some(channel) && conn.server_end == End::Open
+        };
+        conns.filter(|(_, conn)| is_it(conn)).map(|(id, _)| *id).next()
+    }
+
     /// What bars the device from the server, if the server heeds it by now.
     fn bar_heeded(&self, server: usize, device: DeviceId, fingerprint: [u8; 32]) -> Option<Bar> {
         let bars = [Bar::Block(device), Bar::Certificate(fingerprint)];
@@ -95,6 +139,8 @@ impl World {
         let now_ms = self.now_ms;
         let simulated = &self.servers[server];
         let (ahead_ms, behind_ms) = (simulated.clock.ahead_ms(now_ms), simulated.clock.behind_ms());
+        let head_lag_ms = simulated.process.as_ref().and_then(|process| process.shards[shard].head_lag_ms);
+        let behind_ms = behind_ms.min(head_lag_ms.unwrap_or(u64::MAX));
         self.expect(self.model.may_be_pushed(task, device, self.unix(), ahead_ms, behind_ms));
         if self.model.cancelled_since(task).is_some_and(|committed| self.heeds(server, committed)) {
             return self

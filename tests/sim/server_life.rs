@@ -47,6 +47,19 @@ const PRESENCE_ROWS: usize = 64;
 /// Whoever starts a server that could not start tries again within this.
 const START_AGAIN_MS_MAX: u64 = 5_000;
 
+/// Why a server does not start.
+struct Unstarted {
+    why: String,
+    /// The queue cannot be read; else it is its own disk.
+    of_queue: bool,
+}
+
+impl<E: std::error::Error> From<E> for Unstarted {
+    fn from(error: E) -> Self {
+        Self { why: error.to_string(), of_queue: false }
+    }
+}
+
 impl World {
     pub(crate) fn start_server_after(&mut self, server: usize, after_ms: u64) {
         let simulated = &mut self.servers[server];
@@ -76,10 +89,10 @@ impl World {
                 self.call_writers(server);
                 self.retransmit();
             }
-            Err(why) => {
+            Err(Unstarted { why, of_queue }) => {
                 self.say(format_args!("server {} cannot start: {why}", server + 1));
                 self.tally.count(Kind::ServerCannotStart);
-                self.expect_reason("a server that starts", before, is_queue_hidden, &why);
+                self.expect_reason("a server that starts", before, of_queue && is_queue_hidden, &why);
                 self.check_hosts();
                 let after_ms = self.dice.between(500, START_AGAIN_MS_MAX);
                 self.start_server_after(server, after_ms);
@@ -88,37 +101,22 @@ impl World {
     }
 
     /// Puts a server together as `bgb-server` does.
-    fn make_server(&mut self, server: usize) -> Result<Process, String> {
+    fn make_server(&mut self, server: usize) -> Result<Process, Unstarted> {
         let number = ServerId(server as u32 + 1);
         let now = self.host_now(self.servers[server].clock.off_ms());
-        let (disk, spool_folder) = (self.disk_of(server), spool_of(server));
         let (status, messages) = StatusLine::new();
         let shared = Shared { metrics: Arc::default(), status: status.clone() };
         let (mut boxes, mut mailboxes, mut polls) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..SHARDS {
-            let poll = mio::Poll::new().map_err(|error| error.to_string())?;
-            let made =
-                mailbox::<Letter>(poll.registry(), mio::Token(0)).map_err(|error| error.to_string())?;
+            let poll = mio::Poll::new()?;
+            let made = mailbox::<Letter>(poll.registry(), mio::Token(0))?;
             polls.push(poll);
             mailboxes.push(made.0);
             boxes.push(made.1);
         }
         let shards: Arc<[Mailbox<Letter>]> = mailboxes.into();
 
-        let outgoing = Outgoing::open(disk, &spool_folder, self.site.code, number, self.dice.next())
-            .map_err(|error| error.to_string())?;
-        let (spool, recovered) = Spool::open(outgoing.clone(), &spool_folder, RESULTS_FILE_MS)
-            .map_err(|error| error.to_string())?;
-        if recovered.results > 0 {
-            self.tally.count(Kind::ResultsRecovered);
-        }
-        if recovered.torn_bytes > 0 {
-            self.tally.count(Kind::SpoolTorn);
-        }
-        if recovered.damaged_bytes > 0 {
-            let bytes = recovered.damaged_bytes;
-            self.violated(format!("server {}: {bytes} bytes of the spool's log are damaged", server + 1));
-        }
+        let (outgoing, spool) = self.open_spool(server)?;
         let durable: Vec<Arc<AtomicU64>> = (0..SHARDS).map(|_| Arc::default()).collect();
         let (spool_items, spool_inbox) = bounded(self.weather.spool_items);
         let spooler = Spooler::new(spool, spool_inbox, durable.clone(), Arc::clone(&shards), shared.clone());
@@ -147,8 +145,10 @@ impl World {
             server: number,
             refuse_after_ms: REFUSE_AFTER_MS,
         };
-        let broker = Broker::start(options, shards, status, shared.metrics, now)
-            .map_err(|error| format!("{error:#}").replace(&*self.site.root().to_string_lossy(), ""))?;
+        let broker = Broker::start(options, shards, status, shared.metrics, now).map_err(|error| {
+            let why = format!("{error:#}").replace(&*self.site.root().to_string_lossy(), "");
+            Unstarted { why, of_queue: true }
+        })?;
         Ok(Process {
             shards: made,
             broker,
@@ -161,6 +161,25 @@ impl World {
             is_failing: false,
             turns: Turns::default(),
         })
+    }
+
+    /// Opens a server's spool, and counts what it recovers.
+    fn open_spool(&mut self, server: usize) -> Result<(Outgoing, Spool), Unstarted> {
+        let number = ServerId(server as u32 + 1);
+        let (disk, folder) = (self.disk_of(server), spool_of(server));
+        let outgoing = Outgoing::open(disk, &folder, self.site.code, number, self.dice.next())?;
+        let (spool, recovered) = Spool::open(outgoing.clone(), &folder, RESULTS_FILE_MS)?;
+        if recovered.results > 0 {
+            self.tally.count(Kind::ResultsRecovered);
+        }
+        if recovered.torn_bytes > 0 {
+            self.tally.count(Kind::SpoolTorn);
+        }
+        if recovered.damaged_bytes > 0 {
+            let bytes = recovered.damaged_bytes;
+            self.violated(format!("server {}: {bytes} bytes of the spool's log are damaged", server + 1));
+        }
+        Ok((outgoing, spool))
     }
 
     /// The link by which a server reaches the database.
@@ -185,6 +204,12 @@ impl World {
         }
         let Some(process) = self.servers[server].process.as_mut() else { return };
         process.broker.look(now, rung);
+        let clock = &mut self.servers[server].clock;
+        match clock.off_ms() {
+            1.. if clock.feel() => self.tally.count(Kind::ServerClockAhead),
+            ..0 if clock.feel() => self.tally.count(Kind::ServerClockBehind),
+            _ => {}
+        }
         for shard in 0..SHARDS {
             if process_has_letters(self.servers[server].process.as_ref(), shard) {
                 self.wake_shard(server, shard);
@@ -217,6 +242,8 @@ impl World {
         }
         self.servers[server].queue_shown_ms = self.now_ms;
         self.after(HEEDED_WITHIN_MS, Event::BarsDue);
+        let life = self.servers[server].life;
+        self.after(LOOK_MS + HEEDED_WITHIN_MS, Event::PushesDue { server, life });
         self.site.link(&self.link_of(server));
         self.say(format_args!("server {} can read the queue again", server + 1));
         let life = self.servers[server].life;

@@ -77,13 +77,25 @@ pub(crate) struct ServerClock {
     /// How far it was ahead before it was set last, and until when what it did then may show.
     was_ahead_ms: u64,
     shows_until_ms: u64,
+    /// A server that lives has gone by it.
+    is_felt: bool,
 }
 
 impl ServerClock {
     /// Sets it.
     pub(crate) fn set(&mut self, off_ms: i64, now_ms: u64) {
         (self.was_ahead_ms, self.shows_until_ms) = (self.ahead_ms(now_ms), now_ms + SET_BACK_SHOWS_MS);
-        self.off_ms = off_ms;
+        (self.off_ms, self.is_felt) = (off_ms, false);
+    }
+
+    /// A server goes by it: whether for the first time since it was set.
+    pub(crate) fn feel(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_felt, true)
+    }
+
+    /// Whether what it brought about before it was set back may still show.
+    pub(crate) fn was_set_back(&self, now_ms: u64) -> bool {
+        self.was_ahead_ms > 0 && now_ms < self.shows_until_ms
     }
 
     /// It, less the true time.
@@ -144,6 +156,9 @@ pub(crate) struct SimShard {
     /// Whether it takes sign-ins, as it was told.
     pub(crate) takes_sign_ins: bool,
     pub(crate) barred: BTreeSet<Bar>,
+    /// How old the newest head was when it came, and its time: the server's own is not further behind.
+    pub(crate) head_lag_ms: Option<u64>,
+    pub(crate) newest_head: UnixMillis,
     pub(crate) cancelled: BTreeSet<TaskId>,
     /// Channels whose older session was told to go by a letter.
     displaced: BTreeSet<ChannelKey>,
@@ -579,7 +594,7 @@ impl World {
             let Some(process) = self.servers[server].process.as_mut() else { return };
             let Ok(told) = process.shards[shard].presence_rows.try_recv() else { return };
             process.presence_mail[shard].push_back(told.clone());
-            let row = told.row;
+            let row = told.row().clone();
             match row.presence {
                 Presence::Online(_) => self.on_online(server, shard, &row),
                 Presence::Offline { .. } => self.on_offline(server, shard, &row),
@@ -613,6 +628,8 @@ impl SimShard {
             slots: Slots::default(),
             takes_sign_ins: false,
             barred: BTreeSet::new(),
+            head_lag_ms: None,
+            newest_head: UnixMillis(0),
             cancelled: BTreeSet::new(),
             displaced: BTreeSet::new(),
             held: Vec::new(),

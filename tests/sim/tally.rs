@@ -58,6 +58,7 @@ kinds! {
     FileOvertaken => "fault: file is overtaken by those after it",
     ServerClockBehind => "fault: server's wall clock is behind",
     ServerClockAhead => "fault: server's wall clock is ahead",
+    ReadAnew => "server: everything read anew, its clock was set back",
     CertificateRevoked => "fault: certificate revoked",
     // What faults bring about on servers.
     ServerFails => "server: ended by a sync that failed",
@@ -111,6 +112,7 @@ kinds! {
     CancelHeardEnded => "task: cancel heard after its end",
     BegunAgain => "task: repeatable one begun again after a crash",
     PolicyApplied => "task: policy asked for and applied",
+    DoneInPeace => "task: ordered in peace, done and counted",
     // Results.
     ResultAcknowledged => "result: acknowledged",
     ResultSentAgain => "result: came to a server again",

@@ -6,7 +6,7 @@
 
 use bgb_daemon::disk::ReplaceError;
 use bgb_protocol::file::FileKind;
-use bgb_protocol::status::StatusId;
+use bgb_protocol::status::{StatusId, StatusMessage};
 use bgb_server::spool::SpoolError;
 use bgb_server::writers::{COURIER_REST, COURIER_ROUND, SPOOL_RETRY};
 
@@ -181,11 +181,8 @@ impl World {
         }
         process.turns.courier_ms = None;
         while let Ok(message) = process.messages.try_recv() {
-            if message.id == StatusId::OrderRefused.number()
-                || message.id == StatusId::QueueRowUnreadable.number()
-            {
-                let text = message.text.clone();
-                return self.violated(format!("server {} says: {text}", server + 1));
+            if is_complaint(&message) {
+                return self.violated(format!("server {} says: {}", server + 1, message.text));
             }
             process.courier.handle_message(message);
         }
@@ -210,19 +207,38 @@ impl World {
 
     /// The last turns of a server that stops: what is durable goes into files, and what can go to the inbox goes.
     pub(crate) fn finish_writers(&mut self, server: usize) {
-        let now = self.host_now(self.servers[server].clock.off_ms());
+        let (now, before) = (self.host_now(self.servers[server].clock.off_ms()), self.disk_faults());
         let Some(process) = self.servers[server].process.as_mut() else { return };
-        while process.spooler.step(now, None, true).is_ok() && process.spooler.has_items() {}
+        let spooled = loop {
+            let done = process.spooler.step(now, None, true);
+            if done.is_err() || !process.spooler.has_items() {
+                break done;
+            }
+        };
         for told in process.presence_mail.iter_mut().flat_map(|mail| mail.drain(..)) {
             process.presence.handle_told(told);
         }
         // As the product does: what cannot be written now is in the log, or in the next start's full list.
-        let _ = process.presence.finish(now);
+        let listed = process.presence.finish(now);
         while let Ok(message) = process.messages.try_recv() {
+            if is_complaint(&message) {
+                return self.violated(format!("server {} says: {}", server + 1, message.text));
+            }
             process.courier.handle_message(message);
         }
-        if process.courier.run(now).carried > 0 {
+        let round = process.courier.run(now);
+        if round.carried > 0 {
             self.inbox_changes();
+        }
+        let is_inbox_away = !self.hosts[SITE_HOST].has_power();
+        if let Err(error) = spooled {
+            self.expect_reason("a spool that ends", before, false, &error.to_string());
+        }
+        if let Err(ReplaceError::Write(error) | ReplaceError::Sync(error)) = listed {
+            self.expect_reason("a presence list that ends", before, false, &error.to_string());
+        }
+        if let Some(error) = round.ended.or(round.failed) {
+            self.expect_reason("a courier that ends", before, is_inbox_away, &error.to_string());
         }
     }
 
@@ -242,4 +258,9 @@ impl World {
         }
         self.check_hosts();
     }
+}
+
+/// Whether a server complains of what the site has given it.
+fn is_complaint(message: &StatusMessage) -> bool {
+    [StatusId::OrderRefused, StatusId::QueueRowUnreadable].iter().any(|id| message.id == id.number())
 }

@@ -241,7 +241,7 @@ impl Model {
                 let seen = self.channels.remove(channel).expect("a channel is closed once");
                 assert!(!seen.is_online, "offline comes before the close");
             }
-            Output::Online { channel, row } => self.see_online(*channel, row),
+            Output::Online { channel, row, .. } => self.see_online(*channel, row),
             Output::Offline { row } => {
                 assert!(matches!(row.presence, Presence::Offline { .. }));
                 let mut sessions = self.channels.values_mut().filter(|seen| seen.is_online);

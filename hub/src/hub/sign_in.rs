@@ -57,26 +57,26 @@ impl Hub {
         self.outputs.push_back(Output::Claim { channel, device, boot, session: number });
     }
 
-    pub(super) fn on_claimed(&mut self, at: u32, granted: bool) {
+    pub(super) fn on_claimed(&mut self, at: u32, granted: Option<u64>) {
         let Some(session) = self.session_mut(at) else { return };
         let Stage::Claiming(claim) = &session.stage else { return };
         let (device, fingerprint) = (session.device, session.fingerprint);
-        if !granted {
+        let Some(number) = granted else {
             // Nothing was claimed, so nothing is to be released.
             session.stage = Stage::AwaitingHello { address: claim.address };
             return self.end(at, CloseReason::OlderSession);
-        }
+        };
         if let Err(reason) = self.admission.check(device, &fingerprint) {
             return self.end(at, reason);
         }
         if let Some(&before) = self.registry.get(&device) {
             self.end(before, CloseReason::Superseded);
         }
-        self.welcome(at);
+        self.welcome(at, number);
     }
 
     /// The claim at `at` becomes an active session, and hears what there is for it.
-    fn welcome(&mut self, at: u32) {
+    fn welcome(&mut self, at: u32, number: u64) {
         let Self { options, time, .. } = self;
         let Some(session) = self.sessions[at as usize].as_mut() else { return };
         let (device, channel) = (session.device, channel_of(at, session));
@@ -99,7 +99,7 @@ impl Hub {
         };
         self.registry.insert(device, at);
         self.counters.signed_in += 1;
-        self.outputs.extend(online.map(|row| Output::Online { channel, row }));
+        self.outputs.extend(online.map(|row| Output::Online { channel, claim: number, row }));
         self.send(channel, ServerMessage::Welcome(Box::new(welcome)));
         self.arm(at);
         let SignInTasks { hints, cancels, pushes } =

@@ -77,7 +77,7 @@ impl Rig {
         let mut out = Vec::new();
         while let Some(output) = self.hub.poll_output() {
             if let Output::Claim { channel, .. } = output {
-                self.hub.handle(self.now(), Input::Claimed { channel, granted: true });
+                self.hub.handle(self.now(), Input::Claimed { channel, granted: Some(1) });
             } else {
                 out.push(output);
             }

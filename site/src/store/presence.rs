@@ -70,13 +70,15 @@ impl Store {
         super::check_chunk(rows.len())?;
         let full = header.kind == FileKind::PresenceFull;
         let place = FilePlace { complete: place.complete && !full, ..*place };
+        self.listening.begin(now);
+        let listening = self.listening;
         let (outcome, moves) = self.write(|connection| {
             servers::hear(connection, header.server, now)?;
             if files::is_done(connection, &place)? {
                 return Ok((PresenceOutcome { repeated: true, ..PresenceOutcome::default() }, Vec::new()));
             }
             let order =
-                FileOrder { life: servers::life(connection, header, now)?, sequence: header.sequence };
+                FileOrder { life: servers::life(connection, header, listening, now)?, sequence: header.sequence };
             let mut chunk = Chunk::new(connection, header, order, now)?;
             for row in rows {
                 chunk.apply(row)?;
@@ -114,12 +116,13 @@ impl Store {
         let place = FilePlace::of(header, header.rows, true);
         let begun = FullListCursor { place, state: PresenceState::Online, from: 0 };
         let cursor = self.full_list.take().filter(|cursor| cursor.place == place).unwrap_or(begun);
+        let listening = self.listening;
         let (next, gone) = self.write(|connection| {
             servers::hear(connection, header.server, now)?;
             if files::is_done(connection, &place)? {
                 return Ok((None, Vec::new()));
             }
-            let order = FileOrder { life: servers::life(connection, header, now)?, sequence: header.sequence };
+            let order = FileOrder { life: servers::life(connection, header, listening, now)?, sequence: header.sequence };
             let (gone, next) = cursor.unnamed(connection, order)?;
             let sql = "UPDATE device SET presence = 2, since = ?2, last_offline = ?2, offline_reason = ?3, heard_life = ?4, \
                 heard_sequence = ?5 WHERE number = ?1";

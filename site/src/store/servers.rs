@@ -11,10 +11,6 @@ use super::status::say;
 use super::{Queries, STEP_ROWS, Step, Store};
 use crate::error::SiteError;
 
-/// A server's present life that is silent for so long is over, if another one speaks: twice the time from one full list to the next,
-/// and a little.
-const LIFE_SILENT_MS: u64 = 11 * 60 * 1000;
-
 /// A server as the site knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerRow {
@@ -58,6 +54,34 @@ pub fn silence_ms(full_interval_ms: u64) -> u64 {
     full_interval_ms.saturating_mul(5) / 2
 }
 
+/// How servers are listened to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Listening {
+    /// From one full list of a server to the next.
+    pub(super) full_interval_ms: u64,
+    /// When the first file was taken in since the database was opened: nobody was heard before, and so nobody was silent.
+    since: Option<UnixMillis>,
+}
+
+impl Default for Listening {
+    fn default() -> Self {
+        Self { full_interval_ms: 300_000, since: None }
+    }
+}
+
+impl Listening {
+    /// A file is about to be taken in.
+    pub(super) fn begin(&mut self, now: UnixMillis) {
+        self.since.get_or_insert(now);
+    }
+
+    /// Whether a server that was heard then is silent by now.
+    fn is_silent(&self, heard: UnixMillis, now: UnixMillis) -> bool {
+        let listened_since = self.since.map_or(now, |since| since.max(heard));
+        now.since(listened_since) > silence_ms(self.full_interval_ms)
+    }
+}
+
 impl Store {
     /// Makes a server known, or corrects its address.
     ///
@@ -79,11 +103,10 @@ impl Store {
     /// When the database cannot be written.
     pub fn mark_silent_servers(
         &mut self,
-        full_interval_ms: u64,
         is_excused: impl Fn(ServerId) -> bool,
         now: UnixMillis,
     ) -> Result<Step, SiteError> {
-        let deadline = UnixMillis(now.0.saturating_sub(silence_ms(full_interval_ms)));
+        let deadline = UnixMillis(now.0.saturating_sub(silence_ms(self.listening.full_interval_ms)));
         let (step, unknown) = self.write(|connection| {
             let sql = "SELECT number FROM server WHERE silent = 0 AND presence_heard < ?1";
             let mut statement = connection.prepare_cached(sql)?;
@@ -184,10 +207,16 @@ pub(super) fn hear(connection: &Connection, server: ServerId, now: UnixMillis) -
 
 /// Which of a server's lives wrote a file, counted from 1 in the order of time; 0 for one that is earlier than those that are known.
 ///
-/// A life that was not known is the newest if its counter is higher than any. A disk that was restored or replaced counts from an
-/// earlier value: so a life is also the newest if nothing was heard of the one that was for longer than that could be silent. Until
-/// then its files are taken for late ones of an earlier life. What files are dated is no measure: clocks are set.
-pub(super) fn life(connection: &Connection, header: &Header, now: UnixMillis) -> Result<u64, SiteError> {
+/// A life that was not known is the newest if its counter is higher than the newest's. A disk that was restored or replaced counts from
+/// an earlier value: so a life is also the newest if the one that was has been silent for [`silence_ms`], longer than a server that
+/// lives. Until then its files are taken for late ones of an earlier life. What files are dated is no measure:
+/// clocks are set.
+pub(super) fn life(
+    connection: &Connection,
+    header: &Header,
+    listening: Listening,
+    now: UnixMillis,
+) -> Result<u64, SiteError> {
     let (server, Epoch { counter, nonce }) = (header.server.0, header.epoch);
     let (counter, nonce) = (integer(counter), bits(nonce));
     let sql = "SELECT life FROM server_life WHERE server = ?1 AND counter = ?2 AND nonce = ?3";
@@ -195,8 +224,7 @@ pub(super) fn life(connection: &Connection, header: &Header, now: UnixMillis) ->
         .prepare_cached(sql)?
         .query_row(params![server, counter, nonce], |row| row.get(0))
         .optional()?;
-    let sql = "SELECT life, heard, (SELECT max(counter) FROM server_life WHERE server = ?1) FROM server_life \
-        WHERE server = ?1 ORDER BY life DESC LIMIT 1";
+    let sql = "SELECT life, heard, counter FROM server_life WHERE server = ?1 ORDER BY life DESC LIMIT 1";
     let newest: Option<(i64, i64, i64)> = connection
         .prepare_cached(sql)?
         .query_row([server], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
@@ -204,8 +232,8 @@ pub(super) fn life(connection: &Connection, header: &Header, now: UnixMillis) ->
     let life = match (known, newest) {
         (_, None) => 1,
         (Some(life), Some((last, ..))) if life == last => life,
-        (_, Some((last, heard, _))) if now.since(time(heard)) > LIFE_SILENT_MS => last + 1,
-        (None, Some((last, _, highest))) if counter > highest => last + 1,
+        (_, Some((last, heard, _))) if listening.is_silent(time(heard), now) => last + 1,
+        (None, Some((last, _, its_counter))) if counter > its_counter => last + 1,
         (known, Some(_)) => known.unwrap_or(0),
     };
     let sql = "INSERT INTO server_life (server, counter, nonce, life, heard) VALUES (?1, ?2, ?3, ?4, ?5) \

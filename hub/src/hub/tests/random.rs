@@ -256,7 +256,9 @@ impl Model {
                 if granted {
                     self.note_known(channel, device, &known);
                 }
-                self.rig.hub.handle(self.rig.now(), Input::Claimed { channel, granted });
+                self.rig
+                    .hub
+                    .handle(self.rig.now(), Input::Claimed { channel, granted: granted.then_some(1) });
             } else {
                 self.see(&output);
             }
@@ -408,7 +410,7 @@ impl Model {
                 let seen = self.channels.remove(channel).expect("a channel is closed once");
                 assert!(!seen.is_online, "offline comes first");
             }
-            Output::Online { channel, row } => {
+            Output::Online { channel, row, .. } => {
                 let others = self.online().filter(|(_, seen)| seen.device == row.device.0).count();
                 assert_eq!(others, 0, "{output:?}");
                 self.channels.get_mut(channel).unwrap().is_online = true;

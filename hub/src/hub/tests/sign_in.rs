@@ -19,7 +19,7 @@ fn a_hello_claims_and_a_granted_claim_is_online_and_welcomed() {
     };
     assert_eq!((device, session), (DeviceId(5), SessionNumber(9)));
     assert!(rig.hub.poll_output().is_none());
-    let out = rig.input(Input::Claimed { channel, granted: true });
+    let out = rig.input(Input::Claimed { channel, granted: Some(7) });
     assert_eq!(presence(&out), [(5, true)]);
     let welcome = welcome(&out, channel);
     assert_eq!((welcome.head, welcome.server), (vec![7, 7], ServerId(1)));
@@ -55,7 +55,7 @@ fn a_claim_that_is_not_granted_is_refused_as_superseded_and_releases_nothing() {
     let channel = rig.open(5);
     rig.hub.handle(rig.now(), Input::Said { channel, message: AgentMessage::Hello(Box::new(hello(9))) });
     assert!(matches!(rig.hub.poll_output(), Some(Output::Claim { .. })));
-    let out = rig.input(Input::Claimed { channel, granted: false });
+    let out = rig.input(Input::Claimed { channel, granted: None });
     assert_eq!(refusals(&out), [RefusedReason::Superseded]);
     assert_eq!(closes(&out), [(channel, CloseReason::OlderSession)]);
     assert_eq!(out.len(), 2, "{out:?}");
@@ -199,7 +199,7 @@ fn what_comes_from_a_channel_that_is_not_known_is_counted_and_ignored() {
         for input in [
             Input::Said { channel, message: AgentMessage::Keepalive },
             Input::Closed { channel, reason: CloseReason::Reset },
-            Input::Claimed { channel, granted: true },
+            Input::Claimed { channel, granted: Some(7) },
             Input::Displaced { channel },
             Input::Choked { channel },
             Input::Flowing { channel },

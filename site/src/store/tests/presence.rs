@@ -198,10 +198,11 @@ fn a_silent_servers_devices_are_unknown_until_it_speaks() {
     let mut site = site_with(3);
     site.full(1, 1, &[online(0, 1, 5), online(1, 1, 5)]);
     let limit = NOW.plus(INTERVAL_MS * 5 / 2);
-    assert_eq!(site.store.mark_silent_servers(INTERVAL_MS, |_| false, limit).unwrap(), Step::default());
+    site.store.expect_full_lists_every(INTERVAL_MS);
+    assert_eq!(site.store.mark_silent_servers(|_| false, limit).unwrap(), Step::default());
     let mut changed = 0;
     loop {
-        let step = site.store.mark_silent_servers(INTERVAL_MS, |_| false, limit.plus(1)).unwrap();
+        let step = site.store.mark_silent_servers(|_| false, limit.plus(1)).unwrap();
         changed += step.changed;
         if !step.more {
             break;
@@ -256,7 +257,7 @@ fn a_server_that_starts_again_has_a_new_life_and_its_old_sessions_are_over() {
 #[test]
 fn a_life_that_counts_lower_is_believed_when_the_one_before_has_been_silent_for_long() {
     let mut site = site_with(2);
-    let first = Header { epoch: Epoch { counter: 2, nonce: 5 }, ..header(FileKind::PresenceFull, 1, 1, 2) };
+    let first = Header { epoch: Epoch { counter: 100, nonce: 5 }, ..header(FileKind::PresenceFull, 1, 1, 2) };
     site.presence(first, &[online(0, 1, 5), online(1, 1, 5)]);
     site.finish(&first);
     // A disk that was restored or replaced: as good as a late file of an earlier life.
@@ -264,11 +265,16 @@ fn a_life_that_counts_lower_is_believed_when_the_one_before_has_been_silent_for_
     site.presence(after, &[online(0, 1, 5)]);
     assert_eq!(site.finish(&after), 0);
     let later = Header { sequence: 2, ..after };
-    let (place, now) = (FilePlace::of(&later, 1, true), NOW.plus(12 * 60 * 1000));
+    let (place, now) = (FilePlace::of(&later, 1, true), NOW.plus(silence_ms(300_000) + 1));
     site.store.apply_presence(&[online(0, 1, 5)], &later, &place, now).unwrap();
     assert_eq!(site.store.finish_full_list(&later, now).unwrap().changed, 1);
     assert_eq!(site.presence_of(1).state, PresenceState::Offline);
     assert_eq!(site.store.read().servers().unwrap()[0].last_full, Some(later.time));
+    // The next start counts on from there, still below the former disk's, and is believed at once.
+    let next = Header { epoch: Epoch { counter: 2, nonce: 7 }, ..after };
+    site.presence(next, &[online(1, 1, 6)]);
+    assert_eq!(site.finish(&next), 1);
+    assert_eq!(site.presence_of(1).state, PresenceState::Online);
     site.is_sound();
 }
 

@@ -177,7 +177,8 @@ proptest! {
         }
         assert_truth(&site, &world);
         if silent {
-            while site.store.mark_silent_servers(1, |_| false, HEARD.plus(1_000)).unwrap().more {}
+            site.store.expect_full_lists_every(1);
+            while site.store.mark_silent_servers(|_| false, HEARD.plus(1_000)).unwrap().more {}
             let before = world.files.len();
             world.settle();
             for (header, rows) in &world.files[before..] {
