@@ -1,5 +1,5 @@
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::*;
 use crate::check::check;
@@ -164,12 +164,118 @@ fn a_copy_that_is_being_made_is_not_made_twice() {
 }
 
 #[test]
+fn the_file_that_sqlite_locks_is_locked_by_nobody_else() {
+    let (folder, path, store) = site();
+    drop(store);
+    let to = folder.path().join("copy");
+    let unfinished = Unfinished::claim(&to).unwrap();
+    File::open(folder.path().join("copy.unfinished")).unwrap().try_lock().unwrap();
+    copy(&connection::open_to_copy(&path).unwrap(), &unfinished).unwrap();
+}
+
+#[test]
+fn of_attempts_at_one_copy_never_two_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("copy");
+    let (working, claims) = (AtomicU32::new(0), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while claims.load(Ordering::SeqCst) < 2_000 {
+                    let Ok(claimed) = Unfinished::claim(&to) else { continue };
+                    assert_eq!(working.fetch_add(1, Ordering::SeqCst), 0);
+                    claims.fetch_add(1, Ordering::SeqCst);
+                    std::thread::yield_now();
+                    assert_eq!(working.fetch_sub(1, Ordering::SeqCst), 1);
+                    drop(claimed);
+                }
+            });
+        }
+    });
+    assert_eq!(names(folder.path()), ["copy.unfinished"], "as after a kill, and no lock");
+}
+
+#[test]
+fn a_file_of_somebody_elses_is_neither_used_nor_emptied() {
+    let (folder, path, store) = site();
+    drop(store);
+    let (to, theirs) = (folder.path().join("copy"), folder.path().join("theirs"));
+    let unfinished = beside(&to, ".unfinished");
+    let put = || std::fs::write(&theirs, "precious").unwrap();
+    // A second name of an earlier copy is what a kill leaves between the link and the end of the first name.
+    put();
+    std::fs::hard_link(&theirs, &unfinished).unwrap();
+    backup(&path, &to).unwrap();
+    assert_eq!(std::fs::read(&theirs).unwrap(), b"precious");
+    std::fs::remove_file(&to).unwrap();
+    std::os::unix::fs::symlink(&theirs, &unfinished).unwrap();
+    backup(&path, &to).unwrap();
+    assert_eq!(std::fs::read(&theirs).unwrap(), b"precious");
+    assert_eq!(check(&to).unwrap().findings, []);
+    assert!(!unfinished.is_symlink());
+}
+
+#[test]
+fn an_attempt_whose_file_was_taken_away_names_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("copy");
+    let unfinished = Unfinished::claim(&to).unwrap();
+    // Where locks keep nobody out.
+    std::fs::remove_file(&unfinished.path).unwrap();
+    std::fs::write(&unfinished.path, "half of theirs").unwrap();
+    assert!(matches!(unfinished.give_name(&to), Err(SiteError::CopyIsMade { .. })));
+    unfinished.remove(&to);
+    assert_eq!(std::fs::read(&unfinished.path).unwrap(), b"half of theirs");
+    assert!(!to.exists());
+}
+
+#[test]
+fn a_name_that_is_given_by_a_link_is_never_that_of_an_empty_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (to, stop) = (folder.path().join("copy"), AtomicBool::new(false));
+    let unfinished = folder.path().join("copy.unfinished");
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let mut found = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                found.extend(std::fs::read(&to).ok().filter(|bytes| bytes != b"whole"));
+            }
+            found
+        });
+        for _ in 0..500 {
+            std::fs::write(&unfinished, "whole").unwrap();
+            give_name_by_link(&unfinished, &to).unwrap();
+            assert!(!unfinished.exists());
+            std::fs::remove_file(&to).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(looking.join().unwrap(), [[0; 0]; 0]);
+    });
+    // Its own link, of which the file system did not say that it was made.
+    std::fs::write(&unfinished, "whole").unwrap();
+    std::fs::hard_link(&unfinished, &to).unwrap();
+    give_name_by_link(&unfinished, &to).unwrap();
+    assert_eq!(names(folder.path()), ["copy"]);
+}
+
+#[test]
+fn only_where_there_are_no_links_are_two_steps_needed() {
+    let refused = |errno: Errno| has_no_links(&errno.into());
+    assert!([Errno::PERM, Errno::NOSYS, Errno::OPNOTSUPP].into_iter().all(refused));
+    assert!(
+        ![Errno::EXIST, Errno::NOENT, Errno::ACCESS, Errno::NOSPC, Errno::ROFS, Errno::IO]
+            .into_iter()
+            .any(refused)
+    );
+}
+
+#[test]
 fn no_name_is_taken_from_anybody_also_where_the_file_system_needs_two_steps() {
     let (folder, _path, _store) = site();
     let file = |name: &str| folder.path().join(name);
     let put = |name: &str, text: &str| std::fs::write(file(name), text).unwrap();
     let text = |name: &str| std::fs::read_to_string(file(name)).unwrap();
-    for give in [give_name, give_name_in_two_steps] {
+    for give in [give_name, give_name_by_link, give_name_in_two_steps] {
         put("new", "new");
         put("theirs", "theirs");
         assert!(matches!(give(&file("new"), &file("theirs")), Err(SiteError::FileExists { .. })));
