@@ -37,7 +37,7 @@ use crate::folder::beside;
 use crate::schema;
 use crate::store::columns::{device_number, integer, millis, read_set, set_bytes, time, unsigned};
 use crate::store::draw_generation;
-use former::FormerFile;
+use former::{FormerFile, PutAway};
 pub use lost::Lost;
 use place::Place;
 
@@ -111,15 +111,27 @@ pub fn restore(database: &Path, copy: &Path, options: &RestoreOptions) -> Result
     let _manager_lock = place.owner.lock_out_manager(&place.database)?;
     // What it names is not to be cleaned up before somebody has read why.
     refuse_own(&place, copy)?;
-    let prepared = prepare(&place, copy, options).and_then(|(report, former)| {
-        put_in_place(&place, former)?;
-        info!("site database restored from {}, generation {}", copy.display(), report.generation);
-        Ok(report)
+    let restored = prepare(&place, copy, options).and_then(|(life, former)| {
+        let former = put_in_place(&place, former)?;
+        info!("site database restored from {}, generation {}", copy.display(), life.generation);
+        let NewLife { site, generation, head, retake_since, servers_added, lost } = life;
+        let kept = (former != Former::Missing).then(|| place.kept.clone());
+        Ok(RestoreReport { site, generation, head, retake_since, former, kept, servers_added, lost })
     });
-    if prepared.is_err() {
+    if restored.is_err() {
         let _ = place.remove_unfinished();
     }
-    prepared
+    restored
+}
+
+/// What the new database is; as in [`RestoreReport`].
+struct NewLife {
+    site: SiteCode,
+    generation: Generation,
+    head: Option<UnixMillis>,
+    retake_since: UnixMillis,
+    servers_added: Vec<ServerId>,
+    lost: Option<Lost>,
 }
 
 /// A time in UTC.
@@ -130,11 +142,7 @@ fn readable(at: UnixMillis, format: &str) -> String {
 }
 
 /// Makes the new database beside the former one, complete and durable.
-fn prepare(
-    place: &Place,
-    copy: &Path,
-    options: &RestoreOptions,
-) -> Result<(RestoreReport, FormerFile), SiteError> {
+fn prepare(place: &Place, copy: &Path, options: &RestoreOptions) -> Result<(NewLife, FormerFile), SiteError> {
     place.remove_unfinished()?;
     let former = former::look_at(&place.database)?;
     bring(place, copy)?;
@@ -163,14 +171,7 @@ fn prepare(
         });
         synced.map_err(SiteError::io(&path, "cannot be made durable"))?;
     }
-    let (state, kept) = match &former {
-        FormerFile::Readable(_) => (Former::Readable, Some(place.kept.clone())),
-        FormerFile::Unreadable(why) => (Former::Unreadable(why.clone()), Some(place.kept.clone())),
-        FormerFile::Missing => (Former::Missing, None),
-    };
-    let report =
-        RestoreReport { site, generation, head, retake_since, former: state, kept, servers_added, lost };
-    Ok((report, former))
+    Ok((NewLife { site, generation, head, retake_since, servers_added, lost }, former))
 }
 
 /// Refuses a copy that a restore would take away or write over before it could be read.
@@ -327,16 +328,16 @@ fn empty_log(connection: &Connection) -> Result<bool, SiteError> {
     Ok(busy == 0)
 }
 
-/// Puts the former database away and the new one in its place.
-fn put_in_place(place: &Place, former: FormerFile) -> Result<(), SiteError> {
-    let held = former::put_away(place, former)?;
+/// Puts the former database away and the new one in its place; what the former one turned out to be.
+fn put_in_place(place: &Place, former: FormerFile) -> Result<Former, SiteError> {
+    let PutAway { former, held } = former::put_away(place, former)?;
     for (from, to) in renames(place) {
         std::fs::rename(&from, &to).map_err(SiteError::io(&to, "cannot be put in place"))?;
     }
     sync_folder_of(&place.database)?;
     // Nobody has written the former one between its log's end and its own.
     drop(held);
-    Ok(())
+    Ok(former)
 }
 
 /// In their order: whoever opens the database in between finds the former one with an empty log.

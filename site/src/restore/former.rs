@@ -12,15 +12,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use bgb_protocol::ids::SiteCode;
 use rusqlite::{Connection, ErrorCode};
 
-use super::empty_log;
 use super::place::{KEPT, Place};
-use crate::backup::sync_folder_of;
+use super::{Former, empty_log};
+use crate::backup::{is_same_file, sync_folder_of};
 use crate::connection;
 use crate::error::SiteError;
 use crate::folder::{SIDES, beside, folder_of};
@@ -95,21 +94,31 @@ fn refused(database: &Path, error: SiteError) -> SiteError {
     }
 }
 
-/// Keeps the former database under its new name. One that is readable stays the site's, and nobody can write it while the result lives.
-pub(super) fn put_away(place: &Place, former: FormerFile) -> Result<Option<Box<FormerSite>>, SiteError> {
-    if let FormerFile::Readable(former) = former {
-        match fold(place, &former.connection) {
+/// A former database under its new name.
+pub(super) struct PutAway {
+    /// What it turned out to be.
+    pub(super) former: Former,
+    /// One that is readable stays the site's, and nobody can write it while this lives.
+    pub(super) held: Option<Box<FormerSite>>,
+}
+
+/// Keeps the former database under its new name.
+pub(super) fn put_away(place: &Place, former: FormerFile) -> Result<PutAway, SiteError> {
+    let former = match former {
+        FormerFile::Readable(site) => match fold(place, &site.connection) {
             Ok(()) => {
                 keep_beside(place)?;
-                return Ok(Some(former));
+                return Ok(PutAway { former: Former::Readable, held: Some(site) });
             }
             // Damaged further in.
-            Err(error) if is_damage(&error) => {}
+            Err(error) if is_damage(&error) => Former::Unreadable(error.to_string()),
             Err(error) => return Err(refused(&place.database, error)),
-        }
-    }
+        },
+        FormerFile::Unreadable(why) => Former::Unreadable(why),
+        FormerFile::Missing => Former::Missing,
+    };
     way_out(place).iter().try_for_each(Step::take)?;
-    Ok(None)
+    Ok(PutAway { former, held: None })
 }
 
 /// Makes the former database whole by itself, and keeps others from writing it for as long as the connection lives.
@@ -212,11 +221,6 @@ fn kept_names(database: &Path) -> Result<Vec<PathBuf>, SiteError> {
         }
     }
     Ok(names)
-}
-
-fn is_same_file(one: &Path, other: &Path) -> bool {
-    let identity = |path| std::fs::symlink_metadata(path).map(|there| (there.dev(), there.ino()));
-    matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 #[cfg(test)]

@@ -156,6 +156,32 @@ fn a_former_database_that_is_damaged_goes_away_together_with_its_log() {
 }
 
 #[test]
+fn a_former_database_that_shows_its_damage_when_its_log_is_folded_is_reported_as_damaged() {
+    let (site, mut store) = site();
+    let other = Connection::open(&site.database).unwrap();
+    let sql = "INSERT INTO queue (kind, payload, valid_until) VALUES ('head', zeroblob(2000000), 0)";
+    other.execute(sql, []).unwrap();
+    assert!(empty_log(&other).unwrap());
+    add_device(&mut store, "last");
+    // The end is missing, and what is in the log does not make up for it.
+    let damaged = tempfile::tempdir().unwrap();
+    let database = damaged.path().join("site.db");
+    for side in ["", "-wal"] {
+        std::fs::copy(beside(&site.database, side), beside(&database, side)).unwrap();
+    }
+    File::options().write(true).open(&database).unwrap().set_len(1_000_000).unwrap();
+    let (bytes, log) = (std::fs::read(&database).unwrap(), std::fs::read(beside(&database, "-wal")).unwrap());
+    assert!(matches!(former::look_at(&database).unwrap(), FormerFile::Readable(_)), "so far it can be read");
+    let report = restore(&database, &site.copy, &options()).unwrap();
+    let Former::Unreadable(why) = &report.former else { panic!("{report:?}") };
+    assert!(why.contains("damaged"), "{why}");
+    let kept = report.kept.unwrap();
+    assert!(std::fs::read(&kept).unwrap() == bytes && std::fs::read(beside(&kept, "-wal")).unwrap() == log);
+    assert_eq!(devices(&database), ["early"]);
+    assert_eq!(check(&database).unwrap().findings, []);
+}
+
+#[test]
 fn a_missing_database_is_restored_and_a_log_that_was_left_is_not_applied() {
     let (site, store) = site();
     let log = std::fs::read(beside(&site.database, "-wal")).unwrap();
@@ -180,6 +206,8 @@ fn the_manager_of_another_process() {
     let mut store = Store::open(Path::new(&database)).unwrap();
     store.write_head(MANAGED, |statement| SignedHead::sign(statement, &key())).unwrap();
     println!("a head was written");
+    // Killed: what it has committed is in the log only.
+    std::process::exit(0);
 }
 
 /// In this process it would share what SQLite holds open for the readers here.
@@ -213,7 +241,7 @@ fn wherever_it_is_interrupted_the_database_is_the_former_one_or_the_new_one_and_
         drop(store);
         let reader = QueueReader::open(&site.database).unwrap();
         let place = Place::of(&site.database, NOW).unwrap();
-        let (report, former) = prepare(&place, &site.copy, &options()).unwrap();
+        let (life, former) = prepare(&place, &site.copy, &options()).unwrap();
         let FormerFile::Readable(former) = former else { panic!("it can be read") };
         fold(&place, &former.connection).unwrap();
         keep_beside(&place).unwrap();
@@ -224,7 +252,7 @@ fn wherever_it_is_interrupted_the_database_is_the_former_one_or_the_new_one_and_
         assert_eq!(reader.is_replaced().unwrap(), done > 0, "after {done} renames");
         write_head_as_another_process(&site.database);
         assert!(sees_the_head(reader), "after {done} renames");
-        let generation = if done < 3 { site.generation } else { report.generation };
+        let generation = if done < 3 { site.generation } else { life.generation };
         assert_eq!(Store::open(&site.database).unwrap().generation(), generation, "after {done} renames");
         assert_eq!(devices(&site.database).len(), if done < 3 { 2 } else { 1 });
         assert_eq!(check(&site.database).unwrap().findings, []);
@@ -243,13 +271,13 @@ fn a_server_that_opens_the_database_between_two_renames_follows_it_too() {
             drop(store);
             let place = Place::of(&site.database, NOW).unwrap();
             let (_, former) = prepare(&place, &site.copy, &options()).unwrap();
-            let held = former::put_away(&place, former).unwrap();
+            let put_away = former::put_away(&place, former).unwrap();
             let take = |renames: &[(PathBuf, PathBuf)]| {
                 renames.iter().for_each(|(from, to)| std::fs::rename(from, to).unwrap());
             };
             let renames = renames(&place);
             take(&renames[..opened_after]);
-            drop(held);
+            drop(put_away);
             let reader = QueueReader::open(&site.database).unwrap();
             take(&renames[opened_after..done]);
             write_head_as_another_process(&site.database);
