@@ -61,14 +61,39 @@ impl Owner {
     }
 
     fn lock(&self, path: &Path, held: impl FnOnce(String) -> SiteError) -> Result<ProcessLock, SiteError> {
-        let is_new = !path.exists();
         let lock = ProcessLock::take(path, "process").map_err(|error| match error {
             LockError::Held { holder, .. } => held(holder),
             error => SiteError::Lock(error),
         })?;
-        if is_new {
-            self.give(path)?;
-        }
+        // Also one that was there: whoever made it may have been killed before it was theirs.
+        self.give(path)?;
         Ok(lock)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_was_left_with_another_account_is_given_back() {
+        // An account that systems have for nobody in particular; only root can leave files to another one.
+        let (nobody, is_root) = (65_534, rustix::process::geteuid().is_root());
+        if !is_root {
+            return eprintln!("not run: only root can leave files to another account");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("site.db");
+        std::fs::write(&database, "").unwrap();
+        chown(&database, Some(nobody), Some(nobody)).unwrap();
+        let (manager, set_up) = (SiteFolder::manager_lock(&database), SiteFolder::set_up_lock(&database));
+        // As after a kill between the two.
+        drop([&manager, &set_up].map(|lock| ProcessLock::take(lock, "process").unwrap()));
+        let owner = Owner::of(&database).unwrap();
+        let _held = (owner.lock_out_manager(&database).unwrap(), owner.lock_set_up(&database).unwrap());
+        for lock in [manager, set_up] {
+            let there = std::fs::metadata(&lock).unwrap();
+            assert_eq!((there.uid(), there.gid()), (nobody, nobody), "{}", lock.display());
+        }
     }
 }
