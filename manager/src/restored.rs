@@ -45,12 +45,14 @@ impl Manager {
     ) -> Result<(), SiteError> {
         let Retaken { files, failed, not_durable, first_failure } = retaken;
         let is_first_time = since < RETAKE_UNKNOWN;
-        let text = match is_first_time {
-            true => format!(
+        let text = match (is_first_time, *files) {
+            (true, _) => format!(
                 "The site database was restored. {files} result files that had come after its copy was made, or shortly before, are \
                  taken in again; results that count already change nothing. Each server's next full list shows its devices right."
             ),
-            false => {
+            (false, 0) => "Nothing is left to do of the restore: done has no more result files that the database does not know."
+                .to_owned(),
+            (false, _) => {
                 format!("{files} result files that could not be moved back at first are taken in again.")
             }
         };
@@ -60,7 +62,7 @@ impl Manager {
             _ if is_first_time || *files > 0 => self.say(now, StatusId::ResultsRetaken, "", text),
             _ => {}
         }
-        self.is_retaken = *failed > 0;
+        self.is_retaken = true;
         if let Some(first_failure) = first_failure {
             let text = format!(
                 "{failed} files or folders of done could not be moved back to be taken in again, the first: {first_failure}. Mend that, \

@@ -402,3 +402,32 @@ fn a_file_that_cannot_be_moved_is_tried_again_by_each_start_and_nothing_else_is(
     assert!(said.len() == 2 && said.iter().any(|text| text.contains("1 result files")), "{said:?}");
     is_sound(&site);
 }
+
+#[test]
+fn a_file_that_was_moved_by_hand_is_not_said_to_be_taken_in_again_by_the_next_start() {
+    let mut site = TestSite::new(1);
+    let task = site.start_task(Action::Ping);
+    site.settle();
+    let copy = copy(&site);
+    site.put_rows(header(FileKind::Results, 1), &[site.final_row(task, 0, TaskState::Succeeded)]);
+    site.settle();
+    let folder = PathBuf::from(format!("box/done/1/{:02}", site.now.unix_ms / 3_600_000 % 24));
+    let name = site.names(folder.to_str().unwrap()).remove(0);
+    site.manager_disk.immovable.lock().insert(folder.join(&name));
+    go_back_to(&mut site, &copy);
+    finish(&mut site);
+    assert!(site.manager().store().retake_since().is_some(), "the file is still there");
+    // By the advice that was given.
+    site.manager_disk.immovable.lock().clear();
+    site.disk.rename(&folder.join(&name), &PathBuf::from("box/1").join(&name)).unwrap();
+    site.settle();
+    assert_eq!(site.counts(task).succeeded, 1);
+
+    site.start();
+    finish(&mut site);
+    assert_eq!(site.manager().store().retake_since(), None);
+    let said = site.messages(StatusId::ResultsRetaken);
+    assert!(!said.iter().any(|text| text.starts_with("0 result files")), "{said:?}");
+    assert_eq!(said.iter().filter(|text| text.contains("Nothing is left to do of the restore")).count(), 1);
+    is_sound(&site);
+}
