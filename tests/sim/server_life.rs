@@ -205,10 +205,9 @@ impl World {
         let Some(process) = self.servers[server].process.as_mut() else { return };
         process.broker.look(now, rung);
         let clock = &mut self.servers[server].clock;
-        match clock.off_ms() {
-            1.. if clock.feel() => self.tally.count(Kind::ServerClockAhead),
-            ..0 if clock.feel() => self.tally.count(Kind::ServerClockBehind),
-            _ => {}
+        if clock.off_ms() != 0 && clock.feel() {
+            let is_ahead = clock.off_ms() > 0;
+            self.tally.count(if is_ahead { Kind::ServerClockAhead } else { Kind::ServerClockBehind });
         }
         for shard in 0..SHARDS {
             if process_has_letters(self.servers[server].process.as_ref(), shard) {

@@ -77,8 +77,10 @@ impl Store {
             if files::is_done(connection, &place)? {
                 return Ok((PresenceOutcome { repeated: true, ..PresenceOutcome::default() }, Vec::new()));
             }
-            let order =
-                FileOrder { life: servers::life(connection, header, listening, now)?, sequence: header.sequence };
+            let order = FileOrder {
+                life: servers::life(connection, header, listening, now)?,
+                sequence: header.sequence,
+            };
             let mut chunk = Chunk::new(connection, header, order, now)?;
             for row in rows {
                 chunk.apply(row)?;

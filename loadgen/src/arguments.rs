@@ -1,0 +1,134 @@
+//! What people type.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::sources::Sources;
+use crate::worker::WorkerArguments;
+
+/// Thousands of agents in a process, and what they measure.
+#[derive(Parser)]
+#[command(name = "bgb-loadgen", version, about, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Adds devices to a site in bulk and keeps them, with their keys, in a folder
+    Devices(DevicesArguments),
+    /// Connects everybody: how fast, and at what cost
+    Connect(ConnectArguments),
+    /// Holds connections at rest: what each costs
+    Idle(IdleArguments),
+    /// Sends tasks to everybody: how fast, to the last one
+    Fanout(FanoutArguments),
+    /// Sends tasks to single devices while all others are idle: how late
+    Trickle(TrickleArguments),
+    /// Kills the server, starts it again, and waits until all are back (with a site of its own only)
+    Storm(StormArguments),
+    /// Plays a part of a fleet for another process of this program
+    #[command(hide = true)]
+    Worker(WorkerArguments),
+}
+
+/// `bgb-loadgen devices`.
+#[derive(Args)]
+pub(crate) struct DevicesArguments {
+    /// The site's folder
+    #[arg(long, env = "BGB_SITE")]
+    pub(crate) site: PathBuf,
+    /// How many
+    #[arg(long)]
+    pub(crate) count: usize,
+    /// The folder to be made
+    #[arg(long)]
+    pub(crate) fleet: PathBuf,
+}
+
+/// What all scenarios take.
+#[derive(Args, Clone)]
+pub(crate) struct RunArguments {
+    /// The site's folder; without it the run makes a site of its own, and removes it afterwards
+    #[arg(long, requires = "fleet")]
+    pub(crate) site: Option<PathBuf>,
+    /// The fleet's folder, made by `bgb-loadgen devices`
+    #[arg(long, requires = "site")]
+    pub(crate) fleet: Option<PathBuf>,
+    /// Agents
+    #[arg(long, default_value_t = 1_000)]
+    pub(crate) agents: usize,
+    /// Reactors of the server, in a site of the run's own
+    #[arg(long, default_value_t = 1)]
+    pub(crate) reactors: usize,
+    /// The server's process, to measure what it costs, where the site is not the run's own
+    #[arg(long)]
+    pub(crate) server_pid: Option<u32>,
+    /// The network that agents connect from, an address each [default: 127.64.0.0/10 for servers on this machine]
+    #[arg(long)]
+    pub(crate) sources: Option<Sources>,
+    /// Handshakes under way at the most, in each process
+    #[arg(long, default_value_t = 128)]
+    pub(crate) window: usize,
+    /// Connections that are begun in a second while connecting; 0: whenever there is room
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) rate: f64,
+    /// Where to write the figures as JSON
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
+    /// Where to write the latencies for HdrHistogram's plotter
+    #[arg(long)]
+    pub(crate) hgrm: Option<PathBuf>,
+}
+
+/// `bgb-loadgen connect`.
+#[derive(Args)]
+pub(crate) struct ConnectArguments {
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+    /// Connect once, end, and measure how fast everybody resumes
+    #[arg(long)]
+    pub(crate) resumed: bool,
+}
+
+/// `bgb-loadgen idle`.
+#[derive(Args)]
+pub(crate) struct IdleArguments {
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+    /// How long to stay
+    #[arg(long, default_value_t = 10)]
+    pub(crate) seconds: u64,
+}
+
+/// `bgb-loadgen fanout`.
+#[derive(Args)]
+pub(crate) struct FanoutArguments {
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+    /// How many tasks, one after the other
+    #[arg(long, default_value_t = 5)]
+    pub(crate) tasks: usize,
+}
+
+/// `bgb-loadgen trickle`.
+#[derive(Args)]
+pub(crate) struct TrickleArguments {
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+    /// Tasks in a second, each to one device
+    #[arg(long, default_value_t = 20.0)]
+    pub(crate) tasks_per_second: f64,
+    /// For how long
+    #[arg(long, default_value_t = 20)]
+    pub(crate) seconds: u64,
+}
+
+/// `bgb-loadgen storm`.
+#[derive(Args)]
+pub(crate) struct StormArguments {
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+}

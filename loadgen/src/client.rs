@@ -1,0 +1,8 @@
+//! One agent of many: its connection, and what it says on it.
+//!
+//! It has of the product what both sides agree on, the protocol's crate, and not a line of server or agent: a yardstick must not share
+//! their mistakes. An agent here is honest nevertheless: it verifies what it is told, signs what it answers and resumes its sessions.
+
+pub(crate) mod agent; // what is said: hello, keepalives, tasks, answers
+pub(crate) mod tls; // whom to trust, who one is, tickets
+pub(crate) mod transport; // a socket and the TLS on it

@@ -1,0 +1,196 @@
+//! TLS of the agents: the only file of this crate that names rustls.
+//!
+//! Every device has a configuration of its own, since it has a certificate of its own; all of them share the provider and the verifier.
+//! A device keeps one ticket, the newest, and uses it once.
+
+use std::io::{self, Read, Write};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use rustls::client::{
+    ClientSessionStore, ResolvesClientCert, Tls12ClientSessionValue, Tls13ClientSessionValue,
+    WebPkiServerVerifier,
+};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+
+/// The name of the conversation, as both sides say it in ALPN (RFC 7301).
+const ALPN: &[u8] = b"bgb/1";
+
+/// What all devices of a site share.
+pub(crate) struct TlsOfSite {
+    provider: Arc<CryptoProvider>,
+    base: ClientConfig,
+}
+
+/// What one device's sessions start from.
+#[derive(Clone)]
+pub(crate) struct TlsOfDevice {
+    config: Arc<ClientConfig>,
+    tickets: Arc<Tickets>,
+}
+
+/// One session.
+pub(crate) struct TlsSession {
+    connection: ClientConnection,
+}
+
+/// The certificate of one device, for whoever asks.
+#[derive(Debug)]
+struct OneCertificate(Arc<CertifiedKey>);
+
+impl ResolvesClientCert for OneCertificate {
+    fn resolve(&self, _roots: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// The newest ticket of a device, and the key exchange that its server took.
+#[derive(Debug, Default)]
+struct Tickets {
+    ticket: Mutex<Option<Tls13ClientSessionValue>>,
+    group: Mutex<Option<NamedGroup>>,
+}
+
+/// What is behind a lock of this file stays whole whatever its holder did.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ClientSessionStore for Tickets {
+    fn set_kx_hint(&self, _server: ServerName<'static>, group: NamedGroup) {
+        *lock(&self.group) = Some(group);
+    }
+
+    fn kx_hint(&self, _server: &ServerName<'_>) -> Option<NamedGroup> {
+        *lock(&self.group)
+    }
+
+    fn set_tls12_session(&self, _server: ServerName<'static>, _session: Tls12ClientSessionValue) {}
+
+    fn tls12_session(&self, _server: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        None
+    }
+
+    fn remove_tls12_session(&self, _server: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, _server: ServerName<'static>, ticket: Tls13ClientSessionValue) {
+        *lock(&self.ticket) = Some(ticket);
+    }
+
+    fn take_tls13_ticket(&self, _server: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        lock(&self.ticket).take()
+    }
+}
+
+impl TlsOfSite {
+    /// Trusts `authority`, a certificate in DER form.
+    ///
+    /// # Errors
+    /// When it cannot be trusted.
+    pub(crate) fn new(authority: &[u8]) -> anyhow::Result<Self> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from(authority.to_vec()))
+            .context("the fleet's authority cannot be used as a root")?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()
+            .context("the fleet's authority cannot be used as a root")?;
+        let mut base = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_webpki_verifier(verifier)
+            .with_no_client_auth();
+        base.alpn_protocols = vec![ALPN.to_vec()];
+        Ok(Self { provider, base })
+    }
+
+    /// What the device with this certificate and key (DER, PKCS#8) starts from.
+    ///
+    /// # Errors
+    /// When the key is none.
+    pub(crate) fn device(&self, certificate: &[u8], key: &[u8]) -> anyhow::Result<TlsOfDevice> {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_vec()));
+        let key =
+            self.provider.key_provider.load_private_key(key).context("a device's key cannot be used")?;
+        let chain = vec![CertificateDer::from(certificate.to_vec())];
+        let tickets = Arc::new(Tickets::default());
+        let mut config = self.base.clone();
+        config.client_auth_cert_resolver = Arc::new(OneCertificate(Arc::new(CertifiedKey::new(chain, key))));
+        config.resumption =
+            rustls::client::Resumption::store(Arc::clone(&tickets) as Arc<dyn ClientSessionStore>);
+        Ok(TlsOfDevice { config: Arc::new(config), tickets })
+    }
+}
+
+impl TlsOfDevice {
+    /// A session with the server at `address`; without `resumes` the device's ticket is thrown away first.
+    ///
+    /// # Errors
+    /// When rustls refuses its own configuration.
+    pub(crate) fn session(&self, address: IpAddr, resumes: bool) -> anyhow::Result<TlsSession> {
+        if !resumes {
+            lock(&self.tickets.ticket).take();
+        }
+        let mut connection = ClientConnection::new(Arc::clone(&self.config), ServerName::from(address))?;
+        // What is said is bounded by what is asked; a limit would cut a message in two.
+        connection.set_buffer_limit(None);
+        Ok(TlsSession { connection })
+    }
+}
+
+impl TlsSession {
+    /// Whether the handshake is still going on.
+    pub(crate) fn is_handshaking(&self) -> bool {
+        self.connection.is_handshaking()
+    }
+
+    /// Whether the handshake, which is over, resumed an earlier session.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    /// Takes what `socket` has to give and appends what was inside to `plain`; 0 at its end.
+    ///
+    /// # Errors
+    /// As the socket says, or `InvalidData` for what TLS does not allow.
+    pub(crate) fn read_from(&mut self, socket: &mut dyn Read, plain: &mut Vec<u8>) -> io::Result<usize> {
+        let bytes = self.connection.read_tls(socket)?;
+        let invalid = |error: rustls::Error| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+        let state = self.connection.process_new_packets().map_err(invalid)?;
+        let start = plain.len();
+        plain.resize(start + state.plaintext_bytes_to_read(), 0);
+        self.connection.reader().read_exact(&mut plain[start..])?;
+        Ok(if state.peer_has_closed() { 0 } else { bytes })
+    }
+
+    /// Seals `plain`, to be written by [`write_to`](Self::write_to).
+    ///
+    /// # Errors
+    /// When more waits to be written than may.
+    pub(crate) fn seal(&mut self, plain: &[u8]) -> io::Result<()> {
+        self.connection.writer().write_all(plain)
+    }
+
+    /// Gives `socket` what it takes; `true` when nothing is left.
+    ///
+    /// # Errors
+    /// As the socket says.
+    pub(crate) fn write_to(&mut self, socket: &mut dyn Write) -> io::Result<bool> {
+        while self.connection.wants_write() {
+            match self.connection.write_tls(socket) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+}

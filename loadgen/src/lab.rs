@@ -1,0 +1,213 @@
+//! A site of the load generator's own, in a folder that goes with it: a manager, servers and as many devices as are asked for.
+//!
+//! The programs are those that lie beside this one. Their ports are on a loopback address of the lab's own, below those that the system
+//! gives to outgoing connections.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use tempfile::TempDir;
+use toml::{Table, Value};
+
+use crate::fleet::Fleet;
+use crate::manager::Manager;
+
+/// How long a program may take until it answers.
+const START: Duration = Duration::from_secs(30);
+/// How long it may take to end.
+const END: Duration = Duration::from_secs(15);
+
+/// What a lab is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LabOptions {
+    pub(crate) devices: usize,
+    pub(crate) reactors: usize,
+}
+
+/// See the module.
+pub(crate) struct Lab {
+    // In the order in which they go: the folder last.
+    server: Option<Running>,
+    _manager: Running,
+    address: Ipv4Addr,
+    folder: TempDir,
+}
+
+/// A program that was started, and is ended when this is dropped.
+struct Running {
+    name: &'static str,
+    process: Child,
+}
+
+impl Lab {
+    /// Makes the site and its devices, and starts manager and server; `told` hears how far it is.
+    ///
+    /// # Errors
+    /// When a program is missing, or does not start.
+    pub(crate) fn make(options: &LabOptions, told: impl Fn(&str)) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("bgb-loadgen-").tempdir()?;
+        let address = own_address();
+        let site = folder.path().join("site");
+        told("making a site");
+        let server = SocketAddr::from((address, 10_123));
+        let api = SocketAddr::from((address, 10_124));
+        let made = Command::new(beside("bgb")?)
+            .args(["site", "init"])
+            .arg(&site)
+            .args([
+                "--code",
+                "LAB",
+                "--server-address",
+                &server.to_string(),
+                "--manager-listen",
+                &api.to_string(),
+            ])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .output()?;
+        if !made.status.success() {
+            bail!("bgb site init: {}", String::from_utf8_lossy(&made.stderr).trim());
+        }
+        edit(&server_config(&site), |config| {
+            let admin = SocketAddr::from((address, 10_125));
+            config.insert("listen".to_owned(), server.to_string().into());
+            config.insert("admin".to_owned(), admin.to_string().into());
+            config.insert("reactors".to_owned(), Value::Integer(options.reactors as i64));
+            config.insert("connections_max".to_owned(), Value::Integer(options.devices.max(100) as i64));
+        })?;
+        let manager = Running::start("bgb-manager", &site.join("manager.toml"), folder.path())?;
+        wait_for("the manager", || TcpStream::connect(api).is_ok())?;
+        let mut lab = Self { server: None, _manager: manager, address, folder };
+        lab.start_server()?;
+        let manager = lab.api()?;
+        Fleet::make(&manager, &lab.fleet(), options.devices, |made| {
+            told(&format!("making devices: {made} of {}", options.devices));
+        })?;
+        Ok(lab)
+    }
+
+    /// The site's folder.
+    pub(crate) fn site(&self) -> PathBuf {
+        self.folder.path().join("site")
+    }
+
+    /// The fleet's folder.
+    pub(crate) fn fleet(&self) -> PathBuf {
+        self.folder.path().join("fleet")
+    }
+
+    /// The manager's API.
+    ///
+    /// # Errors
+    /// When its files cannot be read.
+    pub(crate) fn api(&self) -> anyhow::Result<Manager> {
+        Manager::of_site(&self.site())
+    }
+
+    /// The server's process.
+    pub(crate) fn server_pid(&self) -> Option<u32> {
+        self.server.as_ref().map(|server| server.process.id())
+    }
+
+    /// Starts the server, and waits until it takes connections.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(crate) fn start_server(&mut self) -> anyhow::Result<()> {
+        let server = Running::start("bgb-server", &server_config(&self.site()), self.folder.path())?;
+        let admin = SocketAddr::from((self.address, 10_125));
+        wait_for("the server", || is_ready(admin))?;
+        self.server = Some(server);
+        Ok(())
+    }
+
+    /// Kills the server (SIGKILL).
+    pub(crate) fn kill_server(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.kill();
+        }
+    }
+}
+
+impl Running {
+    fn start(name: &'static str, config: &Path, logs: &Path) -> anyhow::Result<Self> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(logs.join(format!("{name}.log")))?;
+        let process = Command::new(beside(name)?)
+            .arg("--config")
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("{name} cannot be started"))?;
+        Ok(Self { name, process })
+    }
+
+    fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Some(pid) = rustix::process::Pid::from_raw(self.process.id().cast_signed()) else { return };
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let deadline = Instant::now() + END;
+        while Instant::now() < deadline {
+            if !matches!(self.process.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        eprintln!("bgb-loadgen: {} does not end, and is killed", self.name);
+        self.kill();
+    }
+}
+
+fn server_config(site: &Path) -> PathBuf {
+    site.join("servers/1/server.toml")
+}
+
+/// A program of the same build.
+fn beside(name: &str) -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let path = own.with_file_name(name);
+    if path.exists() {
+        Ok(path)
+    } else {
+        bail!("{} is not there; build all programs: make build", path.display())
+    }
+}
+
+/// A loopback address that no other lab has at this moment: by the number of the process.
+fn own_address() -> Ipv4Addr {
+    let pid = std::process::id();
+    Ipv4Addr::new(127, 32 + (pid >> 14 & 15) as u8, (pid >> 7 & 127) as u8, (pid & 127) as u8 + 1)
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut Table)) -> anyhow::Result<()> {
+    let mut table: Table = fs::read_to_string(path)?.parse()?;
+    change(&mut table);
+    Ok(fs::write(path, table.to_string())?)
+}
+
+fn wait_for(what: &str, is_there: impl Fn() -> bool) -> anyhow::Result<()> {
+    let deadline = Instant::now() + START;
+    while !is_there() {
+        if Instant::now() >= deadline {
+            bail!("{what} does not answer within {} s", START.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Whether the server says at its own address that it takes sign-ins.
+fn is_ready(admin: SocketAddr) -> bool {
+    ureq::get(format!("http://{admin}/readyz")).call().is_ok_and(|answer| answer.status() == 200)
+}

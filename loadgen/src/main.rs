@@ -1,0 +1,50 @@
+//! `bgb-loadgen`: thousands of agents in a process, many processes at once, and what they measure.
+//!
+//! A coordinator, which is what people start, makes or reads a *fleet* (devices of a site, with their keys), starts *workers* that play it,
+//! and runs a *scenario*: what they are told to do, and what is asked of them then. Workers and coordinator are the same program.
+//!
+//! It shares the protocol's crate with server and agent, and not a line more.
+#![cfg_attr(test, allow(clippy::unwrap_used))] // A test that cannot go on should stop where it stands.
+
+mod arguments; // what people type
+mod client; // one agent: what it says, over which TLS and socket
+mod clock; // time that all processes share
+mod crew; // the workers, as their coordinator has them
+mod fleet; // devices made in bulk, in a folder
+mod lab; // a site of its own
+mod manager; // the manager's API
+mod measure; // histograms, and what a process costs
+mod scenario; // connect, idle, fanout, trickle, storm
+mod sources; // the addresses that agents connect from
+mod worker; // one process of agents
+
+use std::process::ExitCode;
+
+use arguments::{Arguments, Command, DevicesArguments};
+use clap::Parser as _;
+use fleet::Fleet;
+use manager::Manager;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match &arguments.command {
+        Command::Devices(own) => make_devices(own),
+        Command::Worker(own) => worker::run(own),
+        scenario => scenario::run(scenario),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bgb-loadgen: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn make_devices(arguments: &DevicesArguments) -> anyhow::Result<()> {
+    let DevicesArguments { site, count, fleet } = arguments;
+    let manager = Manager::of_site(site)?;
+    Fleet::make(&manager, fleet, *count, |made| eprintln!("bgb-loadgen: {made} of {count} devices"))?;
+    println!("{count} devices are in {}", fleet.display());
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! The manager's API, as far as a load generator needs it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bgb_protocol::action::Action;
+use bgb_protocol::api::{ErrorBody, PREFIX, StartTask, Target, TaskRow};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Longer than any order takes.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// A task of a run is valid for so long.
+const VALID_SECS: u64 = 3_600;
+
+/// A running manager.
+pub(crate) struct Manager {
+    agent: ureq::Agent,
+    base: String,
+    token: String,
+    site: String,
+}
+
+/// What is read of `manager.toml`.
+#[derive(serde::Deserialize)]
+struct Configuration {
+    site: String,
+    #[serde(default = "default_listen")]
+    listen: String,
+    token: std::path::PathBuf,
+}
+
+fn default_listen() -> String {
+    "127.0.0.1:10124".to_owned()
+}
+
+impl Manager {
+    /// The manager of the site in `folder`.
+    ///
+    /// # Errors
+    /// Which file is missing or wrong.
+    pub(crate) fn of_site(folder: &Path) -> anyhow::Result<Self> {
+        let path = folder.join("manager.toml");
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("{}: that is no site's folder", path.display()))?;
+        let configuration: Configuration =
+            toml::from_str(&text).with_context(|| format!("{}", path.display()))?;
+        let token = folder.join(&configuration.token);
+        let token = std::fs::read_to_string(&token).with_context(|| format!("{}", token.display()))?;
+        let agent = ureq::Agent::config_builder()
+            .proxy(None)
+            .http_status_as_error(false)
+            .timeout_global(Some(TIMEOUT))
+            .build()
+            .new_agent();
+        let base = format!("http://{}", configuration.listen);
+        Ok(Self { agent, base, token: token.trim().to_owned(), site: configuration.site })
+    }
+
+    /// The site's code.
+    pub(crate) fn site(&self) -> &str {
+        &self.site
+    }
+
+    /// Starts a task for a collection.
+    ///
+    /// # Errors
+    /// As the manager says.
+    pub(crate) fn start_task(&self, action: Action, target: Target) -> anyhow::Result<TaskRow> {
+        self.post("/tasks", &StartTask { action, target, validity_seconds: Some(VALID_SECS), digest: None })
+    }
+
+    /// `POST`.
+    ///
+    /// # Errors
+    /// As the manager says.
+    pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+        let request = self.agent.post(self.url(path)).header("authorization", self.authorization());
+        self.answer(request.send_json(body))
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{PREFIX}{path}", self.base)
+    }
+
+    fn authorization(&self) -> String {
+        format!("Bearer {}", self.token)
+    }
+
+    fn answer<T: DeserializeOwned>(
+        &self,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> anyhow::Result<T> {
+        let mut answer = answer
+            .with_context(|| format!("the manager at {} does not answer; is it started?", self.base))?;
+        let status = answer.status();
+        let body = answer.body_mut().with_config().limit(64 * 1024 * 1024).read_to_vec()?;
+        if status.is_success() {
+            return Ok(serde_json::from_slice(&body)?);
+        }
+        match serde_json::from_slice::<ErrorBody>(&body) {
+            Ok(error) => bail!("the manager refuses: {}", error.error),
+            Err(_) => bail!("the manager answers with status {status}"),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What is measured: latencies in histograms that add up over processes, and what a process costs the machine.
+
+use std::fmt::Write as _;
+use std::fs;
+
+use anyhow::Context as _;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Deserializer, Serializer as _, V2Serializer};
+use serde::{Deserialize, Serialize};
+
+/// The longest latency that is told from longer ones: an hour, in microseconds.
+const MICROS_MAX: u64 = 3_600_000_000;
+
+/// Latencies in microseconds, to three digits.
+#[derive(Clone, Debug)]
+pub(crate) struct Latencies(Histogram<u64>);
+
+/// The same as it travels between processes: V2 of HdrHistogram, in hexadecimal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Packed(String);
+
+/// What people look at first.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Summary {
+    pub(crate) count: u64,
+    pub(crate) p50_ms: f64,
+    pub(crate) p90_ms: f64,
+    pub(crate) p99_ms: f64,
+    pub(crate) p999_ms: f64,
+    pub(crate) max_ms: f64,
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self(Histogram::new_with_bounds(1, MICROS_MAX, 3).expect("these bounds are allowed"))
+    }
+}
+
+impl Latencies {
+    /// Counts one, in nanoseconds.
+    pub(crate) fn record_ns(&mut self, ns: u64) {
+        self.0.saturating_record((ns / 1_000).max(1));
+    }
+
+    /// Adds what another process has measured.
+    ///
+    /// # Errors
+    /// When it is no histogram.
+    pub(crate) fn add(&mut self, packed: &Packed) -> anyhow::Result<()> {
+        let bytes: Option<Vec<u8>> = (0..packed.0.len() / 2)
+            .map(|place| u8::from_str_radix(packed.0.get(2 * place..2 * place + 2)?, 16).ok())
+            .collect();
+        let bytes = bytes.context("a worker's histogram is not hexadecimal")?;
+        let other: Histogram<u64> = Deserializer::new()
+            .deserialize(&mut bytes.as_slice())
+            .map_err(|error| anyhow::anyhow!("a worker's histogram cannot be read: {error}"))?;
+        self.0.add(other).context("a worker's histogram has other bounds")
+    }
+
+    /// For another process.
+    pub(crate) fn pack(&self) -> Packed {
+        let mut bytes = Vec::new();
+        V2Serializer::new().serialize(&self.0, &mut bytes).expect("a vector takes whatever is written");
+        let mut text = String::with_capacity(2 * bytes.len());
+        for byte in bytes {
+            let _ = write!(text, "{byte:02x}");
+        }
+        Packed(text)
+    }
+
+    /// What people look at first.
+    pub(crate) fn summary(&self) -> Summary {
+        let at = |quantile| self.0.value_at_quantile(quantile) as f64 / 1_000.0;
+        let max_ms = self.0.max() as f64 / 1_000.0;
+        Summary {
+            count: self.0.len(),
+            p50_ms: at(0.5),
+            p90_ms: at(0.9),
+            p99_ms: at(0.99),
+            p999_ms: at(0.999),
+            max_ms,
+        }
+    }
+
+    /// As HdrHistogram's plotter reads it (`.hgrm`), in milliseconds.
+    pub(crate) fn to_hgrm(&self) -> String {
+        let mut text = format!(
+            "{:>12} {:>14} {:>10} {:>14}\n\n",
+            "Value", "Percentile", "TotalCount", "1/(1-Percentile)"
+        );
+        for step in self.0.iter_quantiles(5) {
+            let quantile = step.quantile_iterated_to();
+            let value = step.value_iterated_to() as f64 / 1_000.0;
+            let count = self.0.count_between(0, step.value_iterated_to());
+            let _ = write!(text, "{value:>12.3} {quantile:>14.12} {count:>10}");
+            if quantile < 1.0 {
+                let _ = write!(text, " {:>14.2}", 1.0 / (1.0 - quantile));
+            }
+            text.push('\n');
+        }
+        let (mean, deviation) = (self.0.mean() / 1_000.0, self.0.stdev() / 1_000.0);
+        let (max, count) = (self.0.max() as f64 / 1_000.0, self.0.len());
+        let _ = writeln!(text, "#[Mean    = {mean:>12.3}, StdDeviation   = {deviation:>12.3}]");
+        let _ = writeln!(text, "#[Max     = {max:>12.3}, Total count    = {count:>12}]");
+        text
+    }
+}
+
+/// What a process has cost so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Cost {
+    /// User and system time, in seconds.
+    pub(crate) cpu_secs: f64,
+    /// Resident memory, in bytes.
+    pub(crate) resident_bytes: u64,
+}
+
+impl Cost {
+    /// Of the process with this number; all of it 0 where it is gone.
+    pub(crate) fn of(pid: u32) -> Self {
+        let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        // The name in brackets may hold anything; after it come the state and then numbers.
+        let stat = read("stat");
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |place: usize| fields.get(place).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let per_second = rustix::param::clock_ticks_per_second() as f64;
+        let status = read("status");
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = resident.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0);
+        Self { cpu_secs: (ticks(11) + ticks(12)) as f64 / per_second, resident_bytes: kib * 1024 }
+    }
+
+    /// What it has cost since.
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self { cpu_secs: self.cpu_secs - before.cpu_secs, resident_bytes: self.resident_bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histograms_of_two_processes_add_up() {
+        let (mut one, mut other) = (Latencies::default(), Latencies::default());
+        (1..=90).for_each(|ms| one.record_ns(ms * 1_000_000));
+        (91..=100).for_each(|ms| other.record_ns(ms * 1_000_000));
+        one.add(&other.pack()).unwrap();
+        let summary = one.summary();
+        assert_eq!(summary.count, 100);
+        assert!((summary.p50_ms - 50.0).abs() < 0.1, "{summary:?}");
+        assert!((summary.p99_ms - 99.0).abs() < 0.1, "{summary:?}");
+        assert!((summary.max_ms - 100.0).abs() < 0.1, "{summary:?}");
+        assert!(one.to_hgrm().lines().last().unwrap().contains("Total count    =          100"));
+        assert!(one.add(&Packed("zz".to_owned())).is_err());
+        assert!(one.add(&Packed("00".to_owned())).is_err());
+    }
+
+    #[test]
+    fn what_this_process_costs_is_more_than_nothing() {
+        let cost = Cost::of(std::process::id());
+        assert!(cost.resident_bytes > 100 * 1024, "{cost:?}");
+        assert_eq!(Cost::of(0), Cost::default());
+    }
+}

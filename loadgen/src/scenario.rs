@@ -1,0 +1,177 @@
+//! Scenarios: what the crew is told to do, what is asked of it then, and the figures that come of it.
+//!
+//! Each ends with figures also where it was cut short, marked as partial: what was measured until then is kept.
+
+mod connect;
+mod fanout;
+mod idle;
+mod storm;
+mod trickle;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::arguments::{Command, RunArguments};
+use crate::clock::now_ns;
+use crate::crew::{Crew, Waited};
+use crate::fleet::Fleet;
+use crate::lab::{Lab, LabOptions};
+use crate::manager::Manager;
+use crate::measure::{Cost, Latencies};
+use crate::worker::link::{self, Progress};
+
+/// Connecting may take so long for each agent before the run gives up, and so long in all at least.
+const PER_CONNECT: Duration = Duration::from_millis(20);
+const CONNECT_AT_LEAST: Duration = Duration::from_secs(60);
+/// The loop of a worker that is later than this may have been the limit itself.
+const LATE: Duration = Duration::from_millis(250);
+
+/// A run: a site, a crew, and what is kept of both.
+pub(crate) struct Run {
+    arguments: RunArguments,
+    /// Goes with everything in it when the run is over; before the crew there is nobody in it.
+    crew: Crew,
+    manager: Manager,
+    server_pid: Option<u32>,
+    figures: Map<String, Value>,
+    is_partial: bool,
+    latencies: Option<Latencies>,
+    /// Last, so that it goes last: who plays in it ends before.
+    lab: Option<Lab>,
+}
+
+/// Runs a scenario and says what came of it.
+///
+/// # Errors
+/// When it cannot be run at all.
+pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Connect(own) => connect::run(Run::begin(&own.run)?, own),
+        Command::Idle(own) => idle::run(Run::begin(&own.run)?, own),
+        Command::Fanout(own) => fanout::run(Run::begin(&own.run)?, own),
+        Command::Trickle(own) => trickle::run(Run::begin(&own.run)?, own),
+        Command::Storm(own) => storm::run(Run::begin(&own.run)?),
+        Command::Devices(_) | Command::Worker(_) => bail!("that is no scenario"),
+    }
+}
+
+impl Run {
+    fn begin(arguments: &RunArguments) -> anyhow::Result<Self> {
+        if arguments.agents == 0 || arguments.window == 0 {
+            bail!("--agents and --window are 1 at least");
+        }
+        let lab = match arguments.site {
+            Some(_) => None,
+            None => {
+                let options = LabOptions { devices: arguments.agents, reactors: arguments.reactors };
+                Some(Lab::make(&options, |how_far| eprintln!("bgb-loadgen: {how_far}"))?)
+            }
+        };
+        let named = |path: Option<PathBuf>, own: fn(&Lab) -> PathBuf| {
+            path.or(lab.as_ref().map(own)).context("--site and --fleet go together")
+        };
+        let site = named(arguments.site.clone(), Lab::site)?;
+        let folder = named(arguments.fleet.clone(), Lab::fleet)?;
+        let fleet = Fleet::read(&folder)?;
+        if fleet.devices < arguments.agents {
+            bail!("the fleet has {} devices; --agents {} are more", fleet.devices, arguments.agents);
+        }
+        let server_pid = arguments.server_pid.or(lab.as_ref().and_then(Lab::server_pid));
+        Ok(Self {
+            crew: Crew::start(&folder, arguments.agents, arguments.sources)?,
+            manager: Manager::of_site(&site)?,
+            server_pid,
+            figures: Map::new(),
+            is_partial: false,
+            latencies: None,
+            arguments: arguments.clone(),
+            lab,
+        })
+    }
+
+    fn agents(&self) -> usize {
+        self.arguments.agents
+    }
+
+    /// What the server has cost so far, where it is known which process it is.
+    fn server_cost(&self) -> Option<Cost> {
+        self.server_pid.map(Cost::of)
+    }
+
+    /// A figure of the result.
+    fn figure(&mut self, name: &str, value: impl Serialize) {
+        let value = serde_json::to_value(value).unwrap_or(Value::Null);
+        self.figures.insert(name.to_owned(), value);
+    }
+
+    /// Has everybody connect, and waits for it. When the first was meant to begin, by the shared clock.
+    fn connect(&mut self, resumes: bool, returns: bool) -> anyhow::Result<u64> {
+        let (from_ns, all) = (now_ns(), self.agents());
+        let gap_ns = if self.arguments.rate > 0.0 { (1e9 / self.arguments.rate) as u64 } else { 0 };
+        let window = self.arguments.window;
+        self.crew.tell(&link::Command::Connect { from_ns, gap_ns, window, resumes, returns })?;
+        let is_there = |progress: &Progress| progress.active >= all;
+        let within = CONNECT_AT_LEAST.max(PER_CONNECT * all as u32);
+        self.wait(within, is_there, |progress, passed| {
+            let per_second = progress.active as f64 / passed.as_secs_f64().max(0.001);
+            let left = (all - progress.active) as f64 / per_second.max(1.0);
+            format!("connecting: {} of {all}, {per_second:.0} a second, {left:.0} s left", progress.active)
+        });
+        Ok(from_ns)
+    }
+
+    /// Waits; a wait that does not end as it should makes the run partial.
+    fn wait(
+        &mut self,
+        within: Duration,
+        is_done: impl FnMut(&Progress) -> bool,
+        show: impl Fn(&Progress, Duration) -> String,
+    ) {
+        match self.crew.wait(within, is_done, show) {
+            Waited::Done => {}
+            Waited::TooLong => {
+                self.is_partial = true;
+                eprintln!("bgb-loadgen: this takes too long: {:?}", self.crew.progress());
+            }
+            Waited::Interrupted => self.is_partial = true,
+        }
+    }
+
+    /// Ends the run: shows the figures, and writes them where they were asked for.
+    fn end(mut self, scenario: &str) -> anyhow::Result<()> {
+        let late = self.crew.take_lateness();
+        if late > LATE {
+            let ms = late.as_millis();
+            eprintln!(
+                "bgb-loadgen: a worker was {ms} ms late once: this machine may have been the limit, not the server"
+            );
+        }
+        self.figure("generator_late_ms", late.as_secs_f64() * 1_000.0);
+        if let Some(latencies) = &self.latencies {
+            let summary = latencies.summary();
+            if let Some(path) = &self.arguments.hgrm {
+                std::fs::write(path, latencies.to_hgrm()).with_context(|| format!("{}", path.display()))?;
+            }
+            self.figure("latency", summary);
+        }
+        let lost = self.crew.progress().lost;
+        self.figure("connections_lost", lost);
+        let whole = json!({
+            "scenario": scenario,
+            "agents": self.agents(),
+            "partial": self.is_partial,
+            "troubles": self.crew.troubles,
+            "figures": self.figures,
+        });
+        println!("{}", serde_json::to_string_pretty(&whole)?);
+        if let Some(path) = &self.arguments.json {
+            std::fs::write(path, serde_json::to_vec_pretty(&whole)?)
+                .with_context(|| format!("{}", path.display()))?;
+        }
+        Ok(())
+    }
+}

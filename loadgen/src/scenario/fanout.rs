@@ -1,0 +1,55 @@
+//! Tasks to everybody, one after the other: from the moment at which the order is given to each agent's having it, and to the last one's.
+//!
+//! The next is given when everybody has answered the one before: else the agents' signatures would be measured.
+
+use std::time::Duration;
+
+use bgb_protocol::action::Action;
+use bgb_protocol::api::{ALL_DEVICES, Target};
+
+use crate::arguments::FanoutArguments;
+use crate::clock::{SECOND_NS, now_ns};
+use crate::measure::{Cost, Latencies};
+use crate::scenario::Run;
+
+/// How long everybody may take to have a task and answer it.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(120);
+
+pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<()> {
+    run.connect(true, true)?;
+    let all = run.crew.progress().active as u64;
+    let (mut latencies, mut last_ms, mut costs_us) = (Latencies::default(), Vec::new(), Vec::new());
+    for number in 1..=arguments.tasks {
+        if run.is_partial {
+            break;
+        }
+        let (before, progress) = (run.server_cost(), run.crew.progress());
+        let origin_ns = now_ns();
+        let task = run.manager.start_task(Action::Ping, Target::Collection(ALL_DEVICES.to_owned()))?.task;
+        let is_had = |now: &crate::worker::link::Progress| now.had >= progress.had + all;
+        run.wait(ANSWERED_WITHIN, is_had, |now, _| {
+            format!("task {number}: {} of {all} have it", now.had - progress.had)
+        });
+        let is_kept = |now: &crate::worker::link::Progress| now.kept >= progress.kept + all;
+        run.wait(ANSWERED_WITHIN, is_kept, |now, _| {
+            format!("task {number}: {} of {all} answers are kept", now.kept - progress.kept)
+        });
+        let times = run.crew.task_times(task, origin_ns)?;
+        run.is_partial |= times.count < all;
+        last_ms.push(times.last_ns.saturating_sub(origin_ns) as f64 * 1_000.0 / SECOND_NS as f64);
+        if let (Some(before), Some(after)) = (before, run.server_cost()) {
+            let Cost { cpu_secs, .. } = after.since(before);
+            costs_us.push(cpu_secs * 1e6 / all.max(1) as f64);
+        }
+        latencies.add(&times.latencies.pack())?;
+    }
+    last_ms.sort_by(f64::total_cmp);
+    let median_ms = last_ms.get(last_ms.len() / 2).copied().unwrap_or_default();
+    run.figure("tasks", last_ms.len());
+    run.figure("last_has_it_ms", &last_ms);
+    run.figure("last_has_it_median_ms", median_ms);
+    run.figure("pushes_per_second", all as f64 * 1_000.0 / median_ms.max(1e-9));
+    run.figure("server_cpu_us_per_task_and_answer", &costs_us);
+    run.latencies = Some(latencies);
+    run.end("fanout")
+}

@@ -1,0 +1,43 @@
+//! The server is killed and started again: how long until everybody is back, by tickets that the new process still takes.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::clock::{SECOND_NS, now_ns};
+use crate::scenario::Run;
+
+/// An agent's longest pause between attempts, and what all may take beside.
+const BACK_WITHIN: Duration = Duration::from_secs(180);
+
+pub(super) fn run(mut run: Run) -> anyhow::Result<()> {
+    let mut lab = run.lab.take().context("a storm needs a site of the run's own: leave --site out")?;
+    run.connect(true, true)?;
+    run.crew.connects()?;
+    let all = run.crew.progress().active;
+    lab.kill_server();
+    run.wait(
+        Duration::from_secs(60),
+        |progress| progress.active == 0,
+        |progress, _| format!("the server is gone; {} have not noticed", progress.active),
+    );
+    lab.start_server()?;
+    let listens_ns = now_ns();
+    run.server_pid = lab.server_pid();
+    run.lab = Some(lab);
+    run.wait(
+        BACK_WITHIN,
+        |progress| progress.active >= all,
+        |progress, passed| {
+            format!("coming back: {} of {all} after {:.1} s", progress.active, passed.as_secs_f64())
+        },
+    );
+    let connects = run.crew.connects()?;
+    let seconds = connects.last_ns.saturating_sub(listens_ns) as f64 / SECOND_NS as f64;
+    run.figure("back", run.crew.progress().active);
+    run.figure("resumed", connects.resumed);
+    run.figure("full", connects.full);
+    run.figure("seconds", seconds);
+    run.latencies = Some(connects.latencies);
+    run.end("storm")
+}

@@ -1,0 +1,472 @@
+//! The crowd: many agents on one loop.
+//!
+//! One thread, one poll. What comes first is what the network brings, since a task's moment is when it was heard; then what time brings
+//! (connecting at the intended moments, keepalives, coming back); then, where nothing else is to be done, agents carry their tasks out.
+//!
+//! Connecting is open-loop: the k-th agent is meant to begin at its moment whether those before it are done or not, and its latency counts
+//! from there. The window only keeps what no server would take from being asked of it; waiting for it counts as well.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bgb_protocol::ids::{SessionNumber, TaskId, UnixMillis};
+use bgb_protocol::message::TaskPush;
+use bgb_protocol::signature::DeviceKey;
+use bgb_protocol::task::SignedTask;
+use crossbeam_channel::Receiver;
+use mio::{Events, Poll, Token};
+
+use super::WAKER;
+use super::link::{Command, Progress, Report};
+use crate::client::agent::{Agent, Heard, Site};
+use crate::client::tls::{TlsOfDevice, TlsOfSite};
+use crate::client::transport::{Looked, Resumed, Transport};
+use crate::clock::{SECOND_NS, now_ns};
+use crate::fleet::Member;
+use crate::measure::Latencies;
+use crate::sources::{LOOPBACK, Sources};
+
+/// How often a worker says how far it is.
+const REPORT_NS: u64 = SECOND_NS / 4;
+/// Tasks that are carried out between two looks at the network.
+const CARRIED_OUT_AT_ONCE: usize = 8;
+/// The longest rest of the loop.
+const REST: Duration = Duration::from_millis(20);
+/// Who could not connect tries again within a second, then two, four, and so on up to this many.
+const BACK_OFF_SECS_MAX: u64 = 60;
+
+/// Where a crowd connects.
+pub(crate) struct CrowdOptions {
+    pub(crate) servers: Vec<SocketAddr>,
+    pub(crate) sources: Option<Sources>,
+    /// Place of the first agent in the fleet.
+    pub(crate) first: usize,
+}
+
+/// See the module.
+pub(crate) struct Crowd {
+    options: CrowdOptions,
+    poll: Poll,
+    clients: Vec<Client>,
+    /// Who is to connect, in the order in which it is meant to.
+    waiting: VecDeque<usize>,
+    pace: Pace,
+    moments: BinaryHeap<Reverse<(u64, usize, Moment)>>,
+    work: VecDeque<(usize, Box<TaskPush>)>,
+    /// When each task was had by whom: in the order in which it was.
+    had: HashMap<TaskId, Vec<u64>>,
+    connects: Connects,
+    progress: Progress,
+    plain: Vec<u8>,
+    out: Vec<u8>,
+    random: u64,
+}
+
+/// One agent and its connection.
+struct Client {
+    agent: Agent,
+    tls: TlsOfDevice,
+    transport: Option<Transport>,
+    /// When it was meant to connect.
+    intended_ns: u64,
+    keepalive_ns: u64,
+    /// It comes back so soon when it is told to; 0 when it is not.
+    window_secs: u32,
+    attempts: u32,
+    /// Counts connections: what was meant for an earlier one is void.
+    serial: u32,
+}
+
+/// What is to happen at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Moment {
+    /// The connection with this serial says that it is still there.
+    Keepalive(u32),
+    /// The agent connects again.
+    Return,
+}
+
+/// How the crowd connects.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    next_ns: u64,
+    gap_ns: u64,
+    window: usize,
+    resumes: bool,
+    returns: bool,
+}
+
+/// What connecting took.
+#[derive(Default)]
+struct Connects {
+    latencies: Latencies,
+    full: u64,
+    resumed: u64,
+    last_ns: u64,
+}
+
+impl Crowd {
+    /// A crowd of these devices, none of them connected.
+    ///
+    /// # Errors
+    /// When a device's key is none.
+    pub(crate) fn new(
+        options: CrowdOptions,
+        tls: &TlsOfSite,
+        site: &Arc<Site>,
+        members: &[Member],
+        poll: Poll,
+    ) -> anyhow::Result<Self> {
+        // A later run's sessions have higher numbers.
+        let session = SessionNumber(unix().0 / 1_000 * 1_000);
+        let client = |member: &Member| {
+            let key = DeviceKey::from_pkcs8(&member.key).map_err(|error| anyhow::anyhow!("{error}"))?;
+            anyhow::Ok(Client {
+                agent: Agent::new(Arc::clone(site), member.number, Arc::new(key), session),
+                tls: tls.device(&member.certificate, &member.key)?,
+                transport: None,
+                intended_ns: 0,
+                keepalive_ns: 0,
+                window_secs: 0,
+                attempts: 0,
+                serial: 0,
+            })
+        };
+        let clients = members.iter().map(client).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(Self {
+            random: now_ns() ^ (options.first as u64) << 32 | 1,
+            options,
+            poll,
+            clients,
+            waiting: VecDeque::new(),
+            pace: Pace::default(),
+            moments: BinaryHeap::new(),
+            work: VecDeque::new(),
+            had: HashMap::new(),
+            connects: Connects::default(),
+            progress: Progress::default(),
+            plain: Vec::with_capacity(64 * 1024),
+            out: Vec::new(),
+        })
+    }
+
+    /// How many agents there are.
+    pub(crate) fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Runs until it is told to stop.
+    ///
+    /// # Errors
+    /// When the system's poll fails, or nobody hears the reports any more.
+    pub(crate) fn run(&mut self, orders: &Receiver<Command>) -> anyhow::Result<()> {
+        let mut events = Events::with_capacity(1_024);
+        let mut report_ns = now_ns();
+        let mut said = Progress::default();
+        loop {
+            let rest = if self.work.is_empty() { self.rest() } else { Duration::ZERO };
+            let asked_ns = now_ns();
+            match self.poll.poll(&mut events, Some(rest)) {
+                Err(error) if error.kind() != std::io::ErrorKind::Interrupted => return Err(error.into()),
+                _ => {}
+            }
+            let turn_ns = now_ns();
+            for event in &events {
+                if event.token() != WAKER {
+                    self.look(event.token().0);
+                }
+            }
+            for command in orders.try_iter() {
+                if matches!(command, Command::Stop) {
+                    return Ok(());
+                }
+                self.obey(command)?;
+            }
+            self.pass_time(now_ns());
+            if events.is_empty() {
+                for _ in 0..CARRIED_OUT_AT_ONCE {
+                    let Some((place, push)) = self.work.pop_front() else { break };
+                    self.carry_out(place, &push);
+                }
+            }
+            let now = now_ns();
+            // What the poll rested beyond what it was asked to, and what the turn took, is how late others are heard.
+            let late_ns = (turn_ns - asked_ns).saturating_sub(rest.as_nanos() as u64) + (now - turn_ns);
+            self.progress.late_ns = self.progress.late_ns.max(late_ns);
+            if now >= report_ns {
+                report_ns = now + REPORT_NS;
+                if self.progress != said {
+                    Report::Progress(self.progress.clone()).say()?;
+                    said = Progress { late_ns: 0, ..self.progress.clone() };
+                }
+                self.progress.late_ns = 0;
+            }
+        }
+    }
+
+    /// How long nothing has to be done.
+    fn rest(&self) -> Duration {
+        let now = now_ns();
+        let connects = !self.waiting.is_empty() && self.progress.connecting < self.pace.window;
+        let connect_ns = connects.then_some(self.pace.next_ns);
+        let moment_ns = self.moments.peek().map(|Reverse((at_ns, ..))| *at_ns);
+        let next_ns = connect_ns.into_iter().chain(moment_ns).min();
+        next_ns.map_or(REST, |at_ns| Duration::from_nanos(at_ns.saturating_sub(now)).min(REST))
+    }
+
+    fn obey(&mut self, command: Command) -> anyhow::Result<()> {
+        match command {
+            Command::Connect { from_ns, gap_ns, window, resumes, returns } => {
+                self.pace = Pace { next_ns: from_ns, gap_ns, window, resumes, returns };
+                self.waiting = (0..self.clients.len())
+                    .filter(|place| self.clients[*place].transport.is_none())
+                    .collect();
+            }
+            Command::Disconnect => {
+                self.pace.returns = false;
+                self.waiting.clear();
+                self.work.clear();
+                (0..self.clients.len()).for_each(|place| self.end(place));
+            }
+            Command::TellConnects => {
+                let Connects { latencies, full, resumed, last_ns } = std::mem::take(&mut self.connects);
+                Report::Connects { latencies: latencies.pack(), full, resumed, last_ns }.say()?;
+            }
+            Command::TellTask { task, origin_ns } => {
+                let moments = self.had.remove(&task).unwrap_or_default();
+                let mut latencies = Latencies::default();
+                moments.iter().for_each(|at_ns| latencies.record_ns(at_ns.saturating_sub(origin_ns)));
+                let last_ns = moments.last().copied().unwrap_or_default();
+                let count = moments.len() as u64;
+                Report::Task { task, latencies: latencies.pack(), count, last_ns }.say()?;
+            }
+            Command::Unreadable { line, error } => {
+                Report::Trouble { what: format!("{line:?} is no command: {error}") }.say()?;
+            }
+            Command::Stop => {}
+        }
+        Ok(())
+    }
+
+    /// Does what is due by now.
+    fn pass_time(&mut self, now_ns: u64) {
+        while let Some(Reverse((at_ns, place, moment))) = self.moments.peek().copied() {
+            if at_ns > now_ns {
+                break;
+            }
+            self.moments.pop();
+            match moment {
+                Moment::Keepalive(serial) if serial == self.clients[place].serial => self.keep_alive(place),
+                Moment::Keepalive(_) => {}
+                Moment::Return => {
+                    self.clients[place].intended_ns = at_ns;
+                    self.connect(place);
+                }
+            }
+        }
+        while self.progress.connecting < self.pace.window && self.pace.next_ns <= now_ns {
+            let Some(place) = self.waiting.pop_front() else { break };
+            // Without a pace the moment is when there is room.
+            let intended_ns = if self.pace.gap_ns == 0 { now_ns } else { self.pace.next_ns };
+            self.pace.next_ns += self.pace.gap_ns;
+            self.clients[place].intended_ns = intended_ns;
+            self.connect(place);
+        }
+    }
+
+    fn connect(&mut self, place: usize) {
+        if self.clients[place].transport.is_some() {
+            return;
+        }
+        let in_fleet = self.options.first + place;
+        let server = self.options.servers[in_fleet % self.options.servers.len()];
+        let sources = self.options.sources.or(server.ip().is_loopback().then_some(LOOPBACK));
+        let source = sources.map(|sources| sources.address(in_fleet));
+        let client = &mut self.clients[place];
+        client.serial += 1;
+        let registry = self.poll.registry();
+        let made = Transport::connect(server, source, &client.tls, self.pace.resumes, registry, Token(place));
+        match made {
+            Ok(transport) => {
+                client.transport = Some(transport);
+                self.progress.connecting += 1;
+            }
+            Err(error) => {
+                self.progress.lost += 1;
+                let is_limit = error.raw_os_error().is_some_and(|code| {
+                    use rustix::io::Errno;
+                    [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS]
+                        .iter()
+                        .any(|limit| limit.raw_os_error() == code)
+                });
+                if is_limit {
+                    let what = format!("this machine gives no more connections: {error}");
+                    let _ = Report::Trouble { what }.say();
+                } else {
+                    self.come_back(place);
+                }
+            }
+        }
+    }
+
+    /// The system says that something is to be done for an agent.
+    fn look(&mut self, place: usize) {
+        let client = &mut self.clients[place];
+        let Some(transport) = client.transport.as_mut() else { return };
+        self.plain.clear();
+        let looked = transport.look(&mut self.plain);
+        if let Ok(Looked { established: Some(resumed), .. }) = looked {
+            match resumed {
+                Resumed::Yes => self.connects.resumed += 1,
+                Resumed::No => self.connects.full += 1,
+            }
+            self.out.clear();
+            client.agent.greet(&mut self.out);
+            if transport.send(&self.out).is_err() {
+                return self.lose(place);
+            }
+        }
+        let plain = std::mem::take(&mut self.plain);
+        let is_heard = plain.is_empty() || self.hear(place, &plain);
+        self.plain = plain;
+        if !is_heard || looked.is_err() || looked.is_ok_and(|looked| looked.is_over) {
+            self.lose(place);
+        }
+    }
+
+    /// An agent has heard something; `false` when it was nothing that a server says.
+    fn hear(&mut self, place: usize, plain: &[u8]) -> bool {
+        let mut heard = Vec::new();
+        let was_active = self.clients[place].agent.is_active();
+        if let Err(what) = self.clients[place].agent.hear(plain, |one| heard.push(one)) {
+            let _ = Report::Trouble { what: format!("a server says what cannot be read: {what}") }.say();
+            return false;
+        }
+        let now = now_ns();
+        for one in heard {
+            match one {
+                Heard::Welcome { keepalive_secs } if !was_active => {
+                    self.welcome(place, now, keepalive_secs);
+                }
+                Heard::Welcome { .. } => {}
+                Heard::Task(push) => {
+                    self.progress.had += 1;
+                    match SignedTask::decode(&push.signed) {
+                        Ok(task) => self.had.entry(task.statement().task).or_default().push(now),
+                        Err(_) => self.progress.refused += 1,
+                    }
+                    self.work.push_back((place, push));
+                }
+                Heard::Kept => self.progress.kept += 1,
+                Heard::Drain { window_secs } => self.clients[place].window_secs = window_secs,
+                Heard::Refused(reason) => {
+                    let _ = Report::Trouble { what: format!("a server refuses an agent: {reason:?}") }.say();
+                }
+            }
+        }
+        true
+    }
+
+    fn welcome(&mut self, place: usize, now: u64, keepalive_secs: u32) {
+        let client = &mut self.clients[place];
+        self.connects.latencies.record_ns(now.saturating_sub(client.intended_ns));
+        self.connects.last_ns = self.connects.last_ns.max(now);
+        self.progress.connecting -= 1;
+        self.progress.active += 1;
+        client.attempts = 0;
+        client.window_secs = 0;
+        client.keepalive_ns = u64::from(keepalive_secs) * SECOND_NS;
+        self.plan_keepalive(place, now);
+    }
+
+    /// The agent speaks again after 90 to 100 % of its interval (docs/protocol.md).
+    fn plan_keepalive(&mut self, place: usize, now: u64) {
+        let Client { keepalive_ns, serial, .. } = self.clients[place];
+        let at_ns = now + keepalive_ns - self.below(keepalive_ns / 10 + 1);
+        self.moments.push(Reverse((at_ns, place, Moment::Keepalive(serial))));
+    }
+
+    fn keep_alive(&mut self, place: usize) {
+        if !self.clients[place].agent.is_active() {
+            return;
+        }
+        self.out.clear();
+        Agent::keep_alive(&mut self.out);
+        if self.say(place) {
+            self.plan_keepalive(place, now_ns());
+        }
+    }
+
+    fn carry_out(&mut self, place: usize, push: &TaskPush) {
+        self.out.clear();
+        match self.clients[place].agent.carry_out(push, unix(), &mut self.out) {
+            Ok(_) => {
+                if self.say(place) {
+                    self.progress.answered += 1;
+                }
+            }
+            Err(why) => {
+                self.progress.refused += 1;
+                let _ = Report::Trouble { what: format!("a task is not as it must be: {why}") }.say();
+            }
+        }
+    }
+
+    /// Says what is in `out`; `false` when the connection is gone.
+    fn say(&mut self, place: usize) -> bool {
+        let Some(transport) = self.clients[place].transport.as_mut() else { return false };
+        let is_said = transport.send(&self.out).is_ok();
+        if !is_said {
+            self.lose(place);
+        }
+        is_said
+    }
+
+    /// A connection is gone.
+    fn lose(&mut self, place: usize) {
+        self.end(place);
+        self.progress.lost += 1;
+        self.come_back(place);
+    }
+
+    fn end(&mut self, place: usize) {
+        let client = &mut self.clients[place];
+        let Some(transport) = client.transport.take() else { return };
+        transport.end(self.poll.registry());
+        if client.agent.is_active() {
+            self.progress.active -= 1;
+        } else {
+            self.progress.connecting -= 1;
+        }
+        client.agent.lose();
+    }
+
+    /// Who was lost comes back as a real agent does: within the window that it was told, or with full jitter.
+    fn come_back(&mut self, place: usize) {
+        if !self.pace.returns {
+            return;
+        }
+        let client = &mut self.clients[place];
+        let back_off_secs = (1_u64 << client.attempts.min(6)).min(BACK_OFF_SECS_MAX);
+        client.attempts += 1;
+        let secs = if client.window_secs > 0 { u64::from(client.window_secs) } else { back_off_secs };
+        let at_ns = now_ns() + self.below(secs * SECOND_NS);
+        self.moments.push(Reverse((at_ns, place, Moment::Return)));
+    }
+
+    /// A number below `end`: chance enough to spread moments.
+    fn below(&mut self, end: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % end.max(1)
+    }
+}
+
+fn unix() -> UnixMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixMillis(since.as_millis() as u64)
+}
