@@ -36,6 +36,7 @@ impl World {
         let has_presence_mail = process.presence_mail.iter().any(|mail| !mail.is_empty());
         let presence_due = process.presence.next_due_ms();
         let has_messages = !process.messages.is_empty();
+        let disk_stalled_until_ms = stalled_until_ms;
         let stalled_until_ms = stalled_until_ms.max(process.turns.spool_rests_until_ms);
         let soon_ms = now_ms.max(stalled_until_ms) + self.weather.sync_ms_max;
         if has_items && process.turns.spool_ms.is_none_or(|at_ms| at_ms > soon_ms) {
@@ -51,6 +52,8 @@ impl World {
         } else {
             self.at_mono(presence_due)
         };
+        // The online list is written on the same disk: what shards tell of meanwhile waits, and comes in no order.
+        let presence_at_ms = presence_at_ms.max(disk_stalled_until_ms);
         self.arm_presence(server, presence_at_ms);
         if has_messages {
             self.arm_courier(server, COURIER_ROUND_MS);
