@@ -4,14 +4,15 @@
 //! whole, but for a disk that dies at one of its writes: then the machine goes with it, and what the threads had already told each other
 //! by then still counts. A sync that failed ends the process a moment later, as the product's main does.
 
-use bgb_daemon::disk::ReplaceError;
+use bgb_daemon::clock::Now;
+use bgb_daemon::disk::{ReplaceError, SimFaults};
 use bgb_protocol::file::FileKind;
 use bgb_protocol::status::{StatusId, StatusMessage};
 use bgb_server::spool::SpoolError;
 use bgb_server::writers::{COURIER_REST, COURIER_ROUND, SPOOL_RETRY};
 
 use crate::hosts::SITE_HOST;
-use crate::servers::{MAIL_MS_MAX, SHARDS};
+use crate::servers::{MAIL_MS_MAX, SERVERS, SHARDS, Turns};
 use crate::tally::Kind;
 use crate::world::{Event, World};
 
@@ -93,17 +94,29 @@ impl World {
         self.arm_courier(server, after_ms);
     }
 
-    pub(crate) fn on_spool_turn(&mut self, server: usize, life: u64) {
+    /// A thread's turn comes, unless it is void: the clocks, and what all disks have met so far.
+    fn begin_turn(
+        &mut self,
+        server: usize,
+        life: u64,
+        of: impl Fn(&mut Turns) -> &mut Option<u64>,
+    ) -> Option<(Now, [SimFaults; SERVERS])> {
         let (now_ms, now) = (self.now_ms, self.host_now(self.servers[server].clock.off_ms()));
-        if self.servers[server].life != life {
-            return;
+        let is_present = self.servers[server].life == life;
+        let process =
+            self.servers[server].process.as_mut().filter(|process| is_present && !process.is_failing)?;
+        let armed = of(&mut process.turns);
+        if *armed != Some(now_ms) {
+            return None;
         }
-        let before = self.disk_faults();
+        *armed = None;
+        Some((now, self.disk_faults()))
+    }
+
+    pub(crate) fn on_spool_turn(&mut self, server: usize, life: u64) {
+        let Some((now, before)) = self.begin_turn(server, life, |turns| &mut turns.spool_ms) else { return };
+        let now_ms = self.now_ms;
         let Some(process) = self.servers[server].process.as_mut() else { return };
-        if process.turns.spool_ms != Some(now_ms) || process.is_failing {
-            return;
-        }
-        process.turns.spool_ms = None;
         let done = process.spooler.step(now, None, false);
         self.say(format_args!(
             "server {}: the spool's turn: {}",
@@ -135,16 +148,11 @@ impl World {
     }
 
     pub(crate) fn on_presence_turn(&mut self, server: usize, life: u64) {
-        let (now_ms, now) = (self.now_ms, self.host_now(self.servers[server].clock.off_ms()));
-        if self.servers[server].life != life {
+        let Some((now, before)) = self.begin_turn(server, life, |turns| &mut turns.presence_ms) else {
             return;
-        }
-        let before = self.disk_faults();
+        };
+        let now_ms = self.now_ms;
         let Some(process) = self.servers[server].process.as_mut() else { return };
-        if process.turns.presence_ms != Some(now_ms) || process.is_failing {
-            return;
-        }
-        process.turns.presence_ms = None;
         // Two shards tell of their sessions in no order.
         if self.dice.chance(500) {
             process.presence_mail.reverse();
@@ -173,16 +181,10 @@ impl World {
     }
 
     pub(crate) fn on_courier_turn(&mut self, server: usize, life: u64) {
-        let (now_ms, now) = (self.now_ms, self.host_now(self.servers[server].clock.off_ms()));
-        if self.servers[server].life != life {
+        let Some((now, before)) = self.begin_turn(server, life, |turns| &mut turns.courier_ms) else {
             return;
-        }
-        let before = self.disk_faults();
+        };
         let Some(process) = self.servers[server].process.as_mut() else { return };
-        if process.turns.courier_ms != Some(now_ms) || process.is_failing {
-            return;
-        }
-        process.turns.courier_ms = None;
         while let Ok(message) = process.messages.try_recv() {
             if is_complaint(&message) {
                 return self.violated(format!("server {} says: {}", server + 1, message.text));
