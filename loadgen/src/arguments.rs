@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::Bench;
+use crate::floor::writes::ReaderArguments;
 use crate::sources::Sources;
 use crate::worker::WorkerArguments;
 
@@ -29,6 +31,11 @@ pub(crate) enum Command {
     Trickle(TrickleArguments),
     /// Kills the server, starts it again, and waits until all are back (with a site of its own only)
     Storm(StormArguments),
+    /// Measures one of the goals, and the floor beside it: ends in a line of JSON
+    Bench(BenchArguments),
+    /// Reads what a floor writes
+    #[command(hide = true)]
+    FloorReader(ReaderArguments),
     /// Plays a part of a fleet for another process of this program
     #[command(hide = true)]
     Worker(WorkerArguments),
@@ -75,12 +82,44 @@ pub(crate) struct RunArguments {
     /// Connections that are begun in a second while connecting; 0: whenever there is room
     #[arg(long, default_value_t = 0.0)]
     pub(crate) rate: f64,
+    /// Connections that the server is configured for, in a site of the run's own [default: as many as there are agents]
+    #[arg(long)]
+    pub(crate) connections_max: Option<usize>,
     /// Where to write the figures as JSON
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
     /// Where to write the latencies for HdrHistogram's plotter
     #[arg(long)]
     pub(crate) hgrm: Option<PathBuf>,
+}
+
+impl RunArguments {
+    /// A run of a benchmark: a site of its own, connected as fast as it goes.
+    pub(crate) fn of_bench(agents: usize, reactors: usize) -> Self {
+        Self {
+            site: None,
+            fleet: None,
+            agents,
+            reactors,
+            server_pid: None,
+            sources: None,
+            window: 128,
+            rate: 0.0,
+            connections_max: None,
+            json: None,
+            hgrm: None,
+        }
+    }
+}
+
+/// `bgb-loadgen bench`.
+#[derive(Args)]
+pub(crate) struct BenchArguments {
+    /// Which
+    pub(crate) bench: Bench,
+    /// Connections
+    #[arg(long, default_value_t = 15_000)]
+    pub(crate) agents: usize,
 }
 
 /// `bgb-loadgen connect`.

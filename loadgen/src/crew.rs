@@ -13,12 +13,15 @@ use anyhow::{Context as _, bail};
 use bgb_protocol::ids::TaskId;
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
+use crate::clock::now_ns;
 use crate::measure::Latencies;
 use crate::sources::Sources;
 use crate::worker::link::{Command, Progress, Report};
 
 /// Agents of one worker at the most: a process has 20,000 descriptors on many machines.
 const PER_WORKER_MAX: usize = 15_000;
+/// How often it is looked whether somebody has pressed Ctrl-C.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long a worker may take to read its part of a fleet, and to answer.
 const ANSWER: Duration = Duration::from_secs(60);
 
@@ -54,6 +57,8 @@ pub(crate) struct TaskTimes {
     pub(crate) latencies: Latencies,
     pub(crate) count: u64,
     pub(crate) last_ns: u64,
+    /// How long its frame is.
+    pub(crate) frame_bytes: usize,
 }
 
 /// How waiting ended.
@@ -166,7 +171,7 @@ impl Crew {
             if is_terminal {
                 eprint!("\r{}\x1b[K", show(&progress, begun.elapsed()));
             }
-            match self.reports.recv_timeout(Duration::from_millis(100)) {
+            match self.reports.recv_timeout(LOOK) {
                 Ok((part, report)) => self.note(part, report),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
@@ -179,6 +184,24 @@ impl Crew {
             eprint!("\r\x1b[K");
         }
         waited
+    }
+
+    /// Rests until a moment of the shared clock, and hears the workers meanwhile.
+    pub(crate) fn rest_until(&mut self, until_ns: u64) -> Waited {
+        loop {
+            let left = Duration::from_nanos(until_ns.saturating_sub(now_ns()));
+            if left.is_zero() {
+                return Waited::Done;
+            }
+            if self.interrupted.load(Ordering::Relaxed) {
+                return Waited::Interrupted;
+            }
+            match self.reports.recv_timeout(left.min(LOOK)) {
+                Ok((part, report)) => self.note(part, report),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Waited::TooLong,
+            }
+        }
     }
 
     /// What connecting took since this was asked last.
@@ -206,12 +229,15 @@ impl Crew {
         self.tell(&Command::TellTask { task, origin_ns })?;
         let mut sum = TaskTimes::default();
         self.answers(|report| {
-            let Report::Task { task: of, latencies, count, last_ns } = report else { return Ok(false) };
+            let Report::Task { task: of, latencies, count, last_ns, frame_bytes } = report else {
+                return Ok(false);
+            };
             if of != task {
                 return Ok(false);
             }
             sum.latencies.add(&latencies)?;
             (sum.count, sum.last_ns) = (sum.count + count, sum.last_ns.max(last_ns));
+            sum.frame_bytes = sum.frame_bytes.max(frame_bytes);
             Ok(true)
         })?;
         Ok(sum)

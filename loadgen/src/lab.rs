@@ -26,6 +26,8 @@ const END: Duration = Duration::from_secs(15);
 pub(crate) struct LabOptions {
     pub(crate) devices: usize,
     pub(crate) reactors: usize,
+    /// What the server is configured for.
+    pub(crate) connections_max: usize,
 }
 
 /// See the module.
@@ -77,7 +79,7 @@ impl Lab {
             config.insert("listen".to_owned(), server.to_string().into());
             config.insert("admin".to_owned(), admin.to_string().into());
             config.insert("reactors".to_owned(), Value::Integer(options.reactors as i64));
-            config.insert("connections_max".to_owned(), Value::Integer(options.devices.max(100) as i64));
+            config.insert("connections_max".to_owned(), Value::Integer(options.connections_max as i64));
         })?;
         let manager = Running::start("bgb-manager", &site.join("manager.toml"), folder.path())?;
         wait_for("the manager", || TcpStream::connect(api).is_ok())?;

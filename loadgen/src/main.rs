@@ -7,10 +7,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))] // A test that cannot go on should stop where it stands.
 
 mod arguments; // what people type
+mod bench; // the goals, and the floors beside them
 mod client; // one agent: what it says, over which TLS and socket
 mod clock; // time that all processes share
 mod crew; // the workers, as their coordinator has them
 mod fleet; // devices made in bulk, in a folder
+mod floor; // what the machine does at its best
 mod lab; // a site of its own
 mod manager; // the manager's API
 mod measure; // histograms, and what a process costs
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
     let done = match &arguments.command {
         Command::Devices(own) => make_devices(own),
         Command::Worker(own) => worker::run(own),
+        Command::Bench(own) => bench::run(own),
+        Command::FloorReader(own) => floor::writes::run_reader(own),
         scenario => scenario::run(scenario),
     };
     match done {

@@ -49,13 +49,24 @@ pub(crate) struct Run {
 /// # Errors
 /// When it cannot be run at all.
 pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(&figures_of(command)?)?);
+    Ok(())
+}
+
+/// Runs a scenario and gives what came of it.
+///
+/// # Errors
+/// When it cannot be run at all.
+pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
     match command {
         Command::Connect(own) => connect::run(Run::begin(&own.run)?, own),
         Command::Idle(own) => idle::run(Run::begin(&own.run)?, own),
         Command::Fanout(own) => fanout::run(Run::begin(&own.run)?, own),
         Command::Trickle(own) => trickle::run(Run::begin(&own.run)?, own),
         Command::Storm(own) => storm::run(Run::begin(&own.run)?),
-        Command::Devices(_) | Command::Worker(_) => bail!("that is no scenario"),
+        Command::Devices(_) | Command::Worker(_) | Command::Bench(_) | Command::FloorReader(_) => {
+            bail!("that is no scenario")
+        }
     }
 }
 
@@ -67,7 +78,9 @@ impl Run {
         let lab = match arguments.site {
             Some(_) => None,
             None => {
-                let options = LabOptions { devices: arguments.agents, reactors: arguments.reactors };
+                let connections_max = arguments.connections_max.unwrap_or(arguments.agents);
+                let options =
+                    LabOptions { devices: arguments.agents, reactors: arguments.reactors, connections_max };
                 Some(Lab::make(&options, |how_far| eprintln!("bgb-loadgen: {how_far}"))?)
             }
         };
@@ -131,7 +144,18 @@ impl Run {
         is_done: impl FnMut(&Progress) -> bool,
         show: impl Fn(&Progress, Duration) -> String,
     ) {
-        match self.crew.wait(within, is_done, show) {
+        let waited = self.crew.wait(within, is_done, show);
+        self.note_wait(waited);
+    }
+
+    /// Rests until a moment of the shared clock.
+    fn rest_until(&mut self, until_ns: u64) {
+        let waited = self.crew.rest_until(until_ns);
+        self.note_wait(waited);
+    }
+
+    fn note_wait(&mut self, waited: Waited) {
+        match waited {
             Waited::Done => {}
             Waited::TooLong => {
                 self.is_partial = true;
@@ -141,8 +165,8 @@ impl Run {
         }
     }
 
-    /// Ends the run: shows the figures, and writes them where they were asked for.
-    fn end(mut self, scenario: &str) -> anyhow::Result<()> {
+    /// Ends the run: the figures, written where they were asked for.
+    fn end(mut self, scenario: &str) -> anyhow::Result<Value> {
         let late = self.crew.take_lateness();
         if late > LATE {
             let ms = late.as_millis();
@@ -167,11 +191,10 @@ impl Run {
             "troubles": self.crew.troubles,
             "figures": self.figures,
         });
-        println!("{}", serde_json::to_string_pretty(&whole)?);
         if let Some(path) = &self.arguments.json {
             std::fs::write(path, serde_json::to_vec_pretty(&whole)?)
                 .with_context(|| format!("{}", path.display()))?;
         }
-        Ok(())
+        Ok(whole)
     }
 }

@@ -88,7 +88,7 @@ fn resolve(server: &str) -> anyhow::Result<std::net::SocketAddr> {
 }
 
 /// As many descriptors as this process may have.
-fn raise_descriptors() {
+pub(crate) fn raise_descriptors() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     // Where this fails, connecting says so, with a count.

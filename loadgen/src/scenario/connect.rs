@@ -6,8 +6,9 @@ use crate::clock::SECOND_NS;
 use crate::measure::Cost;
 use crate::scenario::Run;
 use crate::worker::link::{Command, Progress};
+use serde_json::Value;
 
-pub(super) fn run(mut run: Run, arguments: &ConnectArguments) -> anyhow::Result<()> {
+pub(super) fn run(mut run: Run, arguments: &ConnectArguments) -> anyhow::Result<Value> {
     if arguments.resumed {
         run.connect(true, false)?;
         run.crew.tell(&Command::Disconnect)?;

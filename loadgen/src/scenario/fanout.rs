@@ -2,6 +2,7 @@
 //!
 //! The next is given when everybody has answered the one before: else the agents' signatures would be measured.
 
+use serde_json::Value;
 use std::time::Duration;
 
 use bgb_protocol::action::Action;
@@ -12,13 +13,16 @@ use crate::clock::{SECOND_NS, now_ns};
 use crate::measure::{Cost, Latencies};
 use crate::scenario::Run;
 
+/// What TLS 1.3 puts around a frame: header, type and tag (RFC 8446, 5.2).
+const RECORD_OVERHEAD: usize = 5 + 1 + 16;
 /// How long everybody may take to have a task and answer it.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(120);
 
-pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<()> {
+pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<Value> {
     run.connect(true, true)?;
     let all = run.crew.progress().active as u64;
     let (mut latencies, mut last_ms, mut costs_us) = (Latencies::default(), Vec::new(), Vec::new());
+    let mut frame_bytes = 0;
     for number in 1..=arguments.tasks {
         if run.is_partial {
             break;
@@ -36,6 +40,7 @@ pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<(
         });
         let times = run.crew.task_times(task, origin_ns)?;
         run.is_partial |= times.count < all;
+        frame_bytes = times.frame_bytes;
         last_ms.push(times.last_ns.saturating_sub(origin_ns) as f64 * 1_000.0 / SECOND_NS as f64);
         if let (Some(before), Some(after)) = (before, run.server_cost()) {
             let Cost { cpu_secs, .. } = after.since(before);
@@ -46,6 +51,7 @@ pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<(
     last_ms.sort_by(f64::total_cmp);
     let median_ms = last_ms.get(last_ms.len() / 2).copied().unwrap_or_default();
     run.figure("tasks", last_ms.len());
+    run.figure("push_record_bytes", frame_bytes + RECORD_OVERHEAD);
     run.figure("last_has_it_ms", &last_ms);
     run.figure("last_has_it_median_ms", median_ms);
     run.figure("pushes_per_second", all as f64 * 1_000.0 / median_ms.max(1e-9));

@@ -1,18 +1,20 @@
 //! Connections at rest: what each costs the server in memory, beyond what it has without them, and in time.
 
-use std::time::Duration;
-
 use crate::arguments::IdleArguments;
+use crate::clock::{SECOND_NS, now_ns};
 use crate::measure::Cost;
 use crate::scenario::Run;
+use serde_json::Value;
 
-pub(super) fn run(mut run: Run, arguments: &IdleArguments) -> anyhow::Result<()> {
+/// What connecting left behind in the allocator and in files that are under way settles within this.
+const SETTLE_NS: u64 = 3 * SECOND_NS;
+
+pub(super) fn run(mut run: Run, arguments: &IdleArguments) -> anyhow::Result<Value> {
     let empty = run.server_cost();
     run.connect(true, true)?;
-    // What connecting left behind in the allocator and in files that are under way settles.
-    rest(&mut run, 3);
+    run.rest_until(now_ns() + SETTLE_NS);
     let before = run.server_cost();
-    rest(&mut run, arguments.seconds);
+    run.rest_until(now_ns() + arguments.seconds * SECOND_NS);
     let after = run.server_cost();
     let (active, lost) = (run.crew.progress().active, run.agents() - run.crew.progress().active);
     run.figure("held", active);
@@ -25,16 +27,4 @@ pub(super) fn run(mut run: Run, arguments: &IdleArguments) -> anyhow::Result<()>
         run.figure("server_cpu_percent", cpu_secs * 100.0 / arguments.seconds.max(1) as f64);
     }
     run.end("idle")
-}
-
-fn rest(run: &mut Run, seconds: u64) {
-    let until = std::time::Instant::now() + Duration::from_secs(seconds);
-    run.wait(
-        Duration::from_secs(seconds + 1),
-        |_| std::time::Instant::now() >= until,
-        |progress, passed| {
-            let left = seconds.saturating_sub(passed.as_secs());
-            format!("at rest: {} connections, {left} s left", progress.active)
-        },
-    );
 }

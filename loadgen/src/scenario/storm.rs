@@ -1,5 +1,6 @@
 //! The server is killed and started again: how long until everybody is back, by tickets that the new process still takes.
 
+use serde_json::Value;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,7 +11,7 @@ use crate::scenario::Run;
 /// An agent's longest pause between attempts, and what all may take beside.
 const BACK_WITHIN: Duration = Duration::from_secs(180);
 
-pub(super) fn run(mut run: Run) -> anyhow::Result<()> {
+pub(super) fn run(mut run: Run) -> anyhow::Result<Value> {
     let mut lab = run.lab.take().context("a storm needs a site of the run's own: leave --site out")?;
     run.connect(true, true)?;
     run.crew.connects()?;

@@ -1,6 +1,7 @@
 //! Tasks to single devices, at a steady pace, while all others are idle: from the moment at which each was meant to be ordered to its
 //! device's having it.
 
+use serde_json::Value;
 use std::time::Duration;
 
 use bgb_protocol::action::Action;
@@ -14,7 +15,7 @@ use crate::scenario::Run;
 /// How long the last ones may take.
 const HAD_WITHIN: Duration = Duration::from_secs(10);
 
-pub(super) fn run(mut run: Run, arguments: &TrickleArguments) -> anyhow::Result<()> {
+pub(super) fn run(mut run: Run, arguments: &TrickleArguments) -> anyhow::Result<Value> {
     anyhow::ensure!(arguments.tasks_per_second > 0.0, "--tasks-per-second is more than 0");
     run.connect(true, true)?;
     let gap_ns = (SECOND_NS as f64 / arguments.tasks_per_second) as u64;
@@ -23,12 +24,7 @@ pub(super) fn run(mut run: Run, arguments: &TrickleArguments) -> anyhow::Result<
     let mut tasks = Vec::new();
     for number in 0..count {
         let intended_ns = from_ns + number * gap_ns;
-        let rest = Duration::from_nanos(intended_ns.saturating_sub(now_ns()));
-        run.wait(
-            rest + Duration::from_millis(1),
-            |_| now_ns() >= intended_ns,
-            |_, _| format!("task {number} of {count}"),
-        );
+        run.rest_until(intended_ns);
         if run.is_partial {
             break;
         }

@@ -56,8 +56,7 @@ pub(crate) struct Crowd {
     pace: Pace,
     moments: BinaryHeap<Reverse<(u64, usize, Moment)>>,
     work: VecDeque<(usize, Box<TaskPush>)>,
-    /// When each task was had by whom: in the order in which it was.
-    had: HashMap<TaskId, Vec<u64>>,
+    had: HashMap<TaskId, Had>,
     connects: Connects,
     progress: Progress,
     plain: Vec<u8>,
@@ -78,6 +77,13 @@ struct Client {
     attempts: u32,
     /// Counts connections: what was meant for an earlier one is void.
     serial: u32,
+}
+
+/// When a task was had, in the order in which it was, and how many bytes it came in where nothing else came with it.
+#[derive(Default)]
+struct Had {
+    at_ns: Vec<u64>,
+    frame_bytes: usize,
 }
 
 /// What is to happen at a moment.
@@ -236,12 +242,11 @@ impl Crowd {
                 Report::Connects { latencies: latencies.pack(), full, resumed, last_ns }.say()?;
             }
             Command::TellTask { task, origin_ns } => {
-                let moments = self.had.remove(&task).unwrap_or_default();
+                let Had { at_ns, frame_bytes } = self.had.remove(&task).unwrap_or_default();
                 let mut latencies = Latencies::default();
-                moments.iter().for_each(|at_ns| latencies.record_ns(at_ns.saturating_sub(origin_ns)));
-                let last_ns = moments.last().copied().unwrap_or_default();
-                let count = moments.len() as u64;
-                Report::Task { task, latencies: latencies.pack(), count, last_ns }.say()?;
+                at_ns.iter().for_each(|at_ns| latencies.record_ns(at_ns.saturating_sub(origin_ns)));
+                let (last_ns, count) = (at_ns.last().copied().unwrap_or_default(), at_ns.len() as u64);
+                Report::Task { task, latencies: latencies.pack(), count, last_ns, frame_bytes }.say()?;
             }
             Command::Unreadable { line, error } => {
                 Report::Trouble { what: format!("{line:?} is no command: {error}") }.say()?;
@@ -355,7 +360,12 @@ impl Crowd {
                 Heard::Task(push) => {
                     self.progress.had += 1;
                     match SignedTask::decode(&push.signed) {
-                        Ok(task) => self.had.entry(task.statement().task).or_default().push(now),
+                        Ok(task) => {
+                            let had = self.had.entry(task.statement().task).or_default();
+                            had.at_ns.push(now);
+                            let shortest = Some(had.frame_bytes).filter(|bytes| *bytes > 0);
+                            had.frame_bytes = shortest.map_or(plain.len(), |bytes| bytes.min(plain.len()));
+                        }
                         Err(_) => self.progress.refused += 1,
                     }
                     self.work.push_back((place, push));

@@ -1,0 +1,132 @@
+//! Benchmarks: each runs a scenario at a size, measures the floor in the same run, and ends in one line of JSON that says whether its goal holds.
+//!
+//! ```text
+//! {"bench":"fanout","figures":{…},"floor":{…},"ratio":0.93,"goal":0.9,"holds":true}
+//! ```
+//!
+//! The goals are those of BENCHMARKS.md. A bench that could not be run to its end says so and holds nothing.
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use crate::arguments::{
+    BenchArguments, Command, ConnectArguments, FanoutArguments, IdleArguments, RunArguments, TrickleArguments,
+};
+use crate::floor::{handshake, writes};
+use crate::scenario;
+
+/// A server's memory for each connection at rest: 1 KiB.
+const IDLE_BYTES: f64 = 1_024.0;
+/// How many in-memory handshakes the floor takes: a second's worth.
+const HANDSHAKES: u32 = 2_000;
+/// Connections that a server has that is compared with: what it has without any fleet.
+const FEW: usize = 100;
+
+/// The benchmarks that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Bench {
+    /// Memory of a connection at rest, over 1 KiB
+    Idle,
+    /// Server's CPU of a full connect, over that of an in-memory handshake
+    Connect,
+    /// Rate of a task to everybody, over that of a bare loop of writes
+    Fanout,
+    /// From the order to the device's having it, while all others are idle
+    Latency,
+}
+
+/// What a bench comes to.
+struct Outcome {
+    figures: Value,
+    floor: Value,
+    ratio: Option<f64>,
+    goal: Value,
+    holds: bool,
+}
+
+/// Runs a benchmark and says its line.
+///
+/// # Errors
+/// When it cannot be run.
+pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
+    let common = RunArguments::of_bench(arguments.agents, 1);
+    let outcome = match arguments.bench {
+        Bench::Idle => idle(&common)?,
+        Bench::Connect => connect(&common)?,
+        Bench::Fanout => fanout(&common)?,
+        Bench::Latency => latency(&common)?,
+    };
+    let name = arguments.bench.to_possible_value().map(|value| value.get_name().to_owned());
+    let Outcome { figures, floor, ratio, goal, holds } = outcome;
+    let line = json!({
+        "bench": name, "figures": figures, "floor": floor, "ratio": ratio, "goal": goal, "holds": holds,
+    });
+    println!("{line}");
+    Ok(())
+}
+
+/// The scenario's result; one that was cut short is none.
+fn whole(command: &Command) -> anyhow::Result<Value> {
+    let result = scenario::figures_of(command)?;
+    anyhow::ensure!(result["partial"] == false, "the run was cut short: {result}");
+    Ok(result)
+}
+
+fn number(result: &Value, name: &str) -> anyhow::Result<f64> {
+    result["figures"][name].as_f64().ok_or_else(|| anyhow::anyhow!("the run has no figure {name}: {result}"))
+}
+
+fn idle(run: &RunArguments) -> anyhow::Result<Outcome> {
+    let at_rest = |agents| {
+        let run = RunArguments { agents, connections_max: Some(run.agents), ..run.clone() };
+        whole(&Command::Idle(IdleArguments { run, seconds: 10 }))
+    };
+    let (few, many) = (at_rest(FEW)?, at_rest(run.agents)?);
+    let bytes = |result| number(result, "server_resident_bytes");
+    let per_connection = (bytes(&many)? - bytes(&few)?) / (run.agents - FEW) as f64;
+    let ratio = per_connection / IDLE_BYTES;
+    let figures = json!({
+        "connections": run.agents, "bytes_per_connection": per_connection,
+        "resident_bytes": bytes(&many)?, "resident_bytes_of_100": bytes(&few)?,
+        "cpu_percent": many["figures"]["server_cpu_percent"],
+    });
+    Ok(Outcome {
+        figures,
+        floor: json!({"bytes": IDLE_BYTES}),
+        ratio: Some(ratio),
+        goal: json!(1.0),
+        holds: ratio <= 1.0,
+    })
+}
+
+fn connect(run: &RunArguments) -> anyhow::Result<Outcome> {
+    let floor = handshake::measure(HANDSHAKES)?;
+    let result = whole(&Command::Connect(ConnectArguments { run: run.clone(), resumed: false }))?;
+    let ratio = number(&result, "server_cpu_us_per_connect")? / floor.full_us;
+    let figures = json!({
+        "connections": run.agents, "cpu_us_per_connect": result["figures"]["server_cpu_us_per_connect"],
+        "per_second": result["figures"]["per_second"], "latency": result["figures"]["latency"],
+    });
+    Ok(Outcome { figures, floor: json!(floor), ratio: Some(ratio), goal: json!(1.25), holds: ratio <= 1.25 })
+}
+
+fn fanout(run: &RunArguments) -> anyhow::Result<Outcome> {
+    let result = whole(&Command::Fanout(FanoutArguments { run: run.clone(), tasks: 7 }))?;
+    let record_bytes = number(&result, "push_record_bytes")? as usize;
+    let floor = writes::measure(run.agents, record_bytes, 5)?;
+    let ratio = number(&result, "pushes_per_second")? / floor.per_second;
+    let figures = json!({
+        "connections": run.agents, "per_second": result["figures"]["pushes_per_second"],
+        "record_bytes": record_bytes, "last_has_it_ms": result["figures"]["last_has_it_ms"],
+    });
+    Ok(Outcome { figures, floor: json!(floor), ratio: Some(ratio), goal: json!(0.9), holds: ratio >= 0.9 })
+}
+
+fn latency(run: &RunArguments) -> anyhow::Result<Outcome> {
+    let own = TrickleArguments { run: run.clone(), tasks_per_second: 20.0, seconds: 30 };
+    let result = whole(&Command::Trickle(own))?;
+    let p99_ms = result["figures"]["latency"]["p99_ms"].as_f64().unwrap_or(f64::INFINITY);
+    let holds = p99_ms <= 10.0 && result["figures"]["missing"] == 0;
+    let figures = json!({"idle": run.agents, "latency": result["figures"]["latency"], "tasks": result["figures"]["tasks"]});
+    Ok(Outcome { figures, floor: Value::Null, ratio: None, goal: json!({"p99_ms": 10.0}), holds })
+}

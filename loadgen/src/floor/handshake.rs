@@ -1,0 +1,152 @@
+//! Mutual TLS handshakes in memory: what they cost a server when there are no sockets, no other thread and no other work.
+//!
+//! Both sides are rustls with the key exchange, certificates and provider that the product uses. Counted is the time that the thread spends in
+//! the server's half, by the thread's own clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rustix::time::{ClockId, clock_gettime};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConfig, ServerConnection};
+use serde::Serialize;
+
+/// Handshakes that are not counted: caches and branch predictors are warm then.
+const WARM_UP: u32 = 50;
+
+/// What one handshake costs the server, in microseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct HandshakeFloor {
+    pub(crate) full_us: f64,
+    pub(crate) resumed_us: f64,
+}
+
+/// Measures so many handshakes of each kind.
+///
+/// # Errors
+/// When rustls refuses what was made for it.
+pub(crate) fn measure(count: u32) -> anyhow::Result<HandshakeFloor> {
+    let sides = Sides::new()?;
+    let full_us = sides.average_us(count, HandshakeKind::Full)?;
+    let resumed_us = sides.average_us(count, HandshakeKind::Resumed)?;
+    Ok(HandshakeFloor { full_us, resumed_us })
+}
+
+struct Sides {
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+}
+
+impl Sides {
+    fn new() -> anyhow::Result<Self> {
+        let mut of_authority = CertificateParams::new(Vec::<String>::new())?;
+        of_authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(of_authority, KeyPair::generate()?)?;
+        let issue = |name: &str| -> anyhow::Result<(CertificateDer<'static>, PrivateKeyDer<'static>)> {
+            let mut params = CertificateParams::new(Vec::<String>::new())?;
+            params.subject_alt_names = vec![SanType::DnsName(name.try_into()?)];
+            let key = KeyPair::generate()?;
+            let certificate = params.signed_by(&key, &authority)?;
+            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+            Ok((certificate.der().clone(), key))
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.der().clone())?;
+        let (roots, provider) = (Arc::new(roots), Arc::new(aws_lc_rs::default_provider()));
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider)).build()?;
+        let (certificate, key) = issue("server.floor")?;
+        let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![certificate], key)?;
+        server.ticketer = aws_lc_rs::Ticketer::new()?;
+        server.send_tls13_tickets = 1;
+        let (certificate, key) = issue("device.floor")?;
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![certificate], key)?;
+        Ok(Self { server: Arc::new(server), client: Arc::new(client) })
+    }
+
+    fn average_us(&self, count: u32, kind: HandshakeKind) -> anyhow::Result<f64> {
+        let mut spent = Duration::ZERO;
+        for number in 0..WARM_UP + count {
+            let client = match kind {
+                HandshakeKind::Resumed => Arc::clone(&self.client),
+                _ => self.client_without_tickets(),
+            };
+            let (of_server, done) = self.shake_hands(client)?;
+            // The very first of those that resume has no ticket yet.
+            anyhow::ensure!(number == 0 || done == kind, "a handshake in memory is {done:?}, not {kind:?}");
+            if number >= WARM_UP {
+                spent += of_server;
+            }
+        }
+        Ok(spent.as_secs_f64() * 1e6 / f64::from(count))
+    }
+
+    fn client_without_tickets(&self) -> Arc<ClientConfig> {
+        let mut client = (*self.client).clone();
+        client.resumption = rustls::client::Resumption::disabled();
+        Arc::new(client)
+    }
+
+    /// One handshake, tickets and all: the time in the server's half, and of which kind it was.
+    fn shake_hands(&self, client: Arc<ClientConfig>) -> anyhow::Result<(Duration, HandshakeKind)> {
+        let mut client = ClientConnection::new(client, ServerName::try_from("server.floor")?)?;
+        let (mut to_server, mut to_client, mut spent) = (Vec::new(), Vec::new(), Duration::ZERO);
+        let begun = thread_time();
+        let mut server = ServerConnection::new(Arc::clone(&self.server))?;
+        spent += thread_time() - begun;
+        loop {
+            while client.wants_write() {
+                client.write_tls(&mut to_server)?;
+            }
+            let begun = thread_time();
+            let mut rest = to_server.as_slice();
+            while !rest.is_empty() {
+                server.read_tls(&mut rest)?;
+                server.process_new_packets()?;
+            }
+            while server.wants_write() {
+                server.write_tls(&mut to_client)?;
+            }
+            spent += thread_time() - begun;
+            to_server.clear();
+            if to_client.is_empty() && !client.wants_write() {
+                break;
+            }
+            let mut rest = to_client.as_slice();
+            while !rest.is_empty() {
+                client.read_tls(&mut rest)?;
+                client.process_new_packets()?;
+            }
+            to_client.clear();
+        }
+        let kind = server.handshake_kind().context("a handshake in memory does not end")?;
+        Ok((spent, kind))
+    }
+}
+
+/// What this thread has spent of a core so far.
+fn thread_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_handshake_costs_less_than_a_full_one() {
+        let floor = measure(20).unwrap();
+        assert!(floor.resumed_us > 0.0 && floor.resumed_us < floor.full_us, "{floor:?}");
+    }
+}
