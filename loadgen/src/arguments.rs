@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Trickle(TrickleArguments),
     /// Kills the server, starts it again, and waits until all are back (with a site of its own only)
     Storm(StormArguments),
+    /// Finds how many connections this machine holds, and at what push latency: a page
+    Size(SizeArguments),
     /// Measures one of the goals, and the floor beside it: ends in a line of JSON
     Bench(BenchArguments),
     /// Reads what a floor writes
@@ -110,6 +112,16 @@ impl RunArguments {
             hgrm: None,
         }
     }
+}
+
+/// `bgb-loadgen size`.
+#[derive(Args)]
+pub(crate) struct SizeArguments {
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+    /// It is enough when a push to one device takes longer than this, 99 times of 100
+    #[arg(long, default_value_t = 100.0)]
+    pub(crate) latency_ms: f64,
 }
 
 /// `bgb-loadgen bench`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use bgb_protocol::action::Action;
 use bgb_protocol::api::{ErrorBody, PREFIX, StartTask, Target, TaskRow};
+use bgb_protocol::ids::TaskId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -69,6 +70,15 @@ impl Manager {
     /// As the manager says.
     pub(crate) fn start_task(&self, action: Action, target: Target) -> anyhow::Result<TaskRow> {
         self.post("/tasks", &StartTask { action, target, validity_seconds: Some(VALID_SECS), digest: None })
+    }
+
+    /// Cancels a task.
+    ///
+    /// # Errors
+    /// As the manager says.
+    pub(crate) fn cancel_task(&self, task: TaskId) -> anyhow::Result<()> {
+        let _: serde_json::Value = self.post(&format!("/tasks/{task}/cancel"), &serde_json::Value::Null)?;
+        Ok(())
     }
 
     /// `POST`.

@@ -5,6 +5,7 @@
 mod connect;
 mod fanout;
 mod idle;
+mod size;
 mod storm;
 mod trickle;
 
@@ -49,7 +50,11 @@ pub(crate) struct Run {
 /// # Errors
 /// When it cannot be run at all.
 pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(&figures_of(command)?)?);
+    let result = figures_of(command)?;
+    match result["figures"]["page"].as_str() {
+        Some(page) => println!("{page}"),
+        None => println!("{}", serde_json::to_string_pretty(&result)?),
+    }
     Ok(())
 }
 
@@ -64,6 +69,7 @@ pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
         Command::Fanout(own) => fanout::run(Run::begin(&own.run)?, own),
         Command::Trickle(own) => trickle::run(Run::begin(&own.run)?, own),
         Command::Storm(own) => storm::run(Run::begin(&own.run)?),
+        Command::Size(own) => size::run(Run::begin(&own.run)?, own),
         Command::Devices(_) | Command::Worker(_) | Command::Bench(_) | Command::FloorReader(_) => {
             bail!("that is no scenario")
         }
@@ -123,10 +129,15 @@ impl Run {
 
     /// Has everybody connect, and waits for it. When the first was meant to begin, by the shared clock.
     fn connect(&mut self, resumes: bool, returns: bool) -> anyhow::Result<u64> {
-        let (from_ns, all) = (now_ns(), self.agents());
+        self.connect_upto(self.agents(), resumes, returns)
+    }
+
+    /// The same for the first `all` of the fleet.
+    fn connect_upto(&mut self, all: usize, resumes: bool, returns: bool) -> anyhow::Result<u64> {
+        let from_ns = now_ns();
         let gap_ns = if self.arguments.rate > 0.0 { (1e9 / self.arguments.rate) as u64 } else { 0 };
         let window = self.arguments.window;
-        self.crew.tell(&link::Command::Connect { from_ns, gap_ns, window, resumes, returns })?;
+        self.crew.tell(&link::Command::Connect { upto: all, from_ns, gap_ns, window, resumes, returns })?;
         let is_there = |progress: &Progress| progress.active >= all;
         let within = CONNECT_AT_LEAST.max(PER_CONNECT * all as u32);
         self.wait(within, is_there, |progress, passed| {

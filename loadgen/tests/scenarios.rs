@@ -67,6 +67,14 @@ fn everybody_comes_back_after_the_servers_death() {
 }
 
 #[test]
+fn what_the_machine_holds_is_told_step_by_step() {
+    let figures = run(&["size"]);
+    assert_eq!(figures["steps"].as_array().unwrap().len(), 1);
+    assert_eq!(figures["steps"][0]["connections"], AGENTS);
+    assert!(figures["limit"].as_str().unwrap().contains("--agents 24"), "{figures}");
+}
+
+#[test]
 fn what_cannot_be_is_said() {
     let said = |arguments: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_bgb-loadgen")).args(arguments).output().unwrap();

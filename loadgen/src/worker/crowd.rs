@@ -225,11 +225,10 @@ impl Crowd {
 
     fn obey(&mut self, command: Command) -> anyhow::Result<()> {
         match command {
-            Command::Connect { from_ns, gap_ns, window, resumes, returns } => {
+            Command::Connect { upto, from_ns, gap_ns, window, resumes, returns } => {
                 self.pace = Pace { next_ns: from_ns, gap_ns, window, resumes, returns };
-                self.waiting = (0..self.clients.len())
-                    .filter(|place| self.clients[*place].transport.is_none())
-                    .collect();
+                let below = upto.saturating_sub(self.options.first).min(self.clients.len());
+                self.waiting = (0..below).filter(|place| self.clients[*place].transport.is_none()).collect();
             }
             Command::Disconnect => {
                 self.pace.returns = false;

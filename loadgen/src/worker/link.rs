@@ -11,8 +11,9 @@ use crate::measure::Packed;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub(crate) enum Command {
-    /// Connect everybody who is not.
+    /// Connect everybody who is not, of those whose place in the fleet is below `upto`.
     Connect {
+        upto: usize,
         /// When the first one is meant to begin, by the shared clock.
         from_ns: u64,
         /// From one to the next; 0: whenever there is room.

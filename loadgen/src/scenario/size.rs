@@ -1,0 +1,151 @@
+//! How much this machine holds: more and more connections, and at each step what a push to all and to one takes, until a limit is met.
+//!
+//! It ends in a page for people: a row a step, and which limit it was. Server and agents share the machine, so the figures are on the safe side.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use bgb_protocol::action::Action;
+use bgb_protocol::api::{ALL_DEVICES, Target};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::arguments::SizeArguments;
+use crate::clock::{SECOND_NS, now_ns};
+use crate::measure::Latencies;
+use crate::scenario::Run;
+
+/// The first step; each is twice the one before.
+const FIRST: usize = 500;
+/// Tasks to single devices at each step, so far apart.
+const SINGLE_TASKS: u64 = 100;
+const SINGLE_GAP_NS: u64 = SECOND_NS / 20;
+/// How long everybody may take to have a task and answer it.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(120);
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Step {
+    connections: usize,
+    connects_per_second: f64,
+    server_bytes_per_connection: f64,
+    all_have_it_ms: f64,
+    one_has_it_p99_ms: f64,
+}
+
+pub(super) fn run(mut run: Run, arguments: &SizeArguments) -> anyhow::Result<Value> {
+    let empty = run.server_cost();
+    let (mut steps, mut held): (Vec<Step>, usize) = (Vec::new(), 0);
+    let mut limit = format!("none was met: --agents {} is the most that was asked for", run.agents());
+    while held < run.agents() && !run.is_partial {
+        let upto = run.agents().min(if held == 0 { FIRST } else { 2 * held });
+        let from_ns = run.connect_upto(upto, true, true)?;
+        let connects = run.crew.connects()?;
+        if let Some(why) = stopped(&run, upto) {
+            limit = why;
+            break;
+        }
+        let seconds = connects.last_ns.saturating_sub(from_ns) as f64 / SECOND_NS as f64;
+        let grown = run
+            .server_cost()
+            .zip(empty)
+            .map(|(now, empty)| now.resident_bytes.saturating_sub(empty.resident_bytes) as f64 / upto as f64);
+        let all_have_it_ms = push_to_all(&mut run, upto as u64)?;
+        let ones = push_to_single(&mut run, upto)?;
+        let step = Step {
+            connections: upto,
+            connects_per_second: (upto - held) as f64 / seconds.max(1e-9),
+            server_bytes_per_connection: grown.unwrap_or_default(),
+            all_have_it_ms,
+            one_has_it_p99_ms: ones.summary().p99_ms,
+        };
+        eprintln!("{}", row(&step));
+        steps.push(step);
+        held = upto;
+        if let Some(why) = stopped(&run, upto) {
+            limit = why;
+            break;
+        }
+        if step.one_has_it_p99_ms > arguments.latency_ms {
+            limit =
+                format!("a push to one device takes more than {} ms (--latency-ms)", arguments.latency_ms);
+            break;
+        }
+    }
+    run.figure("steps", &steps);
+    run.figure("limit", &limit);
+    run.figure("page", page(&steps, &limit));
+    run.end("size")
+}
+
+/// Why no more can be held, if so.
+fn stopped(run: &Run, upto: usize) -> Option<String> {
+    let progress = run.crew.progress();
+    if let Some(trouble) = run.crew.troubles.first() {
+        return Some(trouble.clone());
+    }
+    (progress.active < upto).then(|| format!("of {upto} connections {} came about", progress.active))
+}
+
+fn push_to_all(run: &mut Run, all: u64) -> anyhow::Result<f64> {
+    let before = run.crew.progress();
+    let origin_ns = now_ns();
+    let task = run.manager.start_task(Action::Ping, Target::Collection(ALL_DEVICES.to_owned()))?.task;
+    run.wait(
+        ANSWERED_WITHIN,
+        |now| now.kept >= before.kept + all,
+        |now, _| format!("a task for all: {} of {all} have it", now.had - before.had),
+    );
+    // Else whoever joins at the next step would hear of it then.
+    run.manager.cancel_task(task)?;
+    let times = run.crew.task_times(task, origin_ns)?;
+    Ok(times.last_ns.saturating_sub(origin_ns) as f64 * 1_000.0 / SECOND_NS as f64)
+}
+
+fn push_to_single(run: &mut Run, upto: usize) -> anyhow::Result<Latencies> {
+    let (from_ns, before) = (now_ns(), run.crew.progress().had);
+    let mut tasks = Vec::new();
+    for number in 0..SINGLE_TASKS {
+        let intended_ns = from_ns + number * SINGLE_GAP_NS;
+        run.rest_until(intended_ns);
+        if run.is_partial {
+            break;
+        }
+        let device = (number as usize).wrapping_mul(7_919) % upto;
+        let target = Target::Devices(vec![format!("load-{device}")]);
+        tasks.push((run.manager.start_task(Action::Ping, target)?.task, intended_ns));
+    }
+    let all = tasks.len() as u64;
+    run.wait(
+        Duration::from_secs(10),
+        |now| now.had >= before + all,
+        |now, _| format!("tasks for one: {} of {all}", now.had - before),
+    );
+    let mut latencies = Latencies::default();
+    for (task, intended_ns) in tasks {
+        latencies.add(&run.crew.task_times(task, intended_ns)?.latencies.pack())?;
+    }
+    Ok(latencies)
+}
+
+fn row(step: &Step) -> String {
+    format!(
+        "{:>11} {:>12.0} {:>14.1} {:>16.0} {:>16.1}",
+        step.connections,
+        step.connects_per_second,
+        step.server_bytes_per_connection / 1_024.0,
+        step.all_have_it_ms,
+        step.one_has_it_p99_ms,
+    )
+}
+
+/// The page.
+fn page(steps: &[Step], limit: &str) -> String {
+    let mut page =
+        String::from("connections   connects/s   server KiB each   all have a task   one has it (p99)\n");
+    for step in steps {
+        let _ = writeln!(page, "{} ms", row(step));
+    }
+    let _ = write!(page, "The limit: {limit}.");
+    page
+}
