@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use crate::arguments::SizeArguments;
 use crate::clock::{SECOND_NS, now_ns};
-use crate::measure::Latencies;
 use crate::scenario::Run;
+use crate::scenario::trickle::trickle;
 
 /// The first step; each is twice the one before.
 const FIRST: usize = 500;
@@ -51,13 +51,13 @@ pub(super) fn run(mut run: Run, arguments: &SizeArguments) -> anyhow::Result<Val
             .zip(empty)
             .map(|(now, empty)| now.resident_bytes.saturating_sub(empty.resident_bytes) as f64 / upto as f64);
         let all_have_it_ms = push_to_all(&mut run, upto as u64)?;
-        let ones = push_to_single(&mut run, upto)?;
+        let ones = trickle(&mut run, SINGLE_TASKS, SINGLE_GAP_NS)?;
         let step = Step {
             connections: upto,
             connects_per_second: (upto - held) as f64 / seconds.max(1e-9),
             server_bytes_per_connection: grown.unwrap_or_default(),
             all_have_it_ms,
-            one_has_it_p99_ms: ones.summary().p99_ms,
+            one_has_it_p99_ms: ones.latencies.summary().p99_ms,
         };
         eprintln!("{}", row(&step));
         steps.push(step);
@@ -100,32 +100,6 @@ fn push_to_all(run: &mut Run, all: u64) -> anyhow::Result<f64> {
     run.manager.cancel_task(task)?;
     let times = run.crew.task_times(task, origin_ns)?;
     Ok(times.last_ns.saturating_sub(origin_ns) as f64 * 1_000.0 / SECOND_NS as f64)
-}
-
-fn push_to_single(run: &mut Run, upto: usize) -> anyhow::Result<Latencies> {
-    let (from_ns, before) = (now_ns(), run.crew.progress().had);
-    let mut tasks = Vec::new();
-    for number in 0..SINGLE_TASKS {
-        let intended_ns = from_ns + number * SINGLE_GAP_NS;
-        run.rest_until(intended_ns);
-        if run.is_partial {
-            break;
-        }
-        let device = (number as usize).wrapping_mul(7_919) % upto;
-        let target = Target::Devices(vec![format!("load-{device}")]);
-        tasks.push((run.manager.start_task(Action::Ping, target)?.task, intended_ns));
-    }
-    let all = tasks.len() as u64;
-    run.wait(
-        Duration::from_secs(10),
-        |now| now.had >= before + all,
-        |now, _| format!("tasks for one: {} of {all}", now.had - before),
-    );
-    let mut latencies = Latencies::default();
-    for (task, intended_ns) in tasks {
-        latencies.add(&run.crew.task_times(task, intended_ns)?.latencies.pack())?;
-    }
-    Ok(latencies)
 }
 
 fn row(step: &Step) -> String {

@@ -1,11 +1,11 @@
 //! Tasks to single devices, at a steady pace, while all others are idle: from the moment at which each was meant to be ordered to its
 //! device's having it.
 
-use serde_json::Value;
 use std::time::Duration;
 
 use bgb_protocol::action::Action;
 use bgb_protocol::api::Target;
+use serde_json::Value;
 
 use crate::arguments::TrickleArguments;
 use crate::clock::{SECOND_NS, now_ns};
@@ -15,13 +15,31 @@ use crate::scenario::Run;
 /// How long the last ones may take.
 const HAD_WITHIN: Duration = Duration::from_secs(10);
 
+/// What came of some tasks to single devices.
+pub(super) struct Trickled {
+    pub(super) tasks: u64,
+    /// Tasks that their device never had.
+    pub(super) missing: u64,
+    pub(super) latencies: Latencies,
+}
+
 pub(super) fn run(mut run: Run, arguments: &TrickleArguments) -> anyhow::Result<Value> {
     anyhow::ensure!(arguments.tasks_per_second > 0.0, "--tasks-per-second is more than 0");
     run.connect(true, true)?;
     let gap_ns = (SECOND_NS as f64 / arguments.tasks_per_second) as u64;
-    let (from_ns, had_before) = (now_ns(), run.crew.progress().had);
     let count = (arguments.seconds * SECOND_NS / gap_ns.max(1)).max(1);
+    let Trickled { tasks, missing, latencies } = trickle(&mut run, count, gap_ns)?;
+    run.figure("tasks", tasks);
+    run.figure("missing", missing);
+    run.latencies = Some(latencies);
+    run.end("trickle")
+}
+
+/// Orders so many tasks, `gap_ns` from one to the next, each for one of those who are connected.
+pub(super) fn trickle(run: &mut Run, count: u64, gap_ns: u64) -> anyhow::Result<Trickled> {
+    let before = run.crew.progress();
     let mut tasks = Vec::new();
+    let from_ns = now_ns();
     for number in 0..count {
         let intended_ns = from_ns + number * gap_ns;
         run.rest_until(intended_ns);
@@ -29,26 +47,21 @@ pub(super) fn run(mut run: Run, arguments: &TrickleArguments) -> anyhow::Result<
             break;
         }
         // Devices in an order that meets each once, far from the one before.
-        let device = (number as usize).wrapping_mul(7_919) % run.agents();
+        let device = (number as usize).wrapping_mul(7_919) % before.active.max(1);
         let target = Target::Devices(vec![format!("load-{device}")]);
-        let task = run.manager.start_task(Action::Ping, target)?.task;
-        tasks.push((task, intended_ns));
+        tasks.push((run.manager.start_task(Action::Ping, target)?.task, intended_ns));
     }
     let all = tasks.len() as u64;
     run.wait(
         HAD_WITHIN,
-        |now| now.had >= had_before + all,
-        |now, _| format!("{} of {all} are there", now.had - had_before),
+        |now| now.had >= before.had + all,
+        |now, _| format!("tasks for one: {} of {all} are there", now.had - before.had),
     );
-    let mut latencies = Latencies::default();
-    let mut missing = 0;
+    let mut trickled = Trickled { tasks: all, missing: 0, latencies: Latencies::default() };
     for (task, intended_ns) in tasks {
         let times = run.crew.task_times(task, intended_ns)?;
-        missing += u64::from(times.count == 0);
-        latencies.add(&times.latencies.pack())?;
+        trickled.missing += u64::from(times.count == 0);
+        trickled.latencies.add(&times.latencies.pack())?;
     }
-    run.figure("tasks", all);
-    run.figure("missing", missing);
-    run.latencies = Some(latencies);
-    run.end("trickle")
+    Ok(trickled)
 }
