@@ -24,7 +24,7 @@ use bgb_daemon::lock::ProcessLock;
 use bgb_daemon::log::LogGuard;
 use bgb_daemon::ready::{self, Ready};
 use bgb_daemon::signals::Signal;
-use bgb_protocol::ids::{ServerId, UnixMillis};
+use bgb_protocol::ids::UnixMillis;
 use bgb_protocol::status::StatusId;
 use crossbeam_channel::{Receiver, bounded, select, tick};
 
@@ -95,7 +95,6 @@ impl Server {
     /// # Errors
     /// A sentence that says what cannot be used, and what to do.
     pub fn start(config: ServerConfig) -> anyhow::Result<Self> {
-        let tls = Arc::new(TlsContext::load(&config.tls, config.site.0, ServerId(config.server), None)?);
         starting::check_address(config.listen)?;
         // Before anything that devices could notice: a port that is taken must not be found out when they are signed in.
         let admin = starting::bind_admin(config.admin)?;
@@ -105,6 +104,7 @@ impl Server {
         starting::warn_of_limits(&config, &status);
 
         let lock = starting::lock_spool(&config)?;
+        let tls = Arc::new(starting::load_tls(&config, None)?);
         let start = Starting::new(&config, &shared, &fault_line)?;
         let shards = start.shards();
         let (writers, links) = start.writers(messages)?;
@@ -172,7 +172,10 @@ impl Server {
                     Ok(Signal::Terminate) | Err(_) => break None,
                 },
                 recv(self.fault) -> fault => break fault.ok(),
-                recv(hourly) -> _ => self.check_certificate(),
+                recv(hourly) -> _ => {
+                    self.check_certificate();
+                    self.rotate_tickets();
+                }
             }
         };
         ready::stopping();
@@ -188,8 +191,7 @@ impl Server {
 
     fn reload(&mut self) {
         ready::reloading();
-        let server = ServerId(self.config.server);
-        match TlsContext::load(&self.config.tls, self.config.site.0, server, Some(&self.tls)) {
+        match starting::load_tls(&self.config, Some(&self.tls)) {
             Ok(tls) => {
                 self.tls = Arc::new(tls);
                 for shard in &*self.shards {
@@ -204,6 +206,12 @@ impl Server {
             }
         }
         ready::reloaded();
+    }
+
+    fn rotate_tickets(&self) {
+        if let Err(error) = self.tls.rotate_tickets() {
+            tracing::warn!(error = %format!("{error:#}"), "session tickets go on with the keys that are there; it is tried again in an hour");
+        }
     }
 
     fn check_certificate(&self) {

@@ -1,4 +1,4 @@
-//! TLS of the notification server: the only file of this crate that names rustls.
+//! TLS of the notification server: the only place of this crate that names rustls. `tls/tickets.rs` has the session tickets.
 //!
 //! TLS 1.3 only, certificates on both sides, under the site's own authority; ALPN `bgb/1`; no early data. A session is
 //! fed with bytes as they came and gives bytes to be sent: it owns no socket. Whatever a peer does wrong comes out as a
@@ -18,8 +18,12 @@ use bgb_protocol::ids::{DeviceId, ServerId, SiteCode};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ProducesTickets, WebPkiClientVerifier};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{CertificateError, Error, HandshakeKind, RootCertStore, ServerConfig, ServerConnection};
+
+mod tickets;
+
+use tickets::Tickets;
 
 /// The name of the conversation, as both sides say it in ALPN (RFC 7301).
 pub const ALPN: &[u8] = b"bgb/1";
@@ -39,6 +43,7 @@ pub struct TlsFiles {
 /// What every new session of the server starts from.
 pub struct TlsContext {
     config: Arc<ServerConfig>,
+    tickets: Arc<Tickets>,
     site: SiteCode,
     authority: Vec<u8>,
     /// Who the server itself is by its certificate, and until when.
@@ -46,8 +51,9 @@ pub struct TlsContext {
 }
 
 impl TlsContext {
-    /// Reads and checks the files. `former` is the context that this one replaces: while the authority stays the same, tickets that
-    /// were given out go on to hold, so that a reload does not make the fleet do full handshakes.
+    /// Reads and checks the files. Keys of session tickets are kept in the file `ticket_keys`: while the authority stays the same, tickets that
+    /// were given out go on to hold over restarts and reloads, so that neither makes the fleet do full handshakes. `former` is the context that
+    /// this one replaces.
     ///
     /// # Errors
     /// Which file cannot be used, and why.
@@ -55,6 +61,7 @@ impl TlsContext {
         files: &TlsFiles,
         site: SiteCode,
         server: ServerId,
+        ticket_keys: &Path,
         former: Option<&Self>,
     ) -> anyhow::Result<Self> {
         let chain = certificates(&files.certificate)?;
@@ -72,17 +79,25 @@ impl TlsContext {
             .map_err(|error| anyhow::anyhow!("{} holds no PEM private key: {error}", files.key.display()))?;
         let mut roots = RootCertStore::empty();
         let authorities = certificates(&files.authority)?;
-        let authority = authorities.iter().flat_map(|certificate| certificate.to_vec()).collect();
+        let authority: Vec<u8> = authorities.iter().flat_map(|certificate| certificate.to_vec()).collect();
         for certificate in authorities {
             roots.add(certificate).with_context(|| format!("{}", files.authority.display()))?;
         }
-        let ticketer = match former {
-            Some(former) if former.authority == authority => Arc::clone(&former.config.ticketer),
-            _ => aws_lc_rs::Ticketer::new().context("the system gives no randomness for session tickets")?,
+        let tickets = match former {
+            Some(former) if former.authority == authority => Arc::clone(&former.tickets),
+            _ => Arc::new(Tickets::open(ticket_keys, &authority)?),
         };
-        let config = config(roots, chain, key, ticketer)
+        let config = config(roots, chain, key, Arc::clone(&tickets))
             .with_context(|| format!("{} and {}", files.certificate.display(), files.key.display()))?;
-        Ok(Self { config: Arc::new(config), site, authority, identity })
+        Ok(Self { config: Arc::new(config), tickets, site, authority, identity })
+    }
+
+    /// Makes a new key for session tickets when it is time to. To be called about every hour, by no reactor: it writes a file.
+    ///
+    /// # Errors
+    /// When the new key cannot be kept: the present ones go on.
+    pub fn rotate_tickets(&self) -> anyhow::Result<()> {
+        self.tickets.rotate()
     }
 }
 
@@ -90,7 +105,7 @@ fn config(
     roots: RootCertStore,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    ticketer: Arc<dyn ProducesTickets>,
+    tickets: Arc<Tickets>,
 ) -> anyhow::Result<ServerConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier =
@@ -100,7 +115,7 @@ fn config(
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
-    config.ticketer = ticketer;
+    config.ticketer = tickets;
     // One is enough for an agent that holds one connection; each carries the device's certificate.
     config.send_tls13_tickets = 1;
     config.max_early_data_size = 0;

@@ -141,8 +141,9 @@ impl Connection {
 /// Makes the TCP connection and the TLS session on it.
 fn connect(destination: &Destination, tls: &Tls) -> Result<Line, String> {
     let (host, _) = destination.server.rsplit_once(':').ok_or("the address has no port")?;
-    let session = tls.session(host, destination.now, destination.floor)?;
     let socket = connect_tcp(&destination.server)?;
+    // Only now: a session takes the ticket of the one before with it, which must not be spent on a server that is not there.
+    let session = tls.session(host, destination.now, destination.floor)?;
     let (heard, waiting) = (Vec::new(), VecDeque::new());
     let mut line = Line { socket, session, heard, waiting, waiting_bytes: 0, peer: Peer::Speaking };
     line.shake_hands(Instant::now() + HANDSHAKE)?;

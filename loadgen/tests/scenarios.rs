@@ -63,6 +63,7 @@ fn tasks_reach_single_devices() {
 fn everybody_comes_back_after_the_servers_death() {
     let figures = run(&["storm"]);
     assert_eq!(figures["back"], AGENTS);
+    assert_eq!(figures["resumed"], AGENTS, "tickets outlive the server's process");
     assert_eq!(figures["latency"]["count"], AGENTS);
 }
 

@@ -45,7 +45,9 @@ impl Bench {
             key: site.server_key(server),
             authority: site.authority_certificate(),
         };
-        let tls = Arc::new(TlsContext::load(&files, code, server, None).unwrap());
+        let tls = Arc::new(
+            TlsContext::load(&files, code, server, &folder.path().join("ticket.keys"), None).unwrap(),
+        );
         let doorway = Doorway::open().unwrap();
         let mailbox = doorway.mailbox.clone();
         let metrics = Arc::new(ShardMetrics::default());

@@ -209,6 +209,12 @@ pub(super) fn lock_spool(config: &ServerConfig) -> anyhow::Result<ProcessLock> {
     ProcessLock::take(&config.spool.join("lock"), "server").with_context(cannot)
 }
 
+/// Reads certificate, key and authority; the keys of session tickets lie in the spool, which must be locked.
+pub(super) fn load_tls(config: &ServerConfig, former: Option<&TlsContext>) -> anyhow::Result<TlsContext> {
+    let ticket_keys = config.spool.join("ticket.keys");
+    TlsContext::load(&config.tls, config.site.0, ServerId(config.server), &ticket_keys, former)
+}
+
 fn open_outgoing(config: &ServerConfig) -> anyhow::Result<Outgoing> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let mut nonce = [0; 8];

@@ -23,6 +23,7 @@ mod inbox;
 mod moving;
 mod orders;
 mod restoring;
+mod resuming;
 mod road;
 mod signals;
 mod slow_peers;

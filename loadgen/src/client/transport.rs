@@ -12,8 +12,14 @@ use super::tls::{TlsOfDevice, TlsSession};
 /// A connection, from its first packet on.
 pub(crate) struct Transport {
     socket: TcpStream,
-    tls: TlsSession,
+    stage: Stage,
     was_handshaking: bool,
+}
+
+/// How far it is. TLS begins when the other side is there: a ticket is good for one attempt, and must not be spent on nobody.
+enum Stage {
+    Connecting { tls: TlsOfDevice, server: IpAddr, resumes: bool },
+    Speaking(TlsSession),
 }
 
 /// What a look at a connection came to.
@@ -58,8 +64,26 @@ impl Transport {
         }
         let mut socket = TcpStream::from_std(socket.into());
         registry.register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)?;
-        let tls = tls.session(server.ip(), resumes).map_err(io::Error::other)?;
-        Ok(Self { socket, tls, was_handshaking: true })
+        let stage = Stage::Connecting { tls: tls.clone(), server: server.ip(), resumes };
+        Ok(Self { socket, stage, was_handshaking: true })
+    }
+
+    /// The TLS, once the other side is there.
+    fn speak(&mut self) -> io::Result<Option<(&mut TlsSession, &mut TcpStream)>> {
+        if let Stage::Connecting { tls, server, resumes } = &self.stage {
+            if let Some(error) = self.socket.take_error()? {
+                return Err(error);
+            }
+            match self.socket.peer_addr() {
+                Err(error) if is_not_yet(&error) => return Ok(None),
+                peer => peer?,
+            };
+            self.stage = Stage::Speaking(tls.session(*server, *resumes).map_err(io::Error::other)?);
+        }
+        match &mut self.stage {
+            Stage::Speaking(tls) => Ok(Some((tls, &mut self.socket))),
+            Stage::Connecting { .. } => Ok(None),
+        }
     }
 
     /// The system says that something is to be done here: does it, and appends what was said to `plain`.
@@ -68,8 +92,10 @@ impl Transport {
     /// Why the connection is over.
     pub(crate) fn look(&mut self, plain: &mut Vec<u8>) -> io::Result<Looked> {
         let mut looked = Looked::default();
+        let was_handshaking = self.was_handshaking;
+        let Some((tls, socket)) = self.speak()? else { return Ok(looked) };
         loop {
-            match self.tls.read_from(&mut self.socket, plain) {
+            match tls.read_from(socket, plain) {
                 Ok(0) => {
                     looked.is_over = true;
                     break;
@@ -78,18 +104,18 @@ impl Transport {
                 Err(error) if is_not_yet(&error) => break,
                 Err(error) => {
                     // The alert that says why has to leave; whether it does changes nothing here.
-                    let _ = self.tls.write_to(&mut self.socket);
+                    let _ = tls.write_to(socket);
                     return Err(error);
                 }
             }
         }
-        match self.tls.write_to(&mut self.socket) {
+        match tls.write_to(socket) {
             Err(error) if !is_not_yet(&error) => return Err(error),
             _ => {}
         }
-        if self.was_handshaking && !self.tls.is_handshaking() {
+        if was_handshaking && !tls.is_handshaking() {
+            looked.established = Some(if tls.is_resumed() { Resumed::Yes } else { Resumed::No });
             self.was_handshaking = false;
-            looked.established = Some(if self.tls.is_resumed() { Resumed::Yes } else { Resumed::No });
         }
         Ok(looked)
     }
@@ -99,8 +125,9 @@ impl Transport {
     /// # Errors
     /// Why the connection is over.
     pub(crate) fn send(&mut self, plain: &[u8]) -> io::Result<()> {
-        self.tls.seal(plain)?;
-        match self.tls.write_to(&mut self.socket) {
+        let Some((tls, socket)) = self.speak()? else { return Err(io::ErrorKind::NotConnected.into()) };
+        tls.seal(plain)?;
+        match tls.write_to(socket) {
             Err(error) if !is_not_yet(&error) => Err(error),
             _ => Ok(()),
         }
