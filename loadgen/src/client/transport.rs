@@ -19,7 +19,7 @@ pub(crate) struct Transport {
 /// How far it is. TLS begins when the other side is there: a ticket is good for one attempt, and must not be spent on nobody.
 enum Stage {
     Connecting { tls: TlsOfDevice, server: IpAddr, resumes: bool },
-    Speaking(TlsSession),
+    Speaking(Box<TlsSession>),
 }
 
 /// What a look at a connection came to.
@@ -78,7 +78,8 @@ impl Transport {
                 Err(error) if is_not_yet(&error) => return Ok(None),
                 peer => peer?,
             };
-            self.stage = Stage::Speaking(tls.session(*server, *resumes).map_err(io::Error::other)?);
+            let session = tls.session(*server, *resumes).map_err(io::Error::other)?;
+            self.stage = Stage::Speaking(Box::new(session));
         }
         match &mut self.stage {
             Stage::Speaking(tls) => Ok(Some((tls, &mut self.socket))),
