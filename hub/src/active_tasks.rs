@@ -184,7 +184,20 @@ impl ActiveTasks {
         if slot >= self.known_at.len() {
             self.known_at.resize(slot + 1, 0);
         }
-        Ok(Taken::Noted)
+        // Its cancel came before it did, and perhaps after some had it.
+        Ok(self.cancel_step(slot).map_or(Taken::Noted, Taken::Effective))
+    }
+
+    /// The step that takes a cancelled task from those who have it and have not answered; `None` where it is not cancelled, or nobody has it.
+    fn cancel_step(&mut self, slot: Slot) -> Option<Step> {
+        let task = &self.tasks[slot];
+        task.cancel.as_ref()?;
+        let (concerned, id) = (&task.had - &task.finished, task.order.id);
+        (!concerned.is_empty()).then(|| Step {
+            number: self.step(slot),
+            task: id,
+            devices: Some(Arc::new(concerned)),
+        })
     }
 
     /// Tasks that count against the limit. A cancelled one stays until its end, for the devices that have yet to hear of the cancel,
@@ -279,7 +292,7 @@ impl ActiveTasks {
         None
     }
 
-    /// Drops tasks and cancels whose time is over.
+    /// Drops tasks and cancels whose time is over, by the site's time.
     pub(crate) fn expire(&mut self, time: UnixMillis) {
         while let Some(&(expires, id)) = self.ends.first().filter(|(expires, _)| *expires <= time) {
             self.ends.pop_first();
@@ -299,11 +312,14 @@ impl ActiveTasks {
         }
     }
 
-    /// When a held release or an expiry is next due.
-    pub(crate) fn next_moment(&self) -> Option<UnixMillis> {
-        let held = self.held.first_key_value().map(|((time, _), _)| *time);
-        let ends = self.ends.first().map(|(time, _)| *time);
-        held.into_iter().chain(ends).min()
+    /// When a held release is next due, by the server's time.
+    pub(crate) fn next_release(&self) -> Option<UnixMillis> {
+        self.held.first_key_value().map(|((time, _), _)| *time)
+    }
+
+    /// When something ends next, by the site's time.
+    pub(crate) fn next_end(&self) -> Option<UnixMillis> {
+        self.ends.first().map(|(time, _)| *time)
     }
 
     /// Steps so far.

@@ -182,8 +182,9 @@ impl Hub {
             return Some(self.time.tick());
         }
         let check = self.time.tick().plus(CLOCK_CHECK_TICKS);
-        let by_wall_clock = self.tasks.next_moment().map(|moment| self.time.tick_of(moment).min(check));
-        by_wall_clock.into_iter().chain(self.wheel.next_deadline()).min()
+        let release = self.tasks.next_release().map(|moment| self.time.tick_of(moment).min(check));
+        let end = self.tasks.next_end().map(|moment| self.time.tick_of_site(moment).min(check));
+        release.into_iter().chain(end).chain(self.wheel.next_deadline()).min()
     }
 
     /// What was counted.

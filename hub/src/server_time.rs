@@ -46,10 +46,22 @@ impl ServerTime {
 
     /// The server's time.
     pub(crate) fn time(&self) -> UnixMillis {
-        self.head.as_ref().map_or(self.now.unix, |head| {
-            let since_ms = self.now.tick.since(head.heard).saturating_mul(TICK_MS);
-            self.now.unix.max(head.time.plus(since_ms))
-        })
+        self.now.unix.max(self.site_time())
+    }
+
+    /// The site's time, as far as heads tell: the newest one's and the ticks since, or the wall clock where there is none. What is over by
+    /// it may be forgotten: a wall clock that is ahead may be set back, and what it made seem over is not then.
+    pub(crate) fn site_time(&self) -> UnixMillis {
+        self.head.as_ref().map_or(self.now.unix, |head| head.time.plus(self.since_ms(head)))
+    }
+
+    /// The tick at which the site's time will be `time`, as far as can be told now; the present one when it has passed.
+    pub(crate) fn tick_of_site(&self, time: UnixMillis) -> Tick {
+        self.now.tick.plus(time.since(self.site_time()).div_ceil(TICK_MS))
+    }
+
+    fn since_ms(&self, head: &Head) -> u64 {
+        self.now.tick.since(head.heard).saturating_mul(TICK_MS)
     }
 
     /// The tick at which the server's time will be `time`, as far as can be told now; the present one when it has passed.
@@ -80,6 +92,17 @@ mod tests {
         assert_eq!(time.time(), UnixMillis(52_000));
         time.set(at(30, 60_000));
         assert_eq!(time.time(), UnixMillis(60_000));
+    }
+
+    #[test]
+    fn the_sites_time_is_the_heads_whatever_the_wall_clock_says() {
+        let mut time = ServerTime::default();
+        time.set(at(10, 1_000));
+        assert_eq!(time.site_time(), UnixMillis(1_000), "there is no head");
+        time.on_head(vec![1].into(), UnixMillis(50_000));
+        time.set(at(30, 900_000));
+        assert_eq!((time.site_time(), time.time()), (UnixMillis(52_000), UnixMillis(900_000)));
+        assert_eq!(time.tick_of_site(UnixMillis(52_150)), Tick(32));
     }
 
     #[test]

@@ -61,9 +61,8 @@ impl World {
         let Start { task, action, limit, .. } = start;
         self.say(format_args!("agent {agent} begins {action} of task {task}"));
         let machine = &self.machines[agent];
-        let is_on_time = machine.skew_ms == 0 || machine.has_heard_head();
         let witness = self.witness(agent);
-        let begun = self.model.on_begun(agent, *task, *action, witness, is_on_time);
+        let begun = self.model.on_begun(agent, *task, *action, witness, machine.head_lag_ms);
         // One that the agent has given up, since nothing ended it, is over for it.
         let is_over = |task: &TaskId| machine.agent.as_ref().is_some_and(|present| has_ended(present, *task));
         let running = &machine.actions.running;

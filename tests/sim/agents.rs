@@ -14,6 +14,7 @@ use bgb_agent::agent::{Agent, AgentError, AgentOptions, Ending, Input, Outcome, 
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::{Disk, SimDisk, SimFaults};
 use bgb_protocol::frame::Frame;
+use bgb_protocol::head::SignedHead;
 use bgb_protocol::ids::{BootId, DeviceId, TaskId};
 use bgb_protocol::message::{AgentMessage, Platform, RefusedReason, ServerMessage};
 use bgb_protocol::signature::DeviceKey;
@@ -60,6 +61,8 @@ pub(crate) struct Machine {
     booted_ms: u64,
     /// A signed head was heard in this boot: from then on the agent's time is the site's.
     has_head: bool,
+    /// How old the oldest of them was when it came.
+    pub(crate) head_lag_ms: u64,
     /// And its disk had room for it then: the agent still knows of it after its process was started again.
     has_head_kept: bool,
     /// The disk is full, and somebody has met that.
@@ -115,6 +118,7 @@ impl Machine {
             boot: BootId(dice.bytes()),
             booted_ms: 0,
             has_head: false,
+            head_lag_ms: 0,
             has_head_kept: false,
             is_full: false,
             is_full_felt: false,
@@ -142,6 +146,7 @@ impl Machine {
             key: self.key.clone(),
             boot: BootId(dice.bytes()),
             has_head: false,
+            head_lag_ms: 0,
             has_head_kept: false,
             is_full: false,
             is_full_felt: false,
@@ -207,7 +212,7 @@ impl World {
             machine.power = Power::On;
             machine.boot = BootId(self.dice.bytes());
             machine.booted_ms = self.now_ms;
-            machine.has_head_kept = false;
+            (machine.has_head_kept, machine.head_lag_ms) = (false, 0);
             self.say(format_args!("device {agent} has power"));
             self.retransmit();
         }
@@ -451,7 +456,11 @@ impl World {
         self.say(format_args!("agent {agent} hears {}", said_by_server(&message)));
         let was_active = self.machines[agent].is_signed_in();
         match &message {
-            ServerMessage::Refused(RefusedReason::Superseded) if !self.is_cloned(agent) => {
+            // A word of an older session that is late and dated by a clock that was wrong looks like a restored snapshot's; the next
+            // session makes it good.
+            ServerMessage::Refused(RefusedReason::Superseded)
+                if !self.is_cloned(agent) && !self.has_clock_been_wrong =>
+            {
                 self.violated(format!("agent {agent} is told of a newer session than its newest"));
             }
             _ => {}
@@ -469,6 +478,14 @@ impl World {
         {
             self.model.on_told(agent, task.statement().task, self.machines[agent].life);
         }
+        let head = match &message {
+            ServerMessage::Welcome(welcome) => SignedHead::decode(&welcome.head).ok(),
+            ServerMessage::KeepaliveAnswer(head) => SignedHead::decode(head).ok(),
+            _ => None,
+        };
+        let head_lag_ms = head.map_or(0, |head| self.unix().since(head.statement().time));
+        let machine = &mut self.machines[agent];
+        machine.head_lag_ms = machine.head_lag_ms.max(head_lag_ms);
         let brings_head = matches!(&message, ServerMessage::Welcome(welcome) if !welcome.head.is_empty());
         let settings = self.machines[agent].agent.as_ref().map(|present| Arc::clone(present.settings()));
         self.tell_agent(agent, Input::Said(message));

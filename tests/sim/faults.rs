@@ -10,7 +10,7 @@ use crate::hosts::SITE_HOST;
 use crate::network::{Farewell, RETRANSMISSION_MS};
 use crate::server_laws::HEEDED_WITHIN_MS;
 use crate::server_life::LOOK_MS;
-use crate::servers::SERVERS;
+use crate::servers::{SERVERS, SLEWED_MS_MAX};
 use crate::tally::Kind;
 use crate::world::{Event, World};
 
@@ -25,9 +25,6 @@ const DIES_IN_STALL_PER_MILLE: u64 = 300;
 
 /// What has just begun is this young at most: a disk's delay, and an action's first moments.
 const BAD_LUCK_MS: u64 = 300;
-
-/// What a clock is set back by without anything having to be done (the broker's own figure).
-const SLEWED_MS_MAX: i64 = 1_000;
 
 /// A server whose clock was behind looks at what is due by the wall clock once a minute (bgb_hub): so long before the healing its
 /// clock is set right.
@@ -116,6 +113,7 @@ impl World {
         let off_ms = self.dice.between(500, self.weather.clock_off_ms_max) as i64;
         let off_ms = if self.dice.chance(500) { off_ms } else { -off_ms };
         self.say(format_args!("server {}: wall clock {off_ms} ms off", server + 1));
+        self.has_clock_been_wrong = true;
         self.set_clock(server, off_ms);
     }
 
@@ -125,12 +123,13 @@ impl World {
         if set_back_ms == 0 {
             return;
         }
+        let was_ahead_ms = simulated.clock.ahead_ms();
         simulated.clock.set(off_ms, self.now_ms);
+        for own in simulated.process.iter_mut().flat_map(|process| &mut process.shards) {
+            own.was_ahead_ms = own.was_ahead_ms.max(was_ahead_ms);
+        }
         let life = simulated.life;
         if set_back_ms > SLEWED_MS_MAX {
-            // What seemed to be over was forgotten, and whom it was pushed to: it may come again.
-            let shards = simulated.process.iter_mut().flat_map(|process| &mut process.shards);
-            shards.flat_map(|own| own.active.values_mut()).for_each(|active| active.pushed.clear());
             self.after(LOOK_MS + HEEDED_WITHIN_MS, Event::PushesDue { server, life });
         }
         // Its broker looks by itself in a moment.

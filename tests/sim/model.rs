@@ -17,9 +17,8 @@ use crate::site::FinalWord;
 /// A repeatable action is begun so many times at most.
 const BEGINNINGS_MAX: u32 = 3;
 
-/// How far an agent's time may be behind the site's once it has heard a head: a head is a minute old at most when it is
-/// handed on, a server takes sign-ins for a minute without the queue, and a little for the way.
-const AGENT_LAG_MS_MAX: u64 = 150_000;
+/// How much further an agent's time may be behind the site's than the oldest head that it has heard since it was switched on was when it came.
+const AGENT_LAG_MS_MAX: u64 = 1_000;
 
 /// How much later than its expiry, or earlier than its time, a task may leave a server by that server's clock: a tick and a turn.
 const PUSH_LATE_MS_MAX: u64 = 200;
@@ -143,7 +142,7 @@ impl Model {
         task: TaskId,
         action: Action,
         witness: Witness,
-        is_on_time: bool,
+        head_lag_ms: u64,
     ) -> Result<u32, String> {
         let (device, own_now) = (self.devices[agent], witness.own_now);
         let Some(facts) = self.tasks.get(&task) else {
@@ -165,7 +164,7 @@ impl Model {
         if facts.not_before > own_now.plus(NOT_BEFORE_TOLERANCE_MS) {
             return Err(format!("{what} before it is valid by its own time"));
         }
-        if is_on_time && witness.now > facts.expires.plus(AGENT_LAG_MS_MAX) {
+        if witness.now > facts.expires.plus(head_lag_ms + AGENT_LAG_MS_MAX) {
             return Err(format!("{what} long after its expiry by the site's time"));
         }
         if self.cancels_heard.contains(&(task, agent)) {
@@ -210,15 +209,21 @@ impl Model {
         self.tasks.get(&task).filter(|facts| !facts.is_disowned)?.cancelled
     }
 
-    /// A task that the device must have been given by `since`, and that nobody has ever pushed to it.
-    pub(crate) fn not_pushed(&self, device: DeviceId, since: UnixMillis, now: UnixMillis) -> Option<TaskId> {
-        let is_due = |task: &TaskId, facts: &TaskFacts| {
+    /// Tasks that the device must have been given by `since`, with when it may have them from, and that nobody has ever pushed to it.
+    pub(crate) fn not_pushed(
+        &self,
+        device: DeviceId,
+        since: UnixMillis,
+        now: UnixMillis,
+    ) -> Vec<(TaskId, UnixMillis)> {
+        let due = |(task, facts): (&TaskId, &TaskFacts)| {
+            let key = (*task, device);
             let is_open = facts.cancelled.is_none() && facts.expires > now;
-            let is_done =
-                self.results_heard.contains(&(*task, device)) || self.pushed.contains(&(*task, device));
-            is_open && !is_done && facts.is_promised_to(device).is_some_and(|from| from <= since)
+            let is_done = self.results_heard.contains(&key) || self.pushed.contains(&key);
+            let from = facts.is_promised_to(device).filter(|from| *from <= since)?;
+            (is_open && !is_done).then_some((*task, from))
         };
-        self.tasks.iter().find(|(task, facts)| is_due(task, facts)).map(|(task, _)| *task)
+        self.tasks.iter().filter_map(due).collect()
     }
 
     /// Whether a server whose clock is so far ahead or behind may push a task now.
@@ -355,6 +360,12 @@ impl Model {
         }
     }
 
+    /// Whether one of the agents that are this device has not ended a task.
+    fn is_unended(&self, task: TaskId, device: DeviceId) -> bool {
+        let mut agents = self.devices.iter().enumerate().filter(|(_, of)| **of == device);
+        agents.any(|(agent, _)| !self.ended.contains_key(&(task, agent)))
+    }
+
     /// What the agents that are this device have ended a task with.
     fn ends_of(&self, task: TaskId, device: DeviceId) -> BTreeSet<TaskState> {
         let agents = self.devices.iter().enumerate().filter(|(_, of)| **of == device);
@@ -427,8 +438,8 @@ impl Model {
                 ));
             }
             let journaled = self.ends_of(task, device);
-            // Some refusals are said and not remembered: those are in no journal.
-            let is_unremembered = journaled.is_empty() && state == TaskState::Refused;
+            // Some refusals are said and not remembered: by an agent that has no end of it in its journal.
+            let is_unremembered = state == TaskState::Refused && self.is_unended(task, device);
             if !journaled.contains(&state) && !is_unremembered {
                 return Err(format!(
                     "task {task} ended as {journaled:?} on device {device}; the site counts {state}"

@@ -12,8 +12,8 @@ use bgb_protocol::message::TaskPush;
 
 use crate::forger::HeardPush;
 use crate::model::Bar;
-use crate::network::{Conn, ConnId, End};
-use crate::servers::{Active, slot_key};
+use crate::network::{ConnId, End};
+use crate::servers::{Active, Process, slot_key};
 use crate::tally::Kind;
 use crate::world::{EPOCH_UNIX_MS, Event, World};
 
@@ -48,6 +48,7 @@ impl World {
             Order::Reset => {
                 own.barred.clear();
                 own.cancelled.clear();
+                own.was_ahead_ms = 0;
                 if was_set_back && shard == 0 {
                     self.tally.count(Kind::ReadAnew);
                 }
@@ -90,18 +91,7 @@ impl World {
         if !is_to_be_trusted || simulated.clock.was_set_back(self.now_ms) {
             return;
         }
-        let since = UnixMillis(self.unix().0 - HEEDED_WITHIN_MS);
-        let sessions = process.shards.iter().flat_map(|own| own.active.iter());
-        let missing = sessions
-            .filter(|(_, active)| active.since_ms + HEEDED_WITHIN_MS <= self.now_ms)
-            .find_map(|(device, active)| {
-                let conn = self.network.conns.get(&self.conn_of_channel(server, active.channel)?)?;
-                let task = self.model.not_pushed(*device, since, self.unix())?;
-                let is_due = self.heeds(server, self.model.tasks[&task].rings[0].committed);
-                let is_known = active.known.contains(&task) || conn.is_choked;
-                (is_due && !is_known).then_some((*device, task))
-            });
-        if let Some((device, task)) = missing {
+        if let Some((device, task)) = self.not_given(server, process) {
             self.violated(format!(
                 "device {device} is signed in on server {} and was not given task {task}",
                 server + 1
@@ -109,12 +99,27 @@ impl World {
         }
     }
 
-    fn conn_of_channel(&self, server: usize, channel: ChannelKey) -> Option<ConnId> {
-        let conns = self.network.conns.iter();
-        let is_it = |conn: &Conn| {
-            conn.server == server && conn.channel == Some(channel) && conn.server_end == End::Open
-        };
-        conns.filter(|(_, conn)| is_it(conn)).map(|(id, _)| *id).next()
+    /// A device that has been signed in for a while and does read, and a task that it should have by now.
+    fn not_given(&self, server: usize, process: &Process) -> Option<(DeviceId, TaskId)> {
+        let since = UnixMillis(self.unix().0 - HEEDED_WITHIN_MS);
+        for (shard, own) in process.shards.iter().enumerate() {
+            for (device, active) in &own.active {
+                let conn =
+                    self.conn_of(server, shard, active.channel).and_then(|id| self.network.conns.get(&id));
+                let is_settled = active.since_ms + HEEDED_WITHIN_MS <= self.now_ms;
+                if !is_settled || conn.is_none_or(|conn| conn.is_choked) {
+                    continue;
+                }
+                let due = self.model.not_pushed(*device, since, self.unix());
+                let missing = due
+                    .into_iter()
+                    .find(|(task, from)| self.heeds(server, *from) && !active.known.contains(task));
+                if let Some((task, _)) = missing {
+                    return Some((*device, task));
+                }
+            }
+        }
+        None
     }
 
     /// What bars the device from the server, if the server heeds it by now.
@@ -138,9 +143,9 @@ impl World {
         };
         let now_ms = self.now_ms;
         let simulated = &self.servers[server];
-        let (ahead_ms, behind_ms) = (simulated.clock.ahead_ms(now_ms), simulated.clock.behind_ms());
-        let head_lag_ms = simulated.process.as_ref().and_then(|process| process.shards[shard].head_lag_ms);
-        let behind_ms = behind_ms.min(head_lag_ms.unwrap_or(u64::MAX));
+        let Some(own) = simulated.process.as_ref().map(|process| &process.shards[shard]) else { return };
+        let ahead_ms = simulated.clock.ahead_ms().max(own.was_ahead_ms);
+        let behind_ms = simulated.clock.behind_ms().min(own.head_lag_ms.unwrap_or(u64::MAX));
         self.expect(self.model.may_be_pushed(task, device, self.unix(), ahead_ms, behind_ms));
         if self.model.cancelled_since(task).is_some_and(|committed| self.heeds(server, committed)) {
             return self

@@ -43,9 +43,11 @@ pub(crate) const SHARDS: usize = 2;
 const HELLO_TICKS: u64 = 100;
 /// A letter from thread to thread takes so long at most: a busy reactor's turn.
 pub(crate) const MAIL_MS_MAX: u64 = 25;
-/// How long after its clock was set back a server may do what the clock had brought about: it notices within 250 ms, and then reads what
-/// is ordered anew.
+/// How long after its clock was set back a server that can read the queue may not have noticed: it looks every 250 ms, and then reads
+/// everything anew.
 const SET_BACK_SHOWS_MS: u64 = 500;
+/// What a clock is set back by without anything having to be done (the broker's own figure).
+pub(crate) const SLEWED_MS_MAX: i64 = 1_000;
 /// A certificate that outlives every world: 90 days (docs/promises.md).
 const NEVER_ENDS_MS: u64 = 90 * 24 * 3_600_000;
 
@@ -74,9 +76,8 @@ pub(crate) struct SimServer {
 pub(crate) struct ServerClock {
     /// It, less the true time.
     off_ms: i64,
-    /// How far it was ahead before it was set last, and until when what it did then may show.
-    was_ahead_ms: u64,
-    shows_until_ms: u64,
+    /// It was set back, and until when a server that can read the queue may not have noticed.
+    set_back_until_ms: u64,
     /// A server that lives has gone by it.
     is_felt: bool,
 }
@@ -84,7 +85,9 @@ pub(crate) struct ServerClock {
 impl ServerClock {
     /// Sets it.
     pub(crate) fn set(&mut self, off_ms: i64, now_ms: u64) {
-        (self.was_ahead_ms, self.shows_until_ms) = (self.ahead_ms(now_ms), now_ms + SET_BACK_SHOWS_MS);
+        if self.off_ms - off_ms > SLEWED_MS_MAX {
+            self.set_back_until_ms = now_ms + SET_BACK_SHOWS_MS;
+        }
         (self.off_ms, self.is_felt) = (off_ms, false);
     }
 
@@ -93,9 +96,9 @@ impl ServerClock {
         !std::mem::replace(&mut self.is_felt, true)
     }
 
-    /// Whether what it brought about before it was set back may still show.
+    /// Whether it was set back a moment ago.
     pub(crate) fn was_set_back(&self, now_ms: u64) -> bool {
-        self.was_ahead_ms > 0 && now_ms < self.shows_until_ms
+        now_ms < self.set_back_until_ms
     }
 
     /// It, less the true time.
@@ -104,9 +107,8 @@ impl ServerClock {
     }
 
     /// How much too early it may do something now.
-    pub(crate) fn ahead_ms(&self, now_ms: u64) -> u64 {
-        let was_ahead_ms = if now_ms < self.shows_until_ms { self.was_ahead_ms } else { 0 };
-        was_ahead_ms.max(self.off_ms.max(0).unsigned_abs())
+    pub(crate) fn ahead_ms(&self) -> u64 {
+        self.off_ms.max(0).unsigned_abs()
     }
 
     /// And how much too late.
@@ -159,6 +161,8 @@ pub(crate) struct SimShard {
     /// How old the newest head was when it came, and its time: the server's own is not further behind.
     pub(crate) head_lag_ms: Option<u64>,
     pub(crate) newest_head: UnixMillis,
+    /// The most that its clock was ahead since everything was read last: what that has brought about stays until it is read anew.
+    pub(crate) was_ahead_ms: u64,
     pub(crate) cancelled: BTreeSet<TaskId>,
     /// Channels whose older session was told to go by a letter.
     displaced: BTreeSet<ChannelKey>,
@@ -606,7 +610,7 @@ impl World {
         self.servers[server].process.as_mut()?.shards[shard].slots.tenant_mut(slot_key(channel))
     }
 
-    fn conn_of(&self, server: usize, shard: usize, channel: ChannelKey) -> Option<ConnId> {
+    pub(crate) fn conn_of(&self, server: usize, shard: usize, channel: ChannelKey) -> Option<ConnId> {
         let own = &self.servers[server].process.as_ref()?.shards[shard];
         Some(own.slots.tenant(slot_key(channel))?.conn)
     }
@@ -630,6 +634,7 @@ impl SimShard {
             barred: BTreeSet::new(),
             head_lag_ms: None,
             newest_head: UnixMillis(0),
+            was_ahead_ms: 0,
             cancelled: BTreeSet::new(),
             displaced: BTreeSet::new(),
             held: Vec::new(),

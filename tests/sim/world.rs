@@ -128,6 +128,8 @@ pub(crate) struct World {
     /// The last copy of the database that has not been put back, and how many were made.
     pub(crate) copy: Option<Copy>,
     pub(crate) copies_made: u64,
+    /// Some server's clock was wrong at some time.
+    pub(crate) has_clock_been_wrong: bool,
     trace: Trace,
     violation: Option<String>,
     events: BTreeMap<(u64, u64), Event>,
@@ -189,6 +191,7 @@ impl World {
             overheard: Vec::new(),
             copy: None,
             copies_made: 0,
+            has_clock_been_wrong: false,
             trace: Trace::new(is_printed),
             violation: None,
             events: BTreeMap::new(),

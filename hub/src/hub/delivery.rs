@@ -85,7 +85,7 @@ impl Hub {
     /// Does a portion of what is due.
     pub(super) fn work(&mut self) {
         let time = self.time.time();
-        self.tasks.expire(time);
+        self.tasks.expire(self.time.site_time());
         while let Some(step) = self.tasks.poll_held(time) {
             self.fan_outs.push_back(FanOut::of(step));
         }

@@ -304,3 +304,33 @@ fn a_fan_out_stops_after_its_portion_of_bytes_so_that_a_choked_session_can_be_to
     assert!((100..150).contains(&first), "{first} of some 9 KiB each");
     assert_eq!(first + pushes(&rig.pass(1)).len(), 250);
 }
+
+#[test]
+fn a_cancel_that_is_read_before_its_task_is_taken_from_those_who_have_it() {
+    let mut rig = Rig::new();
+    let has = rig.sign_in(1);
+    rig.start_task(1, &[1, 2]);
+    rig.order(Order::Reset);
+    assert!(cancels(&rig.cancel(1)).is_empty(), "the task has not come again");
+    assert_eq!(cancels(&rig.start_task(1, &[1, 2])), [has]);
+    rig.input(Input::SignIns { allowed: true });
+    assert!(cancels(&rig.cancel(1)).is_empty(), "told once");
+}
+
+#[test]
+fn what_a_wall_clock_that_is_ahead_ends_is_not_forgotten_before_the_heads_time_ends_it() {
+    let mut rig = Rig::new();
+    rig.order(Order::Head { signed: vec![1].into(), time: START });
+    let has = rig.sign_in(1);
+    rig.start_task(1, &[1, 2]);
+    rig.wall_ahead = 2 * HOUR_MS;
+    rig.pass(2 * MINUTE);
+    let late = rig.open(2);
+    assert!(pushes(&rig.hello(late, hello(1))).is_empty(), "nothing is pushed that may be over");
+    rig.wall_ahead = 0;
+    rig.turn();
+    assert_eq!(cancels(&rig.cancel(1)), [has]);
+    // Then it is: nothing is waited for any more.
+    rig.pass(HOUR_MS / TICK_MS);
+    assert_eq!(rig.hub.next_deadline(), None);
+}
