@@ -63,7 +63,7 @@ impl Tickets {
     /// The keys in the file at `path`, or new ones where there are none for this authority.
     ///
     /// # Errors
-    /// When others can read the file, the system gives no randomness, or new keys cannot be kept.
+    /// When others can read the file, or the system gives no randomness. Keys that cannot be kept are no error: they end with the process.
     pub(super) fn open(path: &Path, authority: &[u8]) -> anyhow::Result<Self> {
         Self::open_by(path, authority, Arc::new(|| UnixMillis(bgb_daemon::clock::Now::read().unix_ms)))
     }
@@ -80,8 +80,21 @@ impl Tickets {
             Err(error) => return Err(error.into()),
         };
         let tickets = Self { path: path.to_owned(), authority: digest_bytes, clock, keys: RwLock::new(keys) };
-        tickets.rotate()?;
+        if let Err(error) = tickets.rotate() {
+            // A disk without room must not keep a fleet out.
+            tracing::warn!(error = %format!("{error:#}"), "session tickets go on with the keys that are there, or with one that ends with this process");
+            tickets.make_do()?;
+        }
         Ok(tickets)
+    }
+
+    /// A key in memory alone, where there is none at all.
+    fn make_do(&self) -> anyhow::Result<()> {
+        let mut keys = self.keys.write();
+        if keys.is_empty() {
+            keys.push(Key::draw(self.now_secs())?);
+        }
+        Ok(())
     }
 
     /// Makes a new key where the newest is old enough, and forgets those that open nothing any more. To be called now and then; it writes

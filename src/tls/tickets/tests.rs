@@ -121,3 +121,17 @@ fn a_file_that_is_none_of_ours_is_replaced() {
         assert!(tickets.decrypt(&tickets.encrypt(b"state").unwrap()).is_some());
     }
 }
+
+#[test]
+fn a_disk_that_takes_no_keys_keeps_nobody_out() {
+    let bench = Bench::new();
+    let nowhere = bench.folder.path().join("no such folder").join("tickets.key");
+    let tickets = Tickets::open(&nowhere, AUTHORITY).unwrap();
+    let ticket = tickets.encrypt(b"state").unwrap();
+    assert_eq!(tickets.decrypt(&ticket).as_deref(), Some(b"state".as_slice()));
+    assert_eq!(
+        Tickets::open(&nowhere, AUTHORITY).unwrap().decrypt(&ticket),
+        None,
+        "it ended with its process"
+    );
+}
