@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
@@ -14,6 +15,10 @@ use super::{AppendFile, DirEntry, Disk, ReadAt};
 
 /// Files that a service writes: its user writes, its group reads, others do neither.
 const FILE_MODE: u32 = 0o640;
+
+/// How long a folder that is to be synced waits for a descriptor, and how often it asks.
+const DESCRIPTOR_WAIT: Duration = Duration::from_secs(60);
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(50);
 
 /// The [`Disk`] of the machine that this runs on.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,7 +64,7 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(openable(dir))
+        open_folder(dir)
             .and_then(|folder| folder.sync_all())
             .map_err(|error| at(dir, "cannot be synced", &error))
     }
@@ -92,6 +97,25 @@ impl Disk for RealDisk {
             .map_err(|error| at(dir, "cannot be asked for its free space", &error.into()))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+}
+
+/// Opens a folder that is to be synced. That there is no descriptor for it at this moment says nothing about the disk: whoever is told that a
+/// sync failed must end, so it is waited for.
+fn open_folder(dir: &Path) -> io::Result<File> {
+    let until = Instant::now() + DESCRIPTOR_WAIT;
+    loop {
+        match File::open(openable(dir)) {
+            Err(error) if is_out_of_descriptors(&error) && Instant::now() < until => {
+                std::thread::sleep(DESCRIPTOR_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    let none = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
+    none.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
 }
 
 /// The parent of a bare file name is the empty path, by which the kernel finds nothing.
