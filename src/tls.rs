@@ -1,4 +1,5 @@
-//! TLS of the notification server: the only place of this crate that names rustls. `tls/tickets.rs` has the session tickets.
+//! TLS of the notification server: the only place of this crate that names rustls. `tls/handshake.rs` has a session's beginning,
+//! `tls/parked.rs` the rest of its life, `tls/tickets.rs` the session tickets.
 //!
 //! TLS 1.3 only, certificates on both sides, under the site's own authority; ALPN `bgb/1`; no early data. A session is
 //! fed with bytes as they came and gives bytes to be sent: it owns no socket. Whatever a peer does wrong comes out as a
@@ -7,7 +8,6 @@
 //! A resumed session skips the certificate exchange, so nothing here is trusted to have been checked again: the hub checks the
 //! identity's dates, its block and its revocation at every sign-in.
 
-use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,10 +19,14 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{CertificateError, Error, HandshakeKind, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{CertificateError, Error, RootCertStore, ServerConfig};
 
+mod handshake;
+mod parked;
 mod tickets;
 
+use handshake::Handshake;
+use parked::{Misstep, Parked};
 use tickets::Tickets;
 
 /// The name of the conversation, as both sides say it in ALPN (RFC 7301).
@@ -107,7 +111,13 @@ fn config(
     key: PrivateKeyDer<'static>,
     tickets: Arc<Tickets>,
 ) -> anyhow::Result<ServerConfig> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut provider = aws_lc_rs::default_provider();
+    // Those whose keys a parked connection can give back to them: AES-128 is not among them, and no agent needs it.
+    provider.cipher_suites = vec![
+        aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+        aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    let provider = Arc::new(provider);
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -119,6 +129,7 @@ fn config(
     // One is enough for an agent that holds one connection; each carries the device's certificate.
     config.send_tls13_tickets = 1;
     config.max_early_data_size = 0;
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 
@@ -153,7 +164,14 @@ impl TlsFault {
         Self { reason: CloseReason::HandshakeGarbage, detail }
     }
 
-    fn of(error: &Error, handshaking: bool) -> Self {
+    fn of_record(misstep: Misstep) -> Self {
+        match misstep {
+            Misstep::KeysWornOut => Self { reason: CloseReason::KeysWornOut, detail: String::new() },
+            Misstep::BadRecord(detail) => Self { reason: CloseReason::BadRecord, detail },
+        }
+    }
+
+    fn of_handshake(error: &Error) -> Self {
         let reason = match error {
             Error::NoCertificatesPresented => CloseReason::NoCertificate,
             Error::InvalidCertificate(fault) => match fault {
@@ -168,7 +186,6 @@ impl TlsFault {
                 }
                 _ => CloseReason::BadCertificate,
             },
-            _ if !handshaking => CloseReason::BadRecord,
             Error::InvalidMessage(_) => CloseReason::HandshakeGarbage,
             _ => CloseReason::HandshakeFailed,
         };
@@ -176,19 +193,35 @@ impl TlsFault {
     }
 }
 
+/// Who a handshake was with.
+#[derive(Debug)]
+pub struct Established {
+    /// The device.
+    pub device: DeviceId,
+    /// What its certificate says.
+    pub identity: Identity,
+    /// The handshake skipped the certificates by a ticket.
+    pub is_resumed: bool,
+}
+
 /// What feeding a session came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Fed {
-    /// The handshake is over with these bytes, or was before.
-    pub established: bool,
+    /// The handshake is over with these bytes; told once.
+    pub established: Option<Box<Established>>,
     /// The peer has said close_notify: nothing more comes from it.
     pub peer_closed: bool,
 }
 
 /// The TLS of one connection.
-pub struct TlsSession {
-    connection: Box<ServerConnection>,
-    site: SiteCode,
+#[derive(Debug)]
+pub struct TlsSession(State);
+
+enum State {
+    Handshaking(Box<Handshake>),
+    Parked(Parked),
+    /// It failed between the two.
+    Over,
 }
 
 impl TlsSession {
@@ -197,92 +230,65 @@ impl TlsSession {
     /// # Errors
     /// When rustls refuses its own config, which [`TlsContext::load`] has accepted.
     pub fn new(context: &TlsContext) -> anyhow::Result<Self> {
-        let mut connection = ServerConnection::new(Arc::clone(&context.config))?;
-        // What is sent is bounded by the socket's own limit; rustls's would cut a message in two.
-        connection.set_buffer_limit(None);
-        Ok(Self { connection: Box::new(connection), site: context.site })
+        Ok(Self(State::Handshaking(Box::new(Handshake::new(&context.config, context.site)?))))
     }
 
-    /// Takes bytes as they came; appends what was inside to `plaintext`.
+    /// Takes bytes as they came, which are opened where they are. What was inside is appended to `plaintext`; what TLS itself answers
+    /// (handshake messages, tickets, alerts) to `records`.
     ///
     /// # Errors
-    /// The session is over; what [`take_output`](Self::take_output) still gives is the alert that says so.
-    pub fn feed(&mut self, mut received: &[u8], plaintext: &mut Vec<u8>) -> Result<Fed, TlsFault> {
-        let mut peer_closed = false;
-        let handshaking = self.connection.is_handshaking();
-        while !received.is_empty() {
-            let before = received.len();
-            self.connection.read_tls(&mut received).map_err(|error| TlsFault {
-                reason: if handshaking { CloseReason::HandshakeGarbage } else { CloseReason::BadRecord },
-                detail: error.to_string(),
-            })?;
-            let state =
-                self.connection.process_new_packets().map_err(|error| TlsFault::of(&error, handshaking))?;
-            peer_closed |= state.peer_has_closed();
-            let bytes = state.plaintext_bytes_to_read();
-            let start = plaintext.len();
-            plaintext.resize(start + bytes, 0);
-            self.connection
-                .reader()
-                .read_exact(&mut plaintext[start..])
-                .expect("rustls has just said how much plaintext there is");
-            if received.len() == before {
-                // After close_notify rustls takes nothing more.
-                break;
+    /// The session is over; the alert that says so is in `records`.
+    pub fn feed(
+        &mut self,
+        mut received: &mut [u8],
+        plaintext: &mut Vec<u8>,
+        records: &mut Vec<u8>,
+    ) -> Result<Fed, TlsFault> {
+        let mut fed = Fed::default();
+        if let State::Handshaking(handshake) = &mut self.0 {
+            let progress = handshake.feed(received, records)?;
+            if !progress.is_over {
+                return Ok(fed);
             }
+            received = &mut received[progress.taken..];
+            let established = handshake.established();
+            // Also when it is with the wrong one: what is said to it goes through its keys.
+            self.park()?;
+            fed.established = Some(Box::new(established?));
         }
-        Ok(Fed { established: !self.connection.is_handshaking(), peer_closed })
+        if let State::Parked(parked) = &mut self.0 {
+            fed.peer_closed = parked.feed(received, plaintext, records).map_err(TlsFault::of_record)?;
+        }
+        Ok(fed)
     }
 
-    /// Appends to `out` what the session itself wants to send: handshake messages, tickets, alerts.
-    pub fn take_output(&mut self, out: &mut Vec<u8>) {
-        while self.connection.wants_write() {
-            self.connection.write_tls(out).expect("writing into memory does not fail");
+    /// Lets rustls go: its handshake is over.
+    fn park(&mut self) -> Result<(), TlsFault> {
+        if let State::Handshaking(handshake) = std::mem::replace(&mut self.0, State::Over) {
+            self.0 = State::Parked(handshake.park()?);
+        }
+        Ok(())
+    }
+
+    /// Seals `plaintext` and appends its records to `records`. To be called when the handshake is over.
+    pub fn seal(&mut self, plaintext: &[u8], records: &mut Vec<u8>) {
+        if let State::Parked(parked) = &mut self.0 {
+            parked.seal(plaintext, records);
         }
     }
 
-    /// Seals `plaintext` and appends its records to `out`.
-    pub fn seal(&mut self, plaintext: &[u8], out: &mut Vec<u8>) {
-        self.connection.writer().write_all(plaintext).expect("the session's buffer has no limit of its own");
-        self.take_output(out);
-    }
-
-    /// Says close_notify.
-    pub fn close(&mut self, out: &mut Vec<u8>) {
-        self.connection.send_close_notify();
-        self.take_output(out);
-    }
-
-    /// Whether the handshake skipped the certificates by a ticket.
+    /// Whether its keys have sealed nearly as many records as they may: it is to be closed.
     #[must_use]
-    pub fn is_resumed(&self) -> bool {
-        self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
+    pub fn is_worn_out(&self) -> bool {
+        matches!(&self.0, State::Parked(parked) if parked.is_worn_out())
     }
 
-    /// Who the peer is: a device of our site that speaks our protocol.
-    ///
-    /// # Errors
-    /// [`TlsFault`] when it did not offer the protocol, has no certificate, or one that is no device's of this site.
-    pub fn device(&self) -> Result<(DeviceId, Identity), TlsFault> {
-        let fault = |reason, detail: String| TlsFault { reason, detail };
-        // rustls refuses a peer that offers other protocols, but lets one pass that offers none.
-        if self.connection.alpn_protocol() != Some(ALPN) {
-            return Err(fault(
-                CloseReason::HandshakeFailed,
-                "the peer did not offer bgb/1 in ALPN".to_owned(),
-            ));
-        }
-        let leaf =
-            self.connection.peer_certificates().and_then(<[_]>::first).ok_or_else(|| {
-                fault(CloseReason::NoCertificate, "the session has no certificate".to_owned())
-            })?;
-        let identity = Identity::from_der(leaf)
-            .map_err(|error| fault(CloseReason::BadCertificate, error.to_string()))?;
-        let wrong = |reason| Err(fault(reason, format!("the certificate is that of {}", identity.holder)));
-        match identity.holder.role {
-            _ if identity.holder.site != self.site => wrong(CloseReason::WrongSite),
-            Role::Server(_) => wrong(CloseReason::WrongRole),
-            Role::Device(device, _) => Ok((device, identity)),
+    /// Says close_notify, unless an alert has told the end already.
+    pub fn close(&mut self, records: &mut Vec<u8>) {
+        match &mut self.0 {
+            State::Handshaking(handshake) => handshake.close(records),
+            State::Parked(parked) => parked.close(records),
+            State::Over => {}
         }
     }
 }
@@ -293,9 +299,13 @@ impl std::fmt::Debug for TlsContext {
     }
 }
 
-impl std::fmt::Debug for TlsSession {
+impl std::fmt::Debug for State {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "TlsSession(handshaking: {})", self.connection.is_handshaking())
+        match self {
+            Self::Handshaking(_) => formatter.write_str("Handshaking"),
+            Self::Parked(parked) => parked.fmt(formatter),
+            Self::Over => formatter.write_str("Over"),
+        }
     }
 }
 

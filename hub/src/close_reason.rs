@@ -34,6 +34,8 @@ pub enum CloseReason {
     TooManyHandshakes,
     /// TLS: a record after the handshake does not decrypt or is out of place.
     BadRecord,
+    /// TLS: the session's keys have to be made anew, which takes a new session.
+    KeysWornOut,
     /// A frame over 64 KiB was announced.
     OversizedFrame,
     /// A frame of a type that is not known and may not be skipped.
@@ -89,7 +91,7 @@ impl CloseReason {
     pub const COUNT: usize = Self::ALL.len();
 
     /// Every reason, in the order of declaration.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::NoCertificate,
         Self::WrongAuthority,
         Self::CertificateExpired,
@@ -102,6 +104,7 @@ impl CloseReason {
         Self::HandshakeFailed,
         Self::TooManyHandshakes,
         Self::BadRecord,
+        Self::KeysWornOut,
         Self::OversizedFrame,
         Self::UnknownType,
         Self::MalformedMessage,
@@ -185,6 +188,10 @@ impl CloseReason {
             Self::HandshakeFailed => ("handshake-failed", "the TLS handshake failed"),
             Self::TooManyHandshakes => ("too-many-handshakes", "too many TLS handshakes are in flight"),
             Self::BadRecord => ("bad-record", "a TLS record of the peer does not decrypt or is out of place"),
+            Self::KeysWornOut => (
+                "keys-worn-out",
+                "the session's TLS keys must be made anew: the peer asked for it, or they were used up",
+            ),
             Self::OversizedFrame => ("oversized-frame", "the peer announced a frame over 64 KiB"),
             Self::UnknownType => ("unknown-type", "the peer sent a frame of an unknown type"),
             Self::MalformedMessage => ("malformed-message", "the peer sent a message that cannot be read"),

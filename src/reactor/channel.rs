@@ -10,11 +10,10 @@
 use std::borrow::Cow;
 
 use bgb_hub::{CloseReason, TICK_MS, Tick};
-use bgb_protocol::certificate::Identity;
 use bgb_protocol::ids::DeviceId;
 
 use super::slots::SlotKey;
-use crate::tls::{Fed, TlsFault, TlsSession};
+use crate::tls::{Established, TlsFault, TlsSession};
 
 /// Most bytes that a peer may send before it has shown who it is: a ClientHello with the hybrid key share (some 1,600 bytes), a
 /// resumption ticket, and a certificate with its proof fit several times.
@@ -86,7 +85,7 @@ pub enum Progress {
     /// The handshake goes on.
     Handshaking,
     /// The handshake is over, just now. The channel is open when the reactor has a seat for it.
-    Opened(Box<(DeviceId, Identity)>),
+    Opened(Box<Established>),
     /// Bytes of an open channel.
     Open,
 }
@@ -118,38 +117,27 @@ impl Channel {
     /// Why the channel ends; an alert that says so is in `records`.
     pub fn feed(
         &mut self,
-        received: &[u8],
+        received: &mut [u8],
         plaintext: &mut Vec<u8>,
         records: &mut Vec<u8>,
     ) -> Result<(Progress, bool), TlsFault> {
         let ChannelState::Handshaking { bytes } = self.state else {
-            let peer_closed = self.feed_tls(received, plaintext, records)?.peer_closed;
+            let peer_closed = self.tls.feed(received, plaintext, records)?.peer_closed;
             return Ok((Progress::Open, peer_closed));
         };
         // No more than a handshake may have goes in before it is seen whether that was enough: a stranger's flood costs no parsing.
-        let (first, rest) = received.split_at(received.len().min(HANDSHAKE_BYTES_MAX - bytes));
-        let fed = self.feed_tls(first, plaintext, records)?;
-        if fed.established {
-            let device = self.tls.device()?;
-            let peer_closed = fed.peer_closed || self.feed_tls(rest, plaintext, records)?.peer_closed;
-            return Ok((Progress::Opened(Box::new(device)), peer_closed));
+        let (first, rest) = received.split_at_mut(received.len().min(HANDSHAKE_BYTES_MAX - bytes));
+        let fed = self.tls.feed(first, plaintext, records)?;
+        if let Some(established) = fed.established {
+            let peer_closed = fed.peer_closed || self.tls.feed(rest, plaintext, records)?.peer_closed;
+            return Ok((Progress::Opened(established), peer_closed));
         }
+        let bytes = bytes + first.len();
         if !rest.is_empty() {
-            return Err(TlsFault::handshake_too_long(bytes + received.len()));
+            return Err(TlsFault::handshake_too_long(bytes + rest.len()));
         }
-        self.state = ChannelState::Handshaking { bytes: bytes + first.len() };
+        self.state = ChannelState::Handshaking { bytes };
         Ok((Progress::Handshaking, fed.peer_closed))
-    }
-
-    fn feed_tls(
-        &mut self,
-        received: &[u8],
-        plaintext: &mut Vec<u8>,
-        records: &mut Vec<u8>,
-    ) -> Result<Fed, TlsFault> {
-        let fed = self.tls.feed(received, plaintext);
-        self.tls.take_output(records);
-        fed
     }
 
     /// What was left of the bytes before, and `plaintext` after it.
@@ -187,10 +175,10 @@ impl Channel {
         self.tls.close(records);
     }
 
-    /// Whether the handshake was a resumption.
+    /// Whether its keys have sealed nearly as many records as they may: it is to be closed.
     #[must_use]
-    pub fn is_resumed(&self) -> bool {
-        self.tls.is_resumed()
+    pub fn is_worn_out(&self) -> bool {
+        self.tls.is_worn_out()
     }
 }
 

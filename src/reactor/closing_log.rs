@@ -81,6 +81,7 @@ fn weight(reason: CloseReason) -> Level {
         | Why::Reset
         | Why::Unreachable
         | Why::KeepaliveMissed
+        | Why::KeysWornOut
         | Why::Superseded
         | Why::OlderSession
         | Why::Unavailable

@@ -348,8 +348,11 @@ impl Reactor {
         let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
         self.scratch.records.clear();
         channel.seal(&self.scratch.frame, &mut self.scratch.records);
-        let key = channel.socket;
+        let (key, is_worn_out) = (channel.socket, channel.is_worn_out());
         self.send_records(now, key);
+        if is_worn_out {
+            self.close(now, channel_key, CloseReason::KeysWornOut);
+        }
     }
 
     fn hold(&mut self, channel: SlotKey) {

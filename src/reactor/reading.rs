@@ -8,9 +8,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use bgb_hub::{CloseReason, Now, Peer, TICK_MS, Tick};
-use bgb_protocol::certificate::Identity;
 use bgb_protocol::frame::Frame;
-use bgb_protocol::ids::DeviceId;
 use mio::net::TcpStream;
 
 use super::channel::{Channel, ChannelState, Progress};
@@ -21,7 +19,7 @@ use super::scratch::Scratch;
 use super::slots::SlotKey;
 use super::socket::{Reading, Socket};
 use super::{Reactor, hub_key};
-use crate::tls::TlsSession;
+use crate::tls::{Established, TlsSession};
 
 /// Connections accepted in one turn: each costs a handshake soon after, and sessions that are there already must not wait.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -164,13 +162,13 @@ impl Reactor {
             // What a closing peer still says is not heard; reading on only waits for its own end.
             return;
         }
-        let fed = channel.feed(&received[..bytes], plaintext, records);
+        let fed = channel.feed(&mut received[..bytes], plaintext, records);
         self.send_records(now, key);
         match fed {
             Err(fault) => self.fail(now, channel_key, &fault),
             Ok((progress, peer_closed)) => {
-                if let Progress::Opened(peer) = progress {
-                    self.open(now, key, channel_key, &peer);
+                if let Progress::Opened(established) = progress {
+                    self.open(now, key, channel_key, &established);
                 }
                 self.take_frames(now, channel_key);
                 if peer_closed {
@@ -180,15 +178,15 @@ impl Reactor {
         }
     }
 
-    fn open(&mut self, now: Now, key: SlotKey, channel_key: SlotKey, peer: &(DeviceId, Identity)) {
-        let (device, identity) = peer;
+    fn open(&mut self, now: Now, key: SlotKey, channel_key: SlotKey, established: &Established) {
+        let Established { device, identity, is_resumed } = established;
         let (Some(socket), Some(channel)) = (self.sockets.tenant(key), self.channels.tenant_mut(channel_key))
         else {
             return;
         };
         channel.device = Some(*device);
         self.metrics.handshakes.add(1);
-        self.metrics.resumed.add(u64::from(channel.is_resumed()));
+        self.metrics.resumed.add(u64::from(*is_resumed));
         if !self.room.take_seat() {
             return self.turn_away(now, channel_key, CloseReason::ServerFull);
         }

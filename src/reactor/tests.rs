@@ -6,15 +6,14 @@ use bgb_protocol::frame::Frame;
 use bgb_protocol::ids::{DeviceId, ServerId};
 use bgb_protocol::message::{RefusedReason, ServerMessage};
 use bgb_site::folder::SiteFolder;
-use bgb_site::init::{InitOptions, site_init};
 use crossbeam_channel::bounded;
 
 use super::*;
 use crate::courier::StatusLine;
 use crate::directory::{Directory, ShardId};
 use crate::shard::Links;
-use crate::tls::tests::{device_tls, hear};
-use crate::tls::{ALPN, TlsFiles, TlsSession};
+use crate::tls::tests::{device_tls, hear, site_and_context};
+use crate::tls::{ALPN, TlsSession};
 
 /// How long a test waits for what must happen within a few turns.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,20 +33,8 @@ impl Bench {
 
     fn with(room: Room, exempt: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().join("site");
-        let now = UnixMillis(bgb_daemon::clock::Now::read().unix_ms);
-        let code = "LAB".parse().unwrap();
-        site_init(&InitOptions::new(&root, code, vec!["127.0.0.1:10123".to_owned()], now)).unwrap();
-        let site = SiteFolder::new(&root);
-        let server = ServerId(1);
-        let files = TlsFiles {
-            certificate: site.server_certificate(server),
-            key: site.server_key(server),
-            authority: site.authority_certificate(),
-        };
-        let tls = Arc::new(
-            TlsContext::load(&files, code, server, &folder.path().join("ticket.keys"), None).unwrap(),
-        );
+        let (site, tls) = site_and_context(folder.path());
+        let (server, tls) = (ServerId(1), Arc::new(tls));
         let doorway = Doorway::open().unwrap();
         let mailbox = doorway.mailbox.clone();
         let metrics = Arc::new(ShardMetrics::default());
@@ -92,7 +79,7 @@ impl Bench {
 
     /// What a device hears that offers `alpn`, on a thread of its own.
     fn hear(&self, device: u32, alpn: &[&[u8]]) -> std::thread::JoinHandle<Vec<u8>> {
-        let tls = device_tls(&self.site, "LAB".parse().unwrap(), DeviceId(device), alpn);
+        let tls = device_tls(&self.site, DeviceId(device), alpn);
         let address = self.address;
         std::thread::spawn(move || hear(tls, address))
     }
@@ -238,7 +225,7 @@ fn a_flood_in_place_of_a_handshake_is_not_parsed_beyond_its_limit() {
     let mut flood = vec![22, 3, 1, 0x1f, 0xfb, 1, 0, 0x3e, 0x80];
     flood.resize(channel::HANDSHAKE_BYTES_MAX, 0);
     flood.extend_from_slice(&[0xff; 1_000]);
-    let fault = channel.feed(&flood, &mut Vec::new(), &mut Vec::new()).unwrap_err();
+    let fault = channel.feed(&mut flood, &mut Vec::new(), &mut Vec::new()).unwrap_err();
     assert!(fault.detail.contains("the handshake is not over"), "{fault:?}");
 }
 

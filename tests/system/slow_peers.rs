@@ -8,7 +8,7 @@ use bgb_protocol::message::AgentMessage;
 
 use crate::peer::{self, Credentials, Heard, Peer};
 use crate::site::Site;
-use crate::wait::{SOON, until_true};
+use crate::wait::{SOON, until_equal, until_true};
 
 /// A share of one core that a server with nothing to do stays under, in per cent: it wakes a few times a second.
 const IDLE_PERCENT: f64 = 5.0;
@@ -46,7 +46,7 @@ fn a_peer_that_never_reads_is_dropped_and_the_server_neither_spins_nor_swells() 
     });
     assert!(grown_kib < GROWTH_KIB_MAX, "the server has grown by {grown_kib} KiB");
 
-    assert_eq!(site.metric(1, "bgb_server_sessions"), 1);
+    until_equal("sessions of the server", SOON, &1, || site.metric(1, "bgb_server_sessions"));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn connections_that_come_and_go_leave_no_descriptor_behind() {
     }
     until_true("nobody is connected any more", SOON, || idle(&site));
     assert_eq!(site.metric(1, "bgb_server_connections_accepted_total"), 200);
-    assert_eq!(site.metric(1, "bgb_server_sessions"), 0);
+    until_equal("sessions of the server", SOON, &0, || site.metric(1, "bgb_server_sessions"));
     // Files on their way to the inbox come and go.
     until_true("no descriptor is left over", SOON, || site.server(1).descriptors() <= before);
 }

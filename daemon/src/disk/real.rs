@@ -102,9 +102,14 @@ impl Disk for RealDisk {
 /// Opens a folder that is to be synced. That there is no descriptor for it at this moment says nothing about the disk: whoever is told that a
 /// sync failed must end, so it is waited for.
 fn open_folder(dir: &Path) -> io::Result<File> {
-    let until = Instant::now() + DESCRIPTOR_WAIT;
+    when_there_is_a_descriptor(DESCRIPTOR_WAIT, || File::open(openable(dir)))
+}
+
+/// Opens something as soon as there is a descriptor for it; an error when there has been none for so long, or when it is another one.
+fn when_there_is_a_descriptor<T>(wait: Duration, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let until = Instant::now() + wait;
     loop {
-        match File::open(openable(dir)) {
+        match open() {
             Err(error) if is_out_of_descriptors(&error) && Instant::now() < until => {
                 std::thread::sleep(DESCRIPTOR_PAUSE);
             }
@@ -218,5 +223,43 @@ impl ReadAt for RealReadAt {
             Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
         };
         read.map_err(|error| at(&self.path, "cannot be read", &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use rustix::io::Errno;
+
+    use super::*;
+
+    /// What comes of an opening that fails so often with an error, and how often it was tried.
+    fn opened_after(failures: u32, error: Errno, wait: Duration) -> (io::Result<()>, u32) {
+        let tries = Cell::new(0);
+        let opened = when_there_is_a_descriptor(wait, || {
+            tries.set(tries.get() + 1);
+            if tries.get() > failures { Ok(()) } else { Err(error.into()) }
+        });
+        (opened, tries.get())
+    }
+
+    #[test]
+    fn a_descriptor_is_waited_for_whoever_holds_them_all() {
+        for none in [Errno::MFILE, Errno::NFILE] {
+            let (opened, tries) = opened_after(2, none, DESCRIPTOR_WAIT);
+            assert!(opened.is_ok(), "{opened:?}");
+            assert_eq!(tries, 3);
+        }
+    }
+
+    #[test]
+    fn it_is_not_waited_for_without_end_and_no_other_error_is_waited_out() {
+        let (opened, tries) = opened_after(u32::MAX, Errno::MFILE, DESCRIPTOR_PAUSE);
+        assert_eq!(opened.unwrap_err().raw_os_error(), Some(Errno::MFILE.raw_os_error()));
+        assert!(tries > 1, "it was tried {tries} times");
+
+        let (opened, tries) = opened_after(u32::MAX, Errno::NOENT, DESCRIPTOR_WAIT);
+        assert_eq!((opened.unwrap_err().kind(), tries), (io::ErrorKind::NotFound, 1));
     }
 }

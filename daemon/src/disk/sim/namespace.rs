@@ -91,16 +91,15 @@ impl Namespace {
     pub(super) fn list(&self, dir: &Path) -> Vec<DirEntry> {
         self.visible
             .range(dir.to_owned()..)
-            .take_while(|(path, _)| path.starts_with(dir))
-            .filter(|(path, _)| path.parent() == Some(dir))
-            .filter_map(|(path, entry)| {
-                let name = path.file_name()?.to_str()?.to_owned();
-                Some(match entry {
-                    Entry::File(file) => {
-                        DirEntry { name, len: file.lock().visible.len() as u64, is_dir: false }
-                    }
-                    Entry::Dir => DirEntry { name, len: 0, is_dir: true },
-                })
+            .map_while(|(path, entry)| Some((below(dir, path)?, entry)))
+            .filter(|(name, _)| !name.is_empty() && !name.contains(&b'/'))
+            .filter_map(|(name, entry)| {
+                let (len, is_dir) = match entry {
+                    Entry::File(file) => (file.lock().visible.len() as u64, false),
+                    Entry::Dir => (0, true),
+                };
+                let name = std::str::from_utf8(name).ok()?.to_owned();
+                Some(DirEntry { name, len, is_dir })
             })
             .collect()
     }
@@ -192,6 +191,19 @@ impl Namespace {
 /// The path without `.` in it: by one name only is a file known here.
 pub(super) fn clean(path: &Path) -> PathBuf {
     path.components().filter(|component| *component != Component::CurDir).collect()
+}
+
+/// What a path adds to that of a folder, nothing when it is the folder's own; `None` when it lies somewhere else. Names are kept in their
+/// plain form, so that their bytes say it: a world lists folders all the time, and comparing components took an eighth of its time.
+fn below<'a>(dir: &Path, path: &'a Path) -> Option<&'a [u8]> {
+    let rest = path.as_os_str().as_encoded_bytes().strip_prefix(dir.as_os_str().as_encoded_bytes())?;
+    match rest {
+        // Of a root.
+        _ if dir.parent().is_none() => Some(rest),
+        [] => Some(rest),
+        [b'/', name @ ..] => Some(name),
+        _ => None,
+    }
 }
 
 /// The folder of a path; of a root, itself.
