@@ -79,7 +79,8 @@ pub struct Socket {
     /// On the reactor's list of those with something to write.
     pub dirty: bool,
     asks_writable: bool,
-    unsent: Unsent,
+    /// Of most sockets there is nothing unsent at most times.
+    unsent: Option<Box<Unsent>>,
 }
 
 /// Bytes that the kernel would not take yet, in their order.
@@ -107,7 +108,7 @@ impl Socket {
             read_closed: false,
             dirty: false,
             asks_writable: false,
-            unsent: Unsent::default(),
+            unsent: None,
         }
     }
 
@@ -136,13 +137,13 @@ impl Socket {
     /// Bytes that wait to be sent.
     #[must_use]
     pub fn unsent_bytes(&self) -> usize {
-        self.unsent.rest().len()
+        self.unsent.as_ref().map_or(0, |unsent| unsent.rest().len())
     }
 
     /// Sends `bytes` after what waits already; what the kernel does not take waits.
     pub fn write(&mut self, bytes: &[u8]) -> Flushed {
         if self.unsent_bytes() > 0 {
-            self.unsent.push(bytes);
+            self.keep(bytes);
             return Flushed::Blocked;
         }
         let mut rest = bytes;
@@ -151,7 +152,7 @@ impl Socket {
                 Ok(taken) => rest = &rest[taken..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.unsent.push(rest);
+                    self.keep(rest);
                     return Flushed::Blocked;
                 }
                 Err(error) => return Flushed::Broken(error),
@@ -160,14 +161,21 @@ impl Socket {
         Flushed::Empty
     }
 
+    fn keep(&mut self, bytes: &[u8]) {
+        self.unsent.get_or_insert_default().push(bytes);
+    }
+
     /// Sends what waits. When all is sent, the buffer is given back.
     pub fn flush(&mut self) -> Flushed {
-        while !self.unsent.rest().is_empty() {
-            match self.stream.write(self.unsent.rest()) {
-                Ok(taken) => self.unsent.on_sent(taken),
+        while let Some(unsent) = &mut self.unsent {
+            match self.stream.write(unsent.rest()) {
+                Ok(taken) => unsent.on_sent(taken),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flushed::Blocked,
                 Err(error) => return Flushed::Broken(error),
+            }
+            if unsent.rest().is_empty() {
+                self.unsent = None;
             }
         }
         Flushed::Empty
@@ -208,9 +216,7 @@ impl Unsent {
     /// dropped on the way, and only when that moves no more bytes than it drops.
     fn on_sent(&mut self, bytes: usize) {
         self.sent += bytes;
-        if self.rest().is_empty() {
-            *self = Self::default();
-        } else if self.sent >= SENT_BYTES_KEPT.max(self.bytes.len() / 2) {
+        if self.sent >= SENT_BYTES_KEPT.max(self.bytes.len() / 2) {
             self.bytes.drain(..self.sent);
             self.sent = 0;
         }
@@ -236,10 +242,21 @@ mod tests {
 
     #[test]
     fn a_buffer_that_is_empty_is_given_back() {
-        let mut unsent = Unsent::default();
-        unsent.push(&[0; 1_000]);
-        unsent.on_sent(400);
-        unsent.on_sent(600);
-        assert_eq!((unsent.rest().len(), unsent.bytes.capacity()), (0, 0));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut reader = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, peer) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut socket = Socket::new(TcpStream::from_std(stream), peer, SlotKey { index: 0, generation: 0 });
+        let mut written = 0;
+        while socket.unsent.is_none() {
+            written += 64 * 1024;
+            socket.write(&[7; 64 * 1024]);
+        }
+        let mut read = 0;
+        while read < written {
+            read += reader.read(&mut [0; 64 * 1024]).unwrap();
+            socket.flush();
+        }
+        assert!(socket.unsent.is_none(), "{socket:?}");
     }
 }

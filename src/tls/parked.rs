@@ -50,16 +50,18 @@ pub(super) struct Parked {
 
 #[derive(Default)]
 struct Keys {
-    sending: Direction,
-    receiving: Direction,
+    sending: Key,
+    receiving: Key,
+    /// Records protected so far: the number of the next one.
+    sent: u64,
+    received: u64,
 }
 
+/// What protects the records of one direction.
 #[derive(Default)]
-struct Direction {
+struct Key {
     key: [u8; 32],
     iv: [u8; 12],
-    /// Protected so far: the number of the next one.
-    records: u64,
 }
 
 /// Why a parked connection cannot go on. The alert that says so has been put together.
@@ -105,8 +107,9 @@ impl Parked {
 
     fn with_secrets(suite: &'static Tls13CipherSuite, secrets: &ExtractedSecrets) -> Result<Self, Error> {
         let mut keys = Box::<Keys>::default();
-        keys.sending.take(&secrets.tx)?;
-        keys.receiving.take(&secrets.rx)?;
+        (keys.sent, keys.received) = (secrets.tx.0, secrets.rx.0);
+        keys.sending.take(&secrets.tx.1)?;
+        keys.receiving.take(&secrets.rx.1)?;
         Ok(Self { suite, keys, partial: Vec::new(), silent: 0, has_closed: false })
     }
 
@@ -161,17 +164,16 @@ impl Parked {
         decrypter: &mut Option<Box<dyn MessageDecrypter>>,
         plaintext: &mut Vec<u8>,
     ) -> Result<Opened, Refused> {
-        let receiving = &mut self.keys.receiving;
-        if receiving.records >= self.suite.common.confidentiality_limit.saturating_sub(RESERVE) {
+        let Keys { receiving, received, .. } = &mut *self.keys;
+        if *received >= self.suite.common.confidentiality_limit.saturating_sub(RESERVE) {
             return Err(Refused { alert: AlertDescription::CloseNotify, misstep: Misstep::KeysWornOut });
         }
-        let decrypter = decrypter.get_or_insert_with(|| {
-            self.suite.aead_alg.decrypter(AeadKey::from(receiving.key), Iv::from(receiving.iv))
-        });
+        let decrypter = decrypter
+            .get_or_insert_with(|| self.suite.aead_alg.decrypter(receiving.aead_key(), receiving.aead_iv()));
         let body = &mut record[HEADER_BYTES..];
         let sealed = InboundOpaqueMessage::new(ContentType::ApplicationData, ProtocolVersion::TLSv1_2, body);
-        let number = receiving.records;
-        receiving.records += 1;
+        let number = *received;
+        *received += 1;
         let opened = decrypter.decrypt(sealed, number).map_err(|error| {
             let alert = match error {
                 Error::PeerSentOversizedRecord => AlertDescription::RecordOverflow,
@@ -230,7 +232,7 @@ impl Parked {
 
     /// Whether the keys have protected nearly as many records as they may: the session is to be closed now.
     pub(super) fn is_worn_out(&self) -> bool {
-        self.keys.sending.records >= self.suite.common.confidentiality_limit.saturating_sub(RESERVE)
+        self.keys.sent >= self.suite.common.confidentiality_limit.saturating_sub(RESERVE)
     }
 
     /// The last thing that is said.
@@ -241,28 +243,27 @@ impl Parked {
     }
 
     fn put(&mut self, kind: ContentType, plaintext: &[u8], records: &mut Vec<u8>) {
-        let sending = &mut self.keys.sending;
+        let Keys { sending, sent, .. } = &mut *self.keys;
         for part in plaintext.chunks(PLAINTEXT_MAX) {
             // Whoever asks `is_worn_out` never comes so far.
-            self.has_closed |= sending.records >= self.suite.common.confidentiality_limit;
+            self.has_closed |= *sent >= self.suite.common.confidentiality_limit;
             if self.has_closed {
                 return;
             }
             // One for each record: the object for AES-GCM takes the number of its first record as 0, and refuses what follows otherwise.
-            let mut encrypter =
-                self.suite.aead_alg.encrypter(AeadKey::from(sending.key), Iv::from(sending.iv));
+            let mut encrypter = self.suite.aead_alg.encrypter(sending.aead_key(), sending.aead_iv());
             let payload = OutboundChunks::from(part);
             let message = OutboundPlainMessage { typ: kind, version: ProtocolVersion::TLSv1_2, payload };
-            let number = sending.records;
-            sending.records += 1;
+            let number = *sent;
+            *sent += 1;
             let sealed = encrypter.encrypt(message, number).expect("a record within the limit can be sealed");
             records.extend_from_slice(&sealed.encode());
         }
     }
 }
 
-impl Direction {
-    fn take(&mut self, (records, secrets): &(u64, ConnectionTrafficSecrets)) -> Result<(), Error> {
+impl Key {
+    fn take(&mut self, secrets: &ConnectionTrafficSecrets) -> Result<(), Error> {
         let (ConnectionTrafficSecrets::Aes256Gcm { key, iv }
         | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv }) = secrets
         else {
@@ -270,12 +271,19 @@ impl Direction {
         };
         self.key.copy_from_slice(key.as_ref());
         self.iv.copy_from_slice(iv.as_ref());
-        self.records = *records;
         Ok(())
+    }
+
+    fn aead_key(&self) -> AeadKey {
+        AeadKey::from(self.key)
+    }
+
+    fn aead_iv(&self) -> Iv {
+        Iv::from(self.iv)
     }
 }
 
-impl Drop for Direction {
+impl Drop for Key {
     fn drop(&mut self) {
         self.key.zeroize();
         self.iv.zeroize();
@@ -299,8 +307,7 @@ fn record_end(bytes: &[u8]) -> Result<Option<usize>, Refused> {
 
 impl std::fmt::Debug for Parked {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Keys { sending, receiving } = &*self.keys;
-        write!(formatter, "Parked(sent: {}, received: {})", sending.records, receiving.records)
+        write!(formatter, "Parked(sent: {}, received: {})", self.keys.sent, self.keys.received)
     }
 }
 
