@@ -12,7 +12,8 @@
 //! changes before the commit can be read, so that one has to poll after each event; reading the shared-memory index behind SQLite's
 //! back. `docs/following.md` has the figures.
 //!
-//! A wall clock that was ahead and is set back had made rows and tasks seem to be over that are not: everything is read anew then.
+//! What is over goes by the site's time, which heads tell: a wall clock that is ahead must not hide a cancel whose task it will push when it is
+//! set back. By the wall clock alone a server holds back what seems to be over; when it is set back everything is read anew.
 //!
 //! When the queue cannot be read, sessions stay. It is said after 10 s, and after a minute (configurable) devices may not
 //! sign in any more, since a block could be missed.
@@ -69,6 +70,8 @@ pub struct Broker {
     generation: Generation,
     sequence: u64,
     version: i64,
+    /// The newest head's time, and when it was read, in milliseconds of monotonic time.
+    head: Option<(UnixMillis, u64)>,
     /// The most that the wall clock was ahead of monotonic time since everything was read last, in milliseconds.
     lead_ms: i64,
     trouble: Option<Trouble>,
@@ -132,6 +135,7 @@ impl Broker {
             generation: Generation([0; 16]),
             sequence: 0,
             version: 0,
+            head: None,
             lead_ms: lead_ms(now),
             trouble: None,
         };
@@ -182,7 +186,7 @@ impl Broker {
         let mut rows: Vec<QueueRow> = Vec::new();
         loop {
             let after = rows.last().map_or(self.sequence, |row| row.sequence);
-            let more = reader.rows_after(after, self.options.server, unix(now), BATCH_ROWS)?;
+            let more = reader.rows_after(after, self.options.server, self.over_before(now), BATCH_ROWS)?;
             let whole_batch = more.len() == BATCH_ROWS;
             rows.extend(more);
             if !whole_batch {
@@ -201,7 +205,8 @@ impl Broker {
     fn read_everything(&mut self, now: Now) -> anyhow::Result<()> {
         let reader = QueueReader::open(&self.options.database)?;
         let version = reader.data_version()?;
-        let snapshot = reader.all_valid(self.options.server, unix(now))?;
+        self.hear_head(reader.newest_head()?, now);
+        let snapshot = reader.all_valid(self.options.server, self.over_before(now))?;
         if self.generation != snapshot.generation && self.sequence > 0 {
             let text = "the site database was restored; every order is read anew".to_owned();
             self.status.say(StatusId::GenerationChanged, unix(now), "queue", text);
@@ -219,14 +224,33 @@ impl Broker {
         Ok(())
     }
 
-    /// Hands rows to the shards: cancels before all else, so that what was cancelled long ago is not begun for a moment.
-    fn hand_on(&self, now: Now, rows: Vec<QueueRow>) {
+    /// What ended before this is not needed any more: the wall clock, or the site's time where that is earlier.
+    fn over_before(&self, now: Now) -> UnixMillis {
+        let site = self.head.map(|(time, read_ms)| time.plus(now.mono_ms.saturating_sub(read_ms)));
+        site.map_or(unix(now), |site| site.min(unix(now)))
+    }
+
+    fn hear_head(&mut self, time: Option<UnixMillis>, now: Now) {
+        let newest = self.head.map(|(time, _)| time);
+        self.head = time.filter(|_| time > newest).map(|time| (time, now.mono_ms)).or(self.head);
+    }
+
+    /// Hands rows to the shards: the head first, since what is over is judged by it, and cancels before all else, so that what was cancelled
+    /// long ago is not begun for a moment.
+    fn hand_on(&mut self, now: Now, rows: Vec<QueueRow>) {
         self.metrics.queue_rows.add(rows.len() as u64);
         if let Some(last) = rows.last() {
             self.metrics.queue_sequence.set(last.sequence);
         }
         let mut orders: Vec<_> = rows.into_iter().filter_map(|row| self.order(now, &row)).collect();
-        orders.sort_by_key(|order| !matches!(order, Order::Cancel { .. }));
+        orders.sort_by_key(|order| match order {
+            Order::Head { .. } => 0,
+            Order::Cancel { .. } => 1,
+            _ => 2,
+        });
+        if let Some(Order::Head { time, .. }) = orders.first() {
+            self.hear_head(Some(*time), now);
+        }
         for batch in orders.chunks(BATCH_ROWS) {
             self.tell(&Letter::Orders(Arc::from(batch)));
         }

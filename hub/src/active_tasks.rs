@@ -158,9 +158,13 @@ impl ActiveTasks {
         }
     }
 
-    /// Takes a task's content. The same again changes nothing.
-    pub(crate) fn on_task(&mut self, order: Arc<TaskOrder>, time: UnixMillis) -> Result<Taken, OrderRefusal> {
-        if order.expires <= time {
+    /// Takes a task's content, unless it is over by the site's time. The same again changes nothing.
+    pub(crate) fn on_task(
+        &mut self,
+        order: Arc<TaskOrder>,
+        site_time: UnixMillis,
+    ) -> Result<Taken, OrderRefusal> {
+        if order.expires <= site_time {
             return Ok(Taken::Expired);
         }
         if self.by_id.contains_key(&order.id) {
@@ -234,15 +238,15 @@ impl ActiveTasks {
         Ok(Taken::Noted)
     }
 
-    /// Takes a cancel, also of a task that is not here.
+    /// Takes a cancel, also of a task that is not here, unless that is over by the site's time.
     pub(crate) fn on_cancel(
         &mut self,
         task: TaskId,
         signed: Arc<[u8]>,
         expires: UnixMillis,
-        time: UnixMillis,
+        site_time: UnixMillis,
     ) -> Result<Taken, OrderRefusal> {
-        if expires <= time {
+        if expires <= site_time {
             return Ok(Taken::Expired);
         }
         let limit = self.active_max * CANCELS_PER_ACTIVE_TASK;

@@ -207,11 +207,11 @@ impl Hub {
 
     fn on_order(&mut self, order: Order) {
         self.counters.orders += 1;
-        let time = self.time.time();
+        let (time, site_time) = (self.time.time(), self.time.site_time());
         let taken = match order {
-            Order::Task(task) => self.tasks.on_task(task, time),
+            Order::Task(task) => self.tasks.on_task(task, site_time),
             Order::Release { task, devices, from } => self.tasks.on_release(task, devices, from, time),
-            Order::Cancel { task, signed, expires } => self.tasks.on_cancel(task, signed, expires, time),
+            Order::Cancel { task, signed, expires } => self.tasks.on_cancel(task, signed, expires, site_time),
             Order::Policy(policy) => self.policies.on_order(policy).map(|()| Taken::Noted),
             Order::Revoke { fingerprint } => self.on_revoke(fingerprint),
             other => {

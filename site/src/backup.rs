@@ -18,11 +18,9 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bgb_protocol::head::SignedHead;
 use bgb_protocol::ids::{Generation, SiteCode, UnixMillis};
-use bgb_protocol::queue::QueueItem;
 use rusqlite::backup::{Backup, StepResult};
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
+use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use tracing::info;
@@ -30,6 +28,7 @@ use tracing::info;
 use crate::connection::{self, DATABASE_MODE};
 use crate::error::SiteError;
 use crate::folder::{SIDES, beside, folder_of};
+use crate::queue_reader::newest_head;
 
 /// How long a copy waits for a lock of a moment, and how often.
 const LOCKED_PAUSE: Duration = Duration::from_millis(50);
@@ -252,16 +251,6 @@ fn copy_pages(source: &Connection, target: &mut Connection) -> Result<(), SiteEr
         }
     }
     Err(SiteError::Busy)
-}
-
-/// The time of the newest signed head in the queue; the manager writes one each minute.
-pub(crate) fn newest_head(connection: &Connection) -> Result<Option<UnixMillis>, SiteError> {
-    let sql = "SELECT payload FROM queue WHERE kind = 'head' ORDER BY sequence DESC LIMIT 1";
-    let payload: Option<Vec<u8>> = connection.query_row(sql, [], |row| row.get(0)).optional()?;
-    Ok(payload.and_then(|payload| match QueueItem::decode(&payload) {
-        Ok(QueueItem::Head { signed }) => SignedHead::decode(&signed).ok().map(|head| head.statement().time),
-        _ => None,
-    }))
 }
 
 pub(crate) fn remove_if_there(path: &Path) -> Result<(), SiteError> {

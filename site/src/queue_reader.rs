@@ -12,8 +12,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use bgb_protocol::head::SignedHead;
 use bgb_protocol::ids::{Generation, ServerId, UnixMillis};
-use rusqlite::{Connection, Row, params};
+use bgb_protocol::queue::QueueItem;
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use crate::connection;
 use crate::error::SiteError;
@@ -161,6 +163,14 @@ impl QueueReader {
         }
     }
 
+    /// The time of the newest signed head, if there is one.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn newest_head(&self) -> Result<Option<UnixMillis>, SiteError> {
+        newest_head(&*self.connection()?)
+    }
+
     fn connection(&self) -> Result<Ref<'_, Connection>, SiteError> {
         Ref::filter_map(self.connection.borrow(), Option::as_ref)
             .map_err(|_| SiteError::LogReplaced { path: self.path.clone() })
@@ -228,6 +238,17 @@ fn rows_after(
     let limit = integer(limit as u64);
     let rows = statement.query_map(params![integer(sequence), server.0, millis(now), limit], read)?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The time of the newest signed head in the queue; the manager writes one each minute.
+pub(crate) fn newest_head(connection: &Connection) -> Result<Option<UnixMillis>, SiteError> {
+    let mut statement = connection
+        .prepare_cached("SELECT payload FROM queue WHERE kind = 'head' ORDER BY sequence DESC LIMIT 1")?;
+    let payload: Option<Vec<u8>> = statement.query_row([], |row| row.get(0)).optional()?;
+    Ok(payload.and_then(|payload| match QueueItem::decode(&payload) {
+        Ok(QueueItem::Head { signed }) => SignedHead::decode(&signed).ok().map(|head| head.statement().time),
+        _ => None,
+    }))
 }
 
 fn generation(connection: &Connection) -> Result<Generation, SiteError> {

@@ -30,10 +30,11 @@ use roaring::RoaringBitmap;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use tracing::info;
 
-use crate::backup::{newest_head, sync_folder_of};
+use crate::backup::sync_folder_of;
 use crate::connection;
 use crate::error::SiteError;
 use crate::folder::beside;
+use crate::queue_reader::newest_head;
 use crate::schema;
 use crate::store::columns::{device_number, integer, millis, read_set, set_bytes, time, unsigned};
 use crate::store::draw_generation;

@@ -74,6 +74,8 @@ pub(crate) struct Machine {
     starts: u64,
     pub(crate) actions: Actions,
     ended: u64,
+    /// What the agent went by in those steps of which the journal could not tell at once: its disk was full, or failed in the middle.
+    pub(crate) untold: Vec<Witness>,
     last_server: Option<usize>,
 }
 
@@ -126,6 +128,7 @@ impl Machine {
             starts: 0,
             actions: Actions::default(),
             ended: 0,
+            untold: Vec::new(),
             last_server: None,
         }
     }
@@ -152,6 +155,7 @@ impl Machine {
             is_full_felt: false,
             starts: 0,
             actions: Actions::default(),
+            untold: self.untold.clone(),
             ..*self
         }
     }
@@ -313,13 +317,23 @@ impl World {
 
     fn after_agent_step(&mut self, agent: usize, handled: Result<(), AgentError>) {
         let is_disk_hurt = self.note_disk_faults(agent);
+        let witness = self.witness(agent);
         match handled {
             Ok(()) => {
                 self.carry_out_agent(agent);
                 self.note_ends(agent);
                 self.check_agent_time(agent);
+                let machine = &mut self.machines[agent];
+                if machine.is_full {
+                    machine.untold.push(witness);
+                } else {
+                    machine.untold.clear();
+                }
             }
-            Err(error) => self.on_agent_failed(agent, &error, is_disk_hurt),
+            Err(error) => {
+                self.machines[agent].untold.push(witness);
+                self.on_agent_failed(agent, &error, is_disk_hurt);
+            }
         }
     }
 

@@ -263,7 +263,7 @@ impl Model {
             let (key, device) = ((*task, at), machine.device);
             match self.ended.get(&key) {
                 None => {
-                    self.is_justified(key, facts, state, witness).map_err(|why| {
+                    self.is_justified(key, facts, state, witness, &machine.untold).map_err(|why| {
                         format!("task {task} ({}) ended as {state} on device {device}: {why}", facts.action)
                     })?;
                     self.ended.insert(key, (state, now));
@@ -277,13 +277,14 @@ impl Model {
         Ok(())
     }
 
-    /// Whether what has happened to a task on a device can end as `state`.
+    /// Whether what has happened to a task on a device can end as `state`. A refusal may stem from an `untold` step.
     fn is_justified(
         &self,
         key: Entry,
         facts: &TaskFacts,
         state: TaskState,
         witness: Witness,
+        untold: &[Witness],
     ) -> Result<(), &'static str> {
         let begun = self.begun.get(&key).copied();
         // The agent does this one by itself: the world does not see it begin.
@@ -306,10 +307,9 @@ impl Model {
                 self.told.get(&key).is_some_and(|life| is_earlier(*life))
                     && begun.is_none_or(|begun| is_earlier(begun.life))
             }
-            TaskState::Refused => {
-                witness.now >= facts.expires
-                    || facts.not_before > witness.own_now.plus(NOT_BEFORE_TOLERANCE_MS)
-            }
+            TaskState::Refused => untold.iter().chain([&witness]).any(|by| {
+                by.now >= facts.expires || facts.not_before > by.own_now.plus(NOT_BEFORE_TOLERANCE_MS)
+            }),
             _ => return Err("that is no end"),
         };
         if is_right { Ok(()) } else { Err("nothing that happened to it is a reason for that") }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use super::*;
 use crate::check::check;
 use crate::store::Store;
+use bgb_protocol::head::SignedHead;
 use bgb_protocol::signature::SigningKey;
 
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);

@@ -318,6 +318,37 @@ fn a_cancel_that_is_read_before_its_task_is_taken_from_those_who_have_it() {
 }
 
 #[test]
+fn a_cancel_that_comes_while_the_wall_clock_is_ahead_holds_when_it_is_right_again() {
+    let mut rig = Rig::new();
+    rig.order(Order::Head { signed: vec![1].into(), time: START });
+    rig.start_task(1, &[1]);
+    rig.wall_ahead = 2 * HOUR_MS;
+    rig.cancel(1);
+    rig.wall_ahead = 0;
+    let late = rig.open(1);
+    assert!(pushes(&rig.hello(late, hello(1))).is_empty());
+}
+
+#[test]
+fn a_task_that_comes_anew_while_the_wall_clock_is_ahead_is_not_pushed_again_when_it_is_right() {
+    let mut rig = Rig::new();
+    rig.order(Order::Head { signed: vec![1].into(), time: START });
+    rig.sign_in(1);
+    assert_eq!(pushes(&rig.start_task(1, &[1])), [(1, 1)]);
+    let again = |rig: &mut Rig| {
+        rig.order(Order::Reset);
+        let mut out = rig.order(task_order(1, &[1], START, HOUR_MS));
+        out.extend(rig.release(task_id(1)));
+        out.extend(rig.input(Input::SignIns { allowed: true }));
+        out
+    };
+    rig.wall_ahead = 2 * HOUR_MS;
+    assert!(pushes(&again(&mut rig)).is_empty());
+    rig.wall_ahead = 0;
+    assert!(pushes(&again(&mut rig)).is_empty());
+}
+
+#[test]
 fn what_a_wall_clock_that_is_ahead_ends_is_not_forgotten_before_the_heads_time_ends_it() {
     let mut rig = Rig::new();
     rig.order(Order::Head { signed: vec![1].into(), time: START });
