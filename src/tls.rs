@@ -22,6 +22,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{CertificateError, Error, RootCertStore, ServerConfig};
 
 mod handshake;
+mod hello;
 mod parked;
 mod tickets;
 
@@ -94,6 +95,13 @@ impl TlsContext {
         let config = config(roots, chain, key, Arc::clone(&tickets))
             .with_context(|| format!("{} and {}", files.certificate.display(), files.key.display()))?;
         Ok(Self { config: Arc::new(config), tickets, site, authority, identity })
+    }
+
+    /// Whether `received`, the first bytes of a connection, show a ticket that opens. A stranger cannot make one up, but can repeat one that it has
+    /// seen go by: whoever asks puts the cheap ones first, and trusts nobody for it.
+    #[must_use]
+    pub fn resumes(&self, received: &[u8]) -> bool {
+        hello::ticket(received).is_some_and(|ticket| self.tickets.opens(ticket))
     }
 
     /// Makes a new key for session tickets when it is time to. To be called about every hour, by no reactor: it writes a file.

@@ -42,6 +42,10 @@ const ANSWER_MS: u64 = 30_000;
 /// way, and it repeats those for a quarter of an hour: with 200 s of rest before, and the time for an answer after it, a dead
 /// connection is found in time for the device to be back within 300 s (docs/promises.md, invariant 2).
 const HEARD_WITHIN_MS: u64 = 45_000;
+/// A session's ticket is good for 7 days, and a server that goes away for good does not say so before: a session older than 5 makes place for
+/// a new one, which is resumed by the ticket of the old. Somewhen within a day, so that a fleet that came together does not do so again.
+const RENEW_MS: std::ops::RangeInclusive<u64> = 5 * DAY_MS..=6 * DAY_MS;
+const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 /// A drain's window, whatever the server says: 5 to 600 s (protocol.md).
 const WINDOW_SECS: std::ops::RangeInclusive<u32> = 5..=600;
 
@@ -76,6 +80,8 @@ struct Active {
     /// When the server is asked whether it is still there: something was said, and nothing heard since.
     ask_ms: Option<u64>,
     abilities: Abilities,
+    /// When the session's ticket is to be replaced by one of a new session.
+    renew_ms: u64,
     /// The moment within a drain's window that the server gave us.
     slot_secs: Option<u32>,
 }
@@ -164,6 +170,11 @@ impl Session {
                 self.handle_lost(now_ms);
                 Some(Act::Disconnect("the server did not answer a keepalive in time"))
             }
+            State::Active(active) if now_ms >= active.renew_ms && active.is_quiet() => {
+                self.tries = 0;
+                self.state = State::Resting { until_ms: now_ms };
+                Some(Act::Disconnect("its session ticket is old: a new session brings a new one"))
+            }
             State::Active(active) if now_ms >= active.next_word_ms() => {
                 active.speak_ms = next_keepalive(now_ms, active.keepalive_ms, &mut self.random);
                 active.answer_by_ms.get_or_insert(now_ms + ANSWER_MS);
@@ -179,7 +190,9 @@ impl Session {
             State::Resting { until_ms } => Some(*until_ms),
             State::Connecting { give_up_ms } | State::Greeting { give_up_ms } => Some(*give_up_ms),
             State::Active(active) => {
-                let word_ms = active.next_word_ms();
+                // While a word is on its way, the ticket waits for the answer, or for its being overdue.
+                let renew_ms = if active.is_quiet() { active.renew_ms } else { u64::MAX };
+                let word_ms = active.next_word_ms().min(renew_ms);
                 Some(active.answer_by_ms.map_or(word_ms, |by_ms| by_ms.min(word_ms)))
             }
             State::Stopped => None,
@@ -232,6 +245,7 @@ impl Session {
             answer_by_ms: None,
             ask_ms: None,
             abilities: welcome.abilities,
+            renew_ms: now_ms + self.random.between(*RENEW_MS.start(), *RENEW_MS.end()),
             slot_secs: welcome.reconnect_slot_secs,
         });
         true
@@ -274,7 +288,10 @@ impl Session {
         };
         let window_secs = drain.window_secs.clamp(*WINDOW_SECS.start(), *WINDOW_SECS.end());
         let delay_ms = match slot_secs {
-            Some(slot_secs) if slot_secs <= window_secs => u64::from(slot_secs) * 1_000,
+            // Those of the same second spread over it.
+            Some(slot_secs) if slot_secs <= window_secs => {
+                u64::from(slot_secs) * 1_000 + self.random.up_to(1_000)
+            }
             _ => self.random.up_to(u64::from(window_secs) * 1_000),
         };
         self.servers.go_to(&drain.servers);
@@ -342,6 +359,11 @@ impl Session {
 }
 
 impl Active {
+    /// Whether nothing that was said waits for an answer.
+    fn is_quiet(&self) -> bool {
+        self.answer_by_ms.is_none() && self.ask_ms.is_none()
+    }
+
     /// When a keepalive is due: by its interval, or because nothing was heard after what was said. One that waits for its answer
     /// needs no other.
     fn next_word_ms(&self) -> u64 {

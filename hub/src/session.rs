@@ -208,6 +208,13 @@ pub(crate) fn keepalive_secs(asked: Option<u32>, server: u32, device: DeviceId, 
     (interval - jitter as u32).max(least)
 }
 
+/// The second of the window in which the device is to come back when this server goes away: the fleet is spread over all of them, and each
+/// device hears the same from the same server for as long as it runs.
+pub(crate) fn return_slot_secs(window_secs: u32, device: DeviceId, jitter_seed: u64) -> u32 {
+    // Not the number that spreads keepalives: whoever speaks late need not come back late.
+    (splitmix64(!jitter_seed ^ u64::from(device.0)) % u64::from(window_secs.max(1))) as u32
+}
+
 /// The finaliser of splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
 fn splitmix64(seed: u64) -> u64 {
     let mut mixed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -225,6 +232,18 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn a_fleet_comes_back_spread_over_the_whole_window() {
+        let mut seconds = [0_u32; 60];
+        for device in 0..60_000 {
+            let slot_secs = return_slot_secs(60, DeviceId(device), 7);
+            assert_eq!(slot_secs, return_slot_secs(60, DeviceId(device), 7), "told again, it is the same");
+            seconds[slot_secs as usize] += 1;
+        }
+        assert!(seconds.iter().all(|devices| (850..1_150).contains(devices)), "{seconds:?}");
+        assert_eq!(return_slot_secs(0, DeviceId(1), 7), 0);
+    }
 
     #[test]
     fn a_session_is_small() {

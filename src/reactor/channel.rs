@@ -12,8 +12,9 @@ use std::borrow::Cow;
 use bgb_hub::{CloseReason, TICK_MS, Tick};
 use bgb_protocol::ids::DeviceId;
 
+use super::admission::Step;
 use super::slots::SlotKey;
-use crate::tls::{Established, TlsFault, TlsSession};
+use crate::tls::{Established, TlsContext, TlsFault, TlsSession};
 
 /// Most bytes that a peer may send before it has shown who it is: a ClientHello with the hybrid key share (some 1,600 bytes), a
 /// resumption ticket, and a certificate with its proof fit several times.
@@ -29,10 +30,12 @@ const MESSAGES_PER_SECOND: u64 = 20;
 /// How far a channel has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChannelState {
-    /// TLS is being set up; so many bytes have come for it.
+    /// TLS is being set up.
     Handshaking {
-        /// Bytes from the peer so far.
+        /// Bytes from the peer that TLS has been fed.
         bytes: usize,
+        /// The peer has been answered.
+        is_answered: bool,
     },
     /// The hub knows it.
     Open,
@@ -97,12 +100,18 @@ impl Channel {
         let allowance = Allowance { messages: MESSAGES_MAX, filled: Tick(0) };
         Self {
             socket,
-            state: ChannelState::Handshaking { bytes: 0 },
+            state: ChannelState::Handshaking { bytes: 0, is_answered: false },
             device: None,
             tls,
             partial: Vec::new(),
             allowance,
         }
+    }
+
+    /// Whether its peer is not known yet.
+    #[must_use]
+    pub fn is_handshaking(&self) -> bool {
+        matches!(self.state, ChannelState::Handshaking { .. })
     }
 
     /// Counts a message; `false` when the peer has sent more than it may.
@@ -121,12 +130,13 @@ impl Channel {
         plaintext: &mut Vec<u8>,
         records: &mut Vec<u8>,
     ) -> Result<(Progress, bool), TlsFault> {
-        let ChannelState::Handshaking { bytes } = self.state else {
+        let ChannelState::Handshaking { bytes, is_answered } = self.state else {
             let peer_closed = self.tls.feed(received, plaintext, records)?.peer_closed;
             return Ok((Progress::Open, peer_closed));
         };
         // No more than a handshake may have goes in before it is seen whether that was enough: a stranger's flood costs no parsing.
         let (first, rest) = received.split_at_mut(received.len().min(HANDSHAKE_BYTES_MAX - bytes));
+        let unsaid = records.len();
         let fed = self.tls.feed(first, plaintext, records)?;
         if let Some(established) = fed.established {
             let peer_closed = fed.peer_closed || self.tls.feed(rest, plaintext, records)?.peer_closed;
@@ -136,8 +146,25 @@ impl Channel {
         if !rest.is_empty() {
             return Err(TlsFault::handshake_too_long(bytes + rest.len()));
         }
-        self.state = ChannelState::Handshaking { bytes };
+        self.state = ChannelState::Handshaking { bytes, is_answered: is_answered || records.len() > unsaid };
         Ok((Progress::Handshaking, fed.peer_closed))
+    }
+
+    /// Keeps what a peer says that is not known yet, until its step is due; the step says what that will be.
+    pub fn wait_with(&mut self, received: &[u8], tls: &TlsContext) -> Step {
+        self.partial.extend_from_slice(received);
+        match self.state {
+            ChannelState::Handshaking { is_answered: true, .. } => Step::GoesOn,
+            ChannelState::Handshaking { bytes: 0, .. } if tls.resumes(received) => Step::Resumes,
+            _ => Step::Begins,
+        }
+    }
+
+    /// Moves what was kept to the beginning of `received`; gives its length.
+    pub fn waited_with(&mut self, received: &mut [u8]) -> usize {
+        let held = std::mem::take(&mut self.partial);
+        received[..held.len()].copy_from_slice(&held);
+        held.len()
     }
 
     /// What was left of the bytes before, and `plaintext` after it.

@@ -6,6 +6,7 @@
 //! One turn has seven steps ([`Reactor::turn`]). mio is edge-triggered, so whatever a budget leaves over is kept on a list of
 //! the reactor's own; no second event will come for it. While such a list is not empty the poll does not wait.
 
+pub mod admission;
 pub mod channel;
 mod closing;
 pub mod closing_log;
@@ -29,6 +30,7 @@ use bgb_hub::{ChannelKey, CloseReason, Now, TICK_MS, Tick};
 use bgb_protocol::ids::UnixMillis;
 use mio::{Events, Poll, Token};
 
+use self::admission::Admission;
 use self::channel::{Channel, ChannelState};
 use self::closing::transport_fault;
 use self::closing_log::ClosingLog;
@@ -108,6 +110,7 @@ pub struct Reactor {
     tls: Arc<TlsContext>,
     room: Arc<Room>,
     handshakes: Handshakes,
+    admission: Admission,
     metrics: Arc<ShardMetrics>,
     closing_log: ClosingLog,
     scratch: Scratch,
@@ -141,6 +144,7 @@ impl Reactor {
             tls: parts.tls,
             room: parts.room,
             handshakes: Handshakes::new(parts.handshake_exempt),
+            admission: Admission::default(),
             metrics: parts.metrics,
             closing_log: ClosingLog::default(),
             scratch: Scratch::new(),
@@ -172,6 +176,7 @@ impl Reactor {
         let now = self.now();
         self.accept();
         self.read(now);
+        self.shake_hands(now);
         self.take_letters(now)?;
         self.advance(now);
         self.do_deeds(now);
@@ -230,7 +235,8 @@ impl Reactor {
         let now = Instant::now();
         let somebody_waits = self.listener.as_ref().is_some_and(|listener| listener.has_work(now));
         let accepting = somebody_waits && self.may_accept();
-        if accepting || !self.readable.is_empty() || self.more_letters || !self.dirty.is_empty() {
+        let is_owing = !self.readable.is_empty() || !self.admission.is_empty();
+        if accepting || is_owing || self.more_letters || !self.dirty.is_empty() {
             return Some(Duration::ZERO);
         }
         let until_tick = |tick: Tick| {
@@ -287,10 +293,7 @@ impl Reactor {
         let unfinished: Vec<_> = self
             .channels
             .keys()
-            .filter(|key| {
-                let state = self.channels.tenant(*key).map(|channel| channel.state);
-                matches!(state, Some(ChannelState::Handshaking { .. }))
-            })
+            .filter(|key| self.channels.tenant(*key).is_some_and(Channel::is_handshaking))
             .collect();
         for key in unfinished {
             self.close(now, key, CloseReason::Draining);

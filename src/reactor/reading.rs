@@ -11,9 +11,11 @@ use bgb_hub::{CloseReason, Now, Peer, TICK_MS, Tick};
 use bgb_protocol::frame::Frame;
 use mio::net::TcpStream;
 
-use super::channel::{Channel, ChannelState, Progress};
+use super::admission::STEPS_PER_TURN;
+use super::channel::{Channel, ChannelState, HANDSHAKE_BYTES_MAX, Progress};
 use super::closing::transport_fault;
 use super::closing_log::Closing;
+use super::handshakes::IN_FLIGHT_MAX;
 use super::listener::Accepted;
 use super::scratch::Scratch;
 use super::slots::SlotKey;
@@ -27,6 +29,10 @@ const ACCEPTS_PER_TURN: usize = 64;
 const READS_PER_TURN: usize = 512;
 /// How long a peer may take to show who it is (docs/promises.md: 10 s before authentication).
 const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
+/// And how long when it is crowded: whoever begins handshakes and leaves them must not take the places of those who end them.
+const CROWDED_TICKS: u64 = 2_000 / TICK_MS;
+/// Handshakes in flight from which on it is crowded.
+const CROWDED: usize = IN_FLIGHT_MAX / 2;
 
 impl Reactor {
     pub(super) fn may_accept(&self) -> bool {
@@ -106,7 +112,8 @@ impl Reactor {
         // It may have spoken before it was registered; an edge that came first would be lost.
         socket.reading = Reading::Listed;
         self.readable.push_back(key);
-        self.deadlines.arm(channel.index, Tick(now.tick.0 + HANDSHAKE_TICKS));
+        let ticks = if self.handshakes.in_flight() < CROWDED { HANDSHAKE_TICKS } else { CROWDED_TICKS };
+        self.deadlines.arm(channel.index, Tick(now.tick.0 + ticks));
         self.metrics.connections.set(self.sockets.len() as u64);
         true
     }
@@ -125,10 +132,19 @@ impl Reactor {
             return;
         }
         let channel = socket.channel;
-        match socket.read(&mut self.scratch.received) {
+        let is_known = !self.channels.tenant(channel).is_some_and(Channel::is_handshaking);
+        // A stranger has no more kept for it than a handshake may have.
+        let room = if is_known { self.scratch.received.len() } else { HANDSHAKE_BYTES_MAX };
+        match socket.read(&mut self.scratch.received[..room]) {
             Ok(0) => {
                 socket.reading = Reading::Over;
                 self.on_peer_closed(now, channel, CloseReason::HalfClosed);
+            }
+            Ok(bytes) if !is_known => {
+                self.metrics.received_bytes.add(bytes as u64);
+                socket.reading = Reading::InLine;
+                let Some(channel) = self.channels.tenant_mut(channel) else { return };
+                self.admission.push(key, channel.wait_with(&self.scratch.received[..bytes], &self.tls));
             }
             Ok(bytes) => {
                 self.metrics.received_bytes.add(bytes as u64);
@@ -150,6 +166,26 @@ impl Reactor {
                 tracing::debug!(peer = %socket.peer, %error, "a connection broke");
                 self.end(now, channel, transport_fault(&error));
             }
+        }
+    }
+
+    /// Takes those steps of handshakes that are due in this turn.
+    pub(super) fn shake_hands(&mut self, now: Now) {
+        let mut steps = 0;
+        while steps < STEPS_PER_TURN {
+            let Some(key) = self.admission.pop() else { return };
+            let Some(socket) = self.sockets.tenant_mut(key) else { continue };
+            if socket.reading != Reading::InLine {
+                continue;
+            }
+            steps += 1;
+            // More may have come meanwhile, and its edge was not heeded.
+            socket.reading = Reading::Listed;
+            self.readable.push_back(key);
+            let channel_key = socket.channel;
+            let Some(channel) = self.channels.tenant_mut(channel_key) else { continue };
+            let bytes = channel.waited_with(&mut self.scratch.received);
+            self.feed(now, key, channel_key, bytes);
         }
     }
 

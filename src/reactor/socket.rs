@@ -36,6 +36,8 @@ pub enum Reading {
     Waiting,
     /// It is on the list.
     Listed,
+    /// Its peer is not known, and what it has said waits for its step of the handshake.
+    InLine,
     /// It is not to be read until the spool has room again.
     Held,
     /// The peer has closed its half, or the socket is on its way out: nothing is read any more.

@@ -203,6 +203,43 @@ fn a_silent_peer_costs_no_turns() {
 }
 
 #[test]
+fn whoever_leaves_handshakes_lying_is_let_go_sooner_when_it_is_crowded() {
+    let mut bench = Bench::new(10);
+    let elsewhere = Ipv4Addr::new(127, 0, 0, 2).into();
+    (0..handshakes::IN_FLIGHT_MAX / 2)
+        .for_each(|_| assert!(bench.reactor.handshakes.begin(elsewhere, Tick(0))));
+    let _peer = bench.connect();
+    bench.turn_until(|reactor| reactor.sockets.len() == 1 && reactor.readable.is_empty());
+    let wait = bench.reactor.timeout().unwrap();
+    assert!(wait <= Duration::from_millis(2_200), "{wait:?}");
+}
+
+#[test]
+fn a_turn_takes_a_few_steps_of_handshakes_and_the_rest_stays_in_line() {
+    let mut bench = Bench::new(100);
+    let peers = 3 * admission::STEPS_PER_TURN;
+    let _peers: Vec<_> = (0..peers)
+        .map(|_| {
+            let mut peer = bench.connect();
+            peer.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+            peer
+        })
+        .collect();
+    let ended =
+        |bench: &Bench| bench.reactor.metrics.accepted.value() as usize - bench.reactor.channels.len();
+    let (mut before, mut turns) = (0, 0);
+    while before < peers {
+        bench.mailbox.wake();
+        assert!(bench.reactor.turn().unwrap().is_continue());
+        let now = ended(&bench);
+        assert!(now - before <= admission::STEPS_PER_TURN, "{before}, then {now}");
+        (before, turns) = (now, turns + 1);
+        assert!(turns < 10_000);
+    }
+    assert!(bench.reactor.admission.is_empty());
+}
+
+#[test]
 fn an_endless_handshake_ends_at_its_limit_of_bytes() {
     let mut bench = Bench::new(10);
     let mut peer = bench.connect();

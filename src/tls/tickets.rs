@@ -149,6 +149,11 @@ impl Tickets {
         Some(ticket)
     }
 
+    /// Whether it is one of ours that is still good.
+    pub(super) fn opens(&self, ticket: &[u8]) -> bool {
+        self.unseal(ticket).is_some()
+    }
+
     fn unseal(&self, ticket: &[u8]) -> Option<Vec<u8>> {
         let (id, rest) = ticket.split_first_chunk::<ID_BYTES>()?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;

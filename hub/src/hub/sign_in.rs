@@ -10,7 +10,7 @@ use crate::active_tasks::SignInTasks;
 use crate::close_reason::CloseReason;
 use crate::input::{ChannelKey, Peer};
 use crate::output::Output;
-use crate::session::{Active, Claim, Session, Stage, keepalive_secs};
+use crate::session::{Active, Claim, Session, Stage, keepalive_secs, return_slot_secs};
 use crate::wheel::KEY_MAX;
 
 impl Hub {
@@ -84,6 +84,7 @@ impl Hub {
         let Stage::Claiming(claim) = &session.stage else { return };
         let asked = claim.hello.keepalive_secs;
         let keepalive_secs = keepalive_secs(asked, options.keepalive_secs, device, options.jitter_seed);
+        let slot_secs = return_slot_secs(options.reconnect_window_secs, device, options.jitter_seed);
         let active = Stage::Active(Active::new(&claim.hello, keepalive_secs, time));
         let Stage::Claiming(mut claim) = std::mem::replace(&mut session.stage, active) else { return };
         let known_tasks = std::mem::take(&mut claim.hello.known_tasks);
@@ -93,7 +94,7 @@ impl Hub {
             head: time.head(),
             keepalive_secs,
             reconnect_window_secs: options.reconnect_window_secs,
-            reconnect_slot_secs: None,
+            reconnect_slot_secs: Some(slot_secs),
             other_servers: options.other_servers.clone(),
             abilities: Abilities::ALL,
         };
