@@ -1,6 +1,6 @@
 # Thin on purpose: each goal is a line or two; what takes more is in scripts/.
 
-.PHONY: help setup build demo test test-faults sim sim-plants fuzz fmt lint
+.PHONY: help setup build demo test test-faults sim sim-plants fuzz bench fmt lint
 .DEFAULT_GOAL := help
 
 help: ## shows this list
@@ -32,10 +32,11 @@ sim-plants: ## tests the simulator with mistakes that it must find: PLANT=wheel 
 fuzz: ## fuzzes one target: T=frame SECONDS=60, or RUNS=1000000 (fuzz/corpus has their names)
 	@scripts/fuzz "$(T)" "$(SECONDS)" "$(RUNS)"
 
-# Optimised programs, a site of its own on loopback, 15,000 connections, and the floor measured in the same run.
-bench-%: ## measures one goal, and ends in a line of JSON: bench-idle, bench-connect, bench-fanout, bench-latency
-	@cargo build --locked --release --workspace --bins
-	@$${CARGO_TARGET_DIR:-target}/release/bgb-loadgen bench $*
+bench: ## measures all goals, each with its floor, and writes BENCHMARKS.md; some 25 minutes
+	@scripts/bench
+
+bench-%: ## measures one goal, and ends in a line of JSON: idle, connect, fanout, latency, storm, ingest, wheel, sessions, follow, growth
+	@scripts/bench $*
 
 fmt: ## formats the source
 	cargo fmt --all

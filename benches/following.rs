@@ -1,4 +1,4 @@
-//! What following the queue costs, by four ways: `cargo bench --bench following`.
+//! What following the queue costs, by four ways: `make bench-follow`. Ends in a line of JSON.
 //!
 //! Ten followers of one SQLite database, each on a thread with a connection of its own, as ten servers on one host would be. For each way:
 //! the CPU that all ten use while nothing happens, and how long after a commit the slowest of them has seen it.
@@ -8,6 +8,8 @@
 //! - `log`: inotify on the write-ahead log; it changes before the commit can be read, so after each event `data_version` is
 //!   asked every millisecond until it changes, 20 times at the most.
 //! - `index`: 48 bytes at the head of the shared-memory index, every 5 ms: SQLite's own format, read behind its back.
+//!
+//! The goal: all ten use less than 3 % of a core while nothing happens, by the server's way.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -22,8 +24,10 @@ use inotify::{Inotify, WatchMask};
 use rusqlite::{Connection, OpenFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
+use serde_json::{Value, json};
 
 const FOLLOWERS: usize = 10;
+const IDLE_PERCENT: f64 = 3.0;
 const IDLE: Duration = Duration::from_secs(5);
 const COMMITS: usize = 200;
 /// Commits come apart, so that each finds everybody waiting.
@@ -37,6 +41,24 @@ enum Way {
     Version,
     Log,
     Index,
+}
+
+/// What a way came to.
+struct Cost {
+    idle_percent: f64,
+    seen_p50_ms: f64,
+    seen_p99_ms: f64,
+    seen_max_ms: f64,
+}
+
+impl Cost {
+    fn json(&self) -> Value {
+        let Self { idle_percent, seen_p50_ms, seen_p99_ms, seen_max_ms } = self;
+        json!({
+            "idle_percent": idle_percent, "seen_p50_ms": seen_p50_ms, "seen_p99_ms": seen_p99_ms,
+            "seen_max_ms": seen_max_ms,
+        })
+    }
 }
 
 struct Site {
@@ -54,17 +76,25 @@ fn main() -> anyhow::Result<()> {
         "{:<8} {:>16} {:>14} {:>14} {:>14}",
         "way", "idle, % of core", "seen p50, ms", "seen p99, ms", "seen max, ms"
     );
-    for way in [Way::Bell, Way::Version, Way::Log, Way::Index] {
-        measure(way)?;
-    }
+    let bell = measure(Way::Bell)?;
+    let [version, log, index] = [measure(Way::Version)?, measure(Way::Log)?, measure(Way::Index)?];
     println!(
         "{FOLLOWERS} followers together; {} s idle, {COMMITS} commits each; the slowest follower of a commit counts",
         IDLE.as_secs()
     );
+    let line = json!({
+        "bench": "follow",
+        "figures": bell.json(),
+        "floor": {"version": version.json(), "log": log.json(), "index": index.json()},
+        "ratio": Value::Null,
+        "goal": {"idle_percent": IDLE_PERCENT},
+        "holds": bell.idle_percent < IDLE_PERCENT,
+    });
+    println!("{line}");
     Ok(())
 }
 
-fn measure(way: Way) -> anyhow::Result<()> {
+fn measure(way: Way) -> anyhow::Result<Cost> {
     let site = Site { folder: tempfile::tempdir()? };
     let mut writer = Connection::open(site.file("site.db"))?;
     writer.execute_batch(
@@ -111,14 +141,9 @@ fn measure(way: Way) -> anyhow::Result<()> {
     }
     took.sort_by(f64::total_cmp);
     let at = |part: f64| took[((took.len() - 1) as f64 * part) as usize];
-    println!(
-        "{:<8} {idle:>16.2} {:>14.2} {:>14.2} {:>14.2}",
-        format!("{way:?}").to_lowercase(),
-        at(0.5),
-        at(0.99),
-        at(1.0)
-    );
-    Ok(())
+    let name = format!("{way:?}").to_lowercase();
+    println!("{name:<8} {idle:>16.2} {:>14.2} {:>14.2} {:>14.2}", at(0.5), at(0.99), at(1.0));
+    Ok(Cost { idle_percent: idle, seen_p50_ms: at(0.5), seen_p99_ms: at(0.99), seen_max_ms: at(1.0) })
 }
 
 /// One follower: waits its way, then reads how far the queue is.

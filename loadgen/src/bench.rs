@@ -10,7 +10,8 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use crate::arguments::{
-    BenchArguments, Command, ConnectArguments, FanoutArguments, IdleArguments, RunArguments, TrickleArguments,
+    BenchArguments, Command, ConnectArguments, FanoutArguments, IdleArguments, RunArguments, StormArguments,
+    TrickleArguments,
 };
 use crate::floor::{handshake, writes};
 use crate::scenario;
@@ -33,6 +34,8 @@ pub(crate) enum Bench {
     Fanout,
     /// From the order to the device's having it, while all others are idle
     Latency,
+    /// Time until all are back after a kill -9 of the server, over what resuming takes in peace
+    Storm,
 }
 
 /// What a bench comes to.
@@ -55,6 +58,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
         Bench::Connect => connect(&common)?,
         Bench::Fanout => fanout(&common)?,
         Bench::Latency => latency(&common)?,
+        Bench::Storm => storm(&common)?,
     };
     let name = arguments.bench.to_possible_value().map(|value| value.get_name().to_owned());
     let Outcome { figures, floor, ratio, goal, holds } = outcome;
@@ -129,4 +133,18 @@ fn latency(run: &RunArguments) -> anyhow::Result<Outcome> {
     let holds = p99_ms <= 10.0 && result["figures"]["missing"] == 0;
     let figures = json!({"idle": run.agents, "latency": result["figures"]["latency"], "tasks": result["figures"]["tasks"]});
     Ok(Outcome { figures, floor: Value::Null, ratio: None, goal: json!({"p99_ms": 10.0}), holds })
+}
+
+fn storm(run: &RunArguments) -> anyhow::Result<Outcome> {
+    let result = whole(&Command::Storm(StormArguments { run: run.clone() }))?;
+    let per_second = number(&result, "resumed_per_second_in_peace")?;
+    let at_best_seconds = run.agents as f64 / per_second.max(1e-9);
+    let ratio = number(&result, "seconds")? / at_best_seconds;
+    let holds = ratio <= 1.5 && result["figures"]["resumed"] == run.agents;
+    let figures = json!({
+        "clients": run.agents, "seconds": result["figures"]["seconds"], "resumed": result["figures"]["resumed"],
+        "full": result["figures"]["full"], "latency": result["figures"]["latency"],
+    });
+    let floor = json!({"resumed_per_second": per_second, "seconds": at_best_seconds});
+    Ok(Outcome { figures, floor, ratio: Some(ratio), goal: json!(1.5), holds })
 }

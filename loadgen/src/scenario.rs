@@ -28,6 +28,8 @@ use crate::worker::link::{self, Progress};
 /// Connecting may take so long for each agent before the run gives up, and so long in all at least.
 const PER_CONNECT: Duration = Duration::from_millis(20);
 const CONNECT_AT_LEAST: Duration = Duration::from_secs(60);
+/// How long it may take until all have ended their connections.
+const ENDED_WITHIN: Duration = Duration::from_secs(60);
 /// The loop of a worker that is later than this may have been the limit itself.
 const LATE: Duration = Duration::from_millis(250);
 
@@ -146,6 +148,15 @@ impl Run {
             format!("connecting: {} of {all}, {per_second:.0} a second, {left:.0} s left", progress.active)
         });
         Ok(from_ns)
+    }
+
+    /// Has everybody end its connection, and waits for it; what was measured of connecting is forgotten.
+    fn disconnect(&mut self) -> anyhow::Result<()> {
+        self.crew.tell(&link::Command::Disconnect)?;
+        let nobody = |progress: &Progress| progress.active == 0 && progress.connecting == 0;
+        self.wait(ENDED_WITHIN, nobody, |progress, _| format!("ending: {} are left", progress.active));
+        self.crew.connects()?;
+        Ok(())
     }
 
     /// Waits; a wait that does not end as it should makes the run partial.

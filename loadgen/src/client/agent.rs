@@ -44,8 +44,8 @@ pub(crate) struct Agent {
 /// What an agent has heard.
 #[derive(Debug)]
 pub(crate) enum Heard {
-    /// It is signed in, and speaks so often, in seconds.
-    Welcome { keepalive_secs: u32 },
+    /// It is signed in, speaks so often, and comes back in that second of a drain's window.
+    Welcome { keepalive_secs: u32, slot_secs: Option<u32> },
     /// A task: it is had from now on, and is to be carried out by [`Agent::carry_out`].
     Task(Box<TaskPush>),
     /// A result is kept.
@@ -148,7 +148,8 @@ impl Agent {
             match message {
                 Some(ServerMessage::Welcome(welcome)) => {
                     self.is_active = true;
-                    tell(Heard::Welcome { keepalive_secs: welcome.keepalive_secs });
+                    let slot_secs = welcome.reconnect_slot_secs;
+                    tell(Heard::Welcome { keepalive_secs: welcome.keepalive_secs, slot_secs });
                 }
                 Some(ServerMessage::Task(push)) => tell(Heard::Task(push)),
                 Some(ServerMessage::ResultKept(_)) => tell(Heard::Kept),

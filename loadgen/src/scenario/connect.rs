@@ -5,18 +5,12 @@ use crate::arguments::ConnectArguments;
 use crate::clock::SECOND_NS;
 use crate::measure::Cost;
 use crate::scenario::Run;
-use crate::worker::link::{Command, Progress};
 use serde_json::Value;
 
 pub(super) fn run(mut run: Run, arguments: &ConnectArguments) -> anyhow::Result<Value> {
     if arguments.resumed {
         run.connect(true, false)?;
-        run.crew.tell(&Command::Disconnect)?;
-        let nobody = |progress: &Progress| progress.active == 0 && progress.connecting == 0;
-        run.wait(std::time::Duration::from_secs(60), nobody, |progress, _| {
-            format!("ending: {} are left", progress.active)
-        });
-        run.crew.connects()?;
+        run.disconnect()?;
     }
     let before = run.server_cost();
     let from_ns = run.connect(arguments.resumed, false)?;

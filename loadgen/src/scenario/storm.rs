@@ -1,4 +1,6 @@
 //! The server is killed and started again: how long until everybody is back, by tickets that the new process still takes.
+//!
+//! Beside it stands how fast everybody resumes in peace, over the same sockets: a storm cannot be over sooner than that.
 
 use serde_json::Value;
 use std::time::Duration;
@@ -10,15 +12,20 @@ use crate::scenario::Run;
 
 /// An agent's longest pause between attempts, and what all may take beside.
 const BACK_WITHIN: Duration = Duration::from_secs(180);
+/// How long it may take until all have noticed that the server is gone.
+const NOTICED_WITHIN: Duration = Duration::from_secs(60);
 
 pub(super) fn run(mut run: Run) -> anyhow::Result<Value> {
     let mut lab = run.lab.take().context("a storm needs a site of the run's own: leave --site out")?;
-    run.connect(true, true)?;
-    run.crew.connects()?;
+    run.connect(true, false)?;
+    run.disconnect()?;
+    let from_ns = run.connect(true, true)?;
+    let in_peace = run.crew.connects()?;
+    let peace_seconds = in_peace.last_ns.saturating_sub(from_ns) as f64 / SECOND_NS as f64;
     let all = run.crew.progress().active;
     lab.kill_server();
     run.wait(
-        Duration::from_secs(60),
+        NOTICED_WITHIN,
         |progress| progress.active == 0,
         |progress, _| format!("the server is gone; {} have not noticed", progress.active),
     );
@@ -35,6 +42,7 @@ pub(super) fn run(mut run: Run) -> anyhow::Result<Value> {
     );
     let connects = run.crew.connects()?;
     let seconds = connects.last_ns.saturating_sub(listens_ns) as f64 / SECOND_NS as f64;
+    run.figure("resumed_per_second_in_peace", in_peace.resumed as f64 / peace_seconds.max(1e-9));
     run.figure("back", run.crew.progress().active);
     run.figure("resumed", connects.resumed);
     run.figure("full", connects.full);

@@ -74,6 +74,8 @@ struct Client {
     keepalive_ns: u64,
     /// It comes back so soon when it is told to; 0 when it is not.
     window_secs: u32,
+    /// In that second of it, if the server said so.
+    slot_secs: Option<u32>,
     attempts: u32,
     /// Counts connections: what was meant for an earlier one is void.
     serial: u32,
@@ -137,6 +139,7 @@ impl Crowd {
                 intended_ns: 0,
                 keepalive_ns: 0,
                 window_secs: 0,
+                slot_secs: None,
                 attempts: 0,
                 serial: 0,
             })
@@ -352,7 +355,8 @@ impl Crowd {
         let now = now_ns();
         for one in heard {
             match one {
-                Heard::Welcome { keepalive_secs } if !was_active => {
+                Heard::Welcome { keepalive_secs, slot_secs } if !was_active => {
+                    self.clients[place].slot_secs = slot_secs;
                     self.welcome(place, now, keepalive_secs);
                 }
                 Heard::Welcome { .. } => {}
@@ -461,8 +465,14 @@ impl Crowd {
         let client = &mut self.clients[place];
         let back_off_secs = (1_u64 << client.attempts.min(6)).min(BACK_OFF_SECS_MAX);
         client.attempts += 1;
-        let secs = if client.window_secs > 0 { u64::from(client.window_secs) } else { back_off_secs };
-        let at_ns = now_ns() + self.below(secs * SECOND_NS);
+        // A drain names the first moment; whoever finds nobody then backs off as ever.
+        let window_secs = std::mem::take(&mut client.window_secs);
+        let (from_secs, secs) = match (window_secs, client.slot_secs) {
+            (0, _) => (0, back_off_secs),
+            (window_secs, Some(slot_secs)) if slot_secs <= window_secs => (slot_secs.into(), 1),
+            (window_secs, _) => (0, window_secs.into()),
+        };
+        let at_ns = now_ns() + from_secs * SECOND_NS + self.below(secs * SECOND_NS);
         self.moments.push(Reverse((at_ns, place, Moment::Return)));
     }
 

@@ -108,7 +108,10 @@ fn what_comes_in_pieces_is_heard_as_what_comes_whole() {
             agent.hear(piece, |one| heard.push(one)).unwrap();
         }
         assert!(
-            matches!(heard.as_slice(), [Heard::Welcome { keepalive_secs: 900 }, Heard::Task(_), Heard::Kept]),
+            matches!(
+                heard.as_slice(),
+                [Heard::Welcome { keepalive_secs: 900, .. }, Heard::Task(_), Heard::Kept]
+            ),
             "cut at {cut}: {heard:?}"
         );
         assert!(agent.is_active() && agent.heard.capacity() == 0);
