@@ -29,12 +29,21 @@ pub(crate) enum Command {
     Fanout(FanoutArguments),
     /// Sends tasks to single devices while all others are idle: how late
     Trickle(TrickleArguments),
+    /// Holds as many connections as are asked for at several servers, sends a task to all, and waits until the site has every answer
+    Fleet(FleetArguments),
+    /// Plays a day in some minutes: everybody comes, tasks for one and for all, naps, everybody goes
+    Mixed(MixedArguments),
+    /// Goes on for hours, and tells what the servers have grown to
+    Soak(SoakArguments),
     /// Kills the server, starts it again, and waits until all are back (with a site of its own only)
     Storm(StormArguments),
     /// Finds how many connections this machine holds, and at what push latency: a page
     Size(SizeArguments),
     /// Measures one of the goals, and the floor beside it: ends in a line of JSON
     Bench(BenchArguments),
+    /// Writes the table of BENCHMARKS.md from the lines of benchmarks
+    #[command(hide = true)]
+    Report(ReportArguments),
     /// Reads what a floor writes
     #[command(hide = true)]
     FloorReader(ReaderArguments),
@@ -69,9 +78,12 @@ pub(crate) struct RunArguments {
     /// Agents
     #[arg(long, default_value_t = 1_000)]
     pub(crate) agents: usize,
-    /// Reactors of the server, in a site of the run's own
+    /// Reactors of each server, in a site of the run's own
     #[arg(long, default_value_t = 1)]
     pub(crate) reactors: usize,
+    /// Servers, a process each, in a site of the run's own: a process holds no more connections than it may have descriptors
+    #[arg(long, default_value_t = 1)]
+    pub(crate) servers: usize,
     /// The server's process, to measure what it costs, where the site is not the run's own
     #[arg(long)]
     pub(crate) server_pid: Option<u32>,
@@ -93,6 +105,9 @@ pub(crate) struct RunArguments {
     /// Where to write the latencies for HdrHistogram's plotter
     #[arg(long)]
     pub(crate) hgrm: Option<PathBuf>,
+    /// A folder for pictures (SVG) of latencies, of what happened over time, and of what connections cost
+    #[arg(long)]
+    pub(crate) plots: Option<PathBuf>,
 }
 
 impl RunArguments {
@@ -103,6 +118,7 @@ impl RunArguments {
             fleet: None,
             agents,
             reactors,
+            servers: 1,
             server_pid: None,
             sources: None,
             window: 128,
@@ -110,6 +126,7 @@ impl RunArguments {
             connections_max: None,
             json: None,
             hgrm: None,
+            plots: None,
         }
     }
 }
@@ -132,6 +149,15 @@ pub(crate) struct BenchArguments {
     /// Connections
     #[arg(long, default_value_t = 15_000)]
     pub(crate) agents: usize,
+}
+
+/// `bgb-loadgen report`.
+#[derive(Args)]
+pub(crate) struct ReportArguments {
+    /// A folder with a file NAME.json for each benchmark
+    pub(crate) lines: PathBuf,
+    /// The file with the table
+    pub(crate) file: PathBuf,
 }
 
 /// `bgb-loadgen connect`.
@@ -175,6 +201,42 @@ pub(crate) struct TrickleArguments {
     /// For how long
     #[arg(long, default_value_t = 20)]
     pub(crate) seconds: u64,
+}
+
+/// `bgb-loadgen mixed`.
+#[derive(Args)]
+pub(crate) struct MixedArguments {
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+    /// How long the day is
+    #[arg(long, default_value_t = 120)]
+    pub(crate) seconds: u64,
+    /// Tasks in a second, each to one device
+    #[arg(long, default_value_t = 5.0)]
+    pub(crate) tasks_per_second: f64,
+}
+
+/// `bgb-loadgen soak`.
+#[derive(Args)]
+pub(crate) struct SoakArguments {
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+    /// For how long
+    #[arg(long, default_value_t = 480)]
+    pub(crate) minutes: u64,
+    /// Tasks in a second, each to one device
+    #[arg(long, default_value_t = 5.0)]
+    pub(crate) tasks_per_second: f64,
+}
+
+/// `bgb-loadgen fleet`.
+#[derive(Args)]
+pub(crate) struct FleetArguments {
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+    /// The run ends after so long, with what was measured until then
+    #[arg(long, default_value_t = 45)]
+    pub(crate) minutes: u64,
 }
 
 /// `bgb-loadgen storm`.

@@ -14,7 +14,7 @@ use bgb_protocol::ids::TaskId;
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
 use crate::clock::now_ns;
-use crate::measure::Latencies;
+use crate::measure::{Cost, Latencies};
 use crate::sources::Sources;
 use crate::worker::link::{Command, Progress, Report};
 
@@ -22,6 +22,8 @@ use crate::worker::link::{Command, Progress, Report};
 const PER_WORKER_MAX: usize = 15_000;
 /// How often it is looked whether somebody has pressed Ctrl-C.
 const LOOK: Duration = Duration::from_millis(100);
+/// Samples of what happened are so far apart at the least.
+const SAMPLE_SECONDS: f64 = 1.0;
 /// How long a worker may take to read its part of a fleet, and to answer.
 const ANSWER: Duration = Duration::from_secs(60);
 
@@ -34,6 +36,20 @@ pub(crate) struct Crew {
     /// What went wrong with the run, each thing once.
     pub(crate) troubles: Vec<String>,
     interrupted: Arc<AtomicBool>,
+    begun: Instant,
+    /// What all had come to at moments a second apart or more: seconds, signed in, tasks had, answers kept.
+    samples: Vec<(f64, usize, u64, u64)>,
+}
+
+/// What happened around a moment of a run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// Since the workers were started.
+    pub(crate) seconds: f64,
+    /// Signed in.
+    pub(crate) active: f64,
+    pub(crate) had_per_second: f64,
+    pub(crate) kept_per_second: f64,
 }
 
 struct Worker {
@@ -107,7 +123,8 @@ impl Crew {
             workers.push(Worker { process, input });
         }
         let progress = vec![Progress::default(); parts];
-        let mut crew = Self { workers, reports, progress, troubles: Vec::new(), interrupted };
+        let (begun, samples) = (Instant::now(), Vec::new());
+        let mut crew = Self { workers, reports, progress, troubles: Vec::new(), interrupted, begun, samples };
         let mut ready = 0;
         crew.answers(|report| {
             let Report::Ready { devices } = report else { return Ok(false) };
@@ -132,6 +149,16 @@ impl Crew {
             input.write_all(&line).context("a worker has ended by itself")?;
         }
         Ok(())
+    }
+
+    /// How many there are.
+    pub(crate) fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Memory that all of them have.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.workers.iter().map(|worker| Cost::of(worker.process.id()).resident_bytes).sum()
     }
 
     /// All workers together.
@@ -264,10 +291,34 @@ impl Crew {
             Report::Progress(progress) => {
                 let late_ns = self.progress[part].late_ns.max(progress.late_ns);
                 self.progress[part] = Progress { late_ns, ..progress };
+                self.sample();
             }
             Report::Trouble { what } => self.trouble(what),
             Report::Ready { .. } | Report::Connects { .. } | Report::Task { .. } => {}
         }
+    }
+
+    fn sample(&mut self) {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        if self.samples.last().is_none_or(|(last, ..)| seconds - last >= SAMPLE_SECONDS) {
+            let Progress { active, had, kept, .. } = self.progress();
+            self.samples.push((seconds, active, had, kept));
+        }
+    }
+
+    /// What happened so far.
+    pub(crate) fn timeline(&self) -> Vec<Moment> {
+        let between = |pair: &[(f64, usize, u64, u64)]| {
+            let [(from, _, had_before, kept_before), (seconds, active, had, kept)] = [pair[0], pair[1]];
+            let passed = (seconds - from).max(SAMPLE_SECONDS);
+            Moment {
+                seconds,
+                active: active as f64,
+                had_per_second: had.saturating_sub(had_before) as f64 / passed,
+                kept_per_second: kept.saturating_sub(kept_before) as f64 / passed,
+            }
+        };
+        self.samples.windows(2).map(between).collect()
     }
 
     fn trouble(&mut self, what: String) {

@@ -26,14 +26,23 @@ const END: Duration = Duration::from_secs(15);
 pub(crate) struct LabOptions {
     pub(crate) devices: usize,
     pub(crate) reactors: usize,
-    /// What the server is configured for.
+    /// Notification servers of the site, a process each.
+    pub(crate) servers: usize,
+    /// What each server is configured for.
     pub(crate) connections_max: usize,
 }
+
+/// Ports of the first server: for agents, and for its metrics; those of the next are this much higher.
+const SERVER_PORT: u16 = 10_123;
+const ADMIN_PORT: u16 = 10_125;
+const PORTS_APART: u16 = 10;
+/// The manager's.
+const API_PORT: u16 = 10_124;
 
 /// See the module.
 pub(crate) struct Lab {
     // In the order in which they go: the folder last.
-    server: Option<Running>,
+    servers: Vec<Running>,
     _manager: Running,
     address: Ipv4Addr,
     folder: TempDir,
@@ -55,36 +64,31 @@ impl Lab {
         let address = own_address();
         let site = folder.path().join("site");
         told("making a site");
-        let server = SocketAddr::from((address, 10_123));
-        let api = SocketAddr::from((address, 10_124));
-        let made = Command::new(beside("bgb")?)
-            .args(["site", "init"])
-            .arg(&site)
-            .args([
-                "--code",
-                "LAB",
-                "--server-address",
-                &server.to_string(),
-                "--manager-listen",
-                &api.to_string(),
-            ])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .output()?;
-        if !made.status.success() {
-            bail!("bgb site init: {}", String::from_utf8_lossy(&made.stderr).trim());
+        let api = SocketAddr::from((address, API_PORT));
+        for number in 1..=options.servers.max(1) {
+            let (listen, admin) = (server_of(address, number), admin_of(address, number));
+            let (made_by, own): (&str, &[&str]) = match number {
+                1 => ("init", &["--code", "LAB", "--manager-listen", &api.to_string()]),
+                _ => ("server-add", &[]),
+            };
+            let mut command = Command::new(beside("bgb")?);
+            command.args(["site", made_by]).arg(&site).args(own);
+            for (name, value) in [("address", listen), ("listen", listen), ("admin", admin)] {
+                command.args([format!("--server-{name}"), value.to_string()]);
+            }
+            let made = command.stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
+            if !made.status.success() {
+                bail!("bgb site {made_by}: {}", String::from_utf8_lossy(&made.stderr).trim());
+            }
+            edit(&server_config(&site, number), |config| {
+                config.insert("reactors".to_owned(), Value::Integer(options.reactors as i64));
+                config.insert("connections_max".to_owned(), Value::Integer(options.connections_max as i64));
+            })?;
         }
-        edit(&server_config(&site), |config| {
-            let admin = SocketAddr::from((address, 10_125));
-            config.insert("listen".to_owned(), server.to_string().into());
-            config.insert("admin".to_owned(), admin.to_string().into());
-            config.insert("reactors".to_owned(), Value::Integer(options.reactors as i64));
-            config.insert("connections_max".to_owned(), Value::Integer(options.connections_max as i64));
-        })?;
         let manager = Running::start("bgb-manager", &site.join("manager.toml"), folder.path())?;
         wait_for("the manager", || TcpStream::connect(api).is_ok())?;
-        let mut lab = Self { server: None, _manager: manager, address, folder };
-        lab.start_server()?;
+        let mut lab = Self { servers: Vec::new(), _manager: manager, address, folder };
+        lab.start_servers(options.servers.max(1))?;
         let manager = lab.api()?;
         Fleet::make(&manager, &lab.fleet(), options.devices, |made| {
             told(&format!("making devices: {made} of {}", options.devices));
@@ -110,28 +114,32 @@ impl Lab {
         Manager::of_site(&self.site())
     }
 
-    /// The server's process.
-    pub(crate) fn server_pid(&self) -> Option<u32> {
-        self.server.as_ref().map(|server| server.process.id())
+    /// The servers' processes.
+    pub(crate) fn server_pids(&self) -> Vec<u32> {
+        self.servers.iter().map(|server| server.process.id()).collect()
     }
 
-    /// Starts the server, and waits until it takes connections.
+    /// Starts so many servers, and waits until they take connections.
     ///
     /// # Errors
-    /// When it does not.
-    pub(crate) fn start_server(&mut self) -> anyhow::Result<()> {
-        let server = Running::start("bgb-server", &server_config(&self.site()), self.folder.path())?;
-        let admin = SocketAddr::from((self.address, 10_125));
-        wait_for("the server", || is_ready(admin))?;
-        self.server = Some(server);
+    /// When one does not.
+    pub(crate) fn start_servers(&mut self, count: usize) -> anyhow::Result<()> {
+        for number in 1..=count {
+            let config = server_config(&self.site(), number);
+            self.servers.push(Running::start("bgb-server", &config, self.folder.path())?);
+        }
+        for number in 1..=count {
+            wait_for("the server", || is_ready(admin_of(self.address, number)))?;
+        }
         Ok(())
     }
 
-    /// Kills the server (SIGKILL).
-    pub(crate) fn kill_server(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            server.kill();
-        }
+    /// Kills the servers (SIGKILL); how many there were.
+    pub(crate) fn kill_servers(&mut self) -> usize {
+        let servers = std::mem::take(&mut self.servers);
+        let count = servers.len();
+        servers.into_iter().for_each(|mut server| server.kill());
+        count
     }
 }
 
@@ -171,8 +179,16 @@ impl Drop for Running {
     }
 }
 
-fn server_config(site: &Path) -> PathBuf {
-    site.join("servers/1/server.toml")
+fn server_config(site: &Path, number: usize) -> PathBuf {
+    site.join(format!("servers/{number}/server.toml"))
+}
+
+fn server_of(address: Ipv4Addr, number: usize) -> SocketAddr {
+    (address, SERVER_PORT + PORTS_APART * (number - 1) as u16).into()
+}
+
+fn admin_of(address: Ipv4Addr, number: usize) -> SocketAddr {
+    (address, ADMIN_PORT + PORTS_APART * (number - 1) as u16).into()
 }
 
 /// A program of the same build.

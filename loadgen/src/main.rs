@@ -16,7 +16,9 @@ mod floor; // what the machine does at its best
 mod lab; // a site of its own
 mod manager; // the manager's API
 mod measure; // histograms, and what a process costs
-mod scenario; // connect, idle, fanout, trickle, storm
+mod plots; // pictures of what was measured
+mod report; // BENCHMARKS.md
+mod scenario; // connect, idle, fanout, trickle, mixed, soak, fleet, storm
 mod sources; // the addresses that agents connect from
 mod worker; // one process of agents
 
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Devices(own) => make_devices(own),
         Command::Worker(own) => worker::run(own),
         Command::Bench(own) => bench::run(own),
+        Command::Report(own) => report::run(own),
         Command::FloorReader(own) => floor::writes::run_reader(own),
         scenario => scenario::run(scenario),
     };

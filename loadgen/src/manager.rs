@@ -72,6 +72,15 @@ impl Manager {
         self.post("/tasks", &StartTask { action, target, validity_seconds: Some(VALID_SECS), digest: None })
     }
 
+    /// A task as it stands.
+    ///
+    /// # Errors
+    /// As the manager says.
+    pub(crate) fn task(&self, task: TaskId) -> anyhow::Result<TaskRow> {
+        let request = self.agent.get(self.url(&format!("/tasks/{task}")));
+        self.answer(request.header("authorization", self.authorization()).call())
+    }
+
     /// Cancels a task.
     ///
     /// # Errors

@@ -82,6 +82,17 @@ impl Latencies {
         }
     }
 
+    /// Points for a picture: how many nines of all are faster, and the latency there in milliseconds.
+    pub(crate) fn by_nines(&self) -> Vec<(f64, f64)> {
+        let most = (self.0.len().max(1) as f64).log10();
+        let steps = (most * 20.0) as u32;
+        let at = |step: u32| {
+            let nines = f64::from(step) / 20.0;
+            (nines, self.0.value_at_quantile(1.0 - 10_f64.powf(-nines)) as f64 / 1_000.0)
+        };
+        (0..=steps).map(at).collect()
+    }
+
     /// As HdrHistogram's plotter reads it (`.hgrm`), in milliseconds.
     pub(crate) fn to_hgrm(&self) -> String {
         let mut text = format!(
@@ -130,10 +141,23 @@ impl Cost {
         Self { cpu_secs: (ticks(11) + ticks(12)) as f64 / per_second, resident_bytes: kib * 1024 }
     }
 
+    /// Two processes together.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            cpu_secs: self.cpu_secs + other.cpu_secs,
+            resident_bytes: self.resident_bytes + other.resident_bytes,
+        }
+    }
+
     /// What it has cost since.
     pub(crate) fn since(self, before: Self) -> Self {
         Self { cpu_secs: self.cpu_secs - before.cpu_secs, resident_bytes: self.resident_bytes }
     }
+}
+
+/// How many descriptors the process has open; 0 where it is gone.
+pub(crate) fn descriptors(pid: u32) -> u64 {
+    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count() as u64)
 }
 
 #[cfg(test)]
@@ -161,5 +185,6 @@ mod tests {
         let cost = Cost::of(std::process::id());
         assert!(cost.resident_bytes > 100 * 1024, "{cost:?}");
         assert_eq!(Cost::of(0), Cost::default());
+        assert!(descriptors(std::process::id()) >= 3 && descriptors(0) == 0);
     }
 }

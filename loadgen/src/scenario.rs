@@ -4,12 +4,15 @@
 
 mod connect;
 mod fanout;
+mod fleet;
 mod idle;
+mod mixed;
 mod size;
+mod soak;
 mod storm;
 mod trickle;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -18,11 +21,12 @@ use serde_json::{Map, Value, json};
 
 use crate::arguments::{Command, RunArguments};
 use crate::clock::now_ns;
-use crate::crew::{Crew, Waited};
+use crate::crew::{Crew, Moment, Waited};
 use crate::fleet::Fleet;
 use crate::lab::{Lab, LabOptions};
 use crate::manager::Manager;
 use crate::measure::{Cost, Latencies};
+use crate::plots::{self, Series};
 use crate::worker::link::{self, Progress};
 
 /// Connecting may take so long for each agent before the run gives up, and so long in all at least.
@@ -39,7 +43,7 @@ pub(crate) struct Run {
     /// Goes with everything in it when the run is over; before the crew there is nobody in it.
     crew: Crew,
     manager: Manager,
-    server_pid: Option<u32>,
+    server_pids: Vec<u32>,
     figures: Map<String, Value>,
     is_partial: bool,
     latencies: Option<Latencies>,
@@ -70,11 +74,16 @@ pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
         Command::Idle(own) => idle::run(Run::begin(&own.run)?, own),
         Command::Fanout(own) => fanout::run(Run::begin(&own.run)?, own),
         Command::Trickle(own) => trickle::run(Run::begin(&own.run)?, own),
+        Command::Mixed(own) => mixed::run(Run::begin(&own.run)?, own),
+        Command::Soak(own) => soak::run(Run::begin(&own.run)?, own),
+        Command::Fleet(own) => fleet::run(Run::begin(&own.run)?, own),
         Command::Storm(own) => storm::run(Run::begin(&own.run)?),
         Command::Size(own) => size::run(Run::begin(&own.run)?, own),
-        Command::Devices(_) | Command::Worker(_) | Command::Bench(_) | Command::FloorReader(_) => {
-            bail!("that is no scenario")
-        }
+        Command::Devices(_)
+        | Command::Worker(_)
+        | Command::Bench(_)
+        | Command::Report(_)
+        | Command::FloorReader(_) => bail!("that is no scenario"),
     }
 }
 
@@ -87,8 +96,12 @@ impl Run {
             Some(_) => None,
             None => {
                 let connections_max = arguments.connections_max.unwrap_or(arguments.agents);
-                let options =
-                    LabOptions { devices: arguments.agents, reactors: arguments.reactors, connections_max };
+                let options = LabOptions {
+                    devices: arguments.agents,
+                    reactors: arguments.reactors,
+                    servers: arguments.servers,
+                    connections_max: connections_max.div_ceil(arguments.servers.max(1)),
+                };
                 Some(Lab::make(&options, |how_far| eprintln!("bgb-loadgen: {how_far}"))?)
             }
         };
@@ -101,11 +114,12 @@ impl Run {
         if fleet.devices < arguments.agents {
             bail!("the fleet has {} devices; --agents {} are more", fleet.devices, arguments.agents);
         }
-        let server_pid = arguments.server_pid.or(lab.as_ref().and_then(Lab::server_pid));
+        let own_pids = || lab.as_ref().map(Lab::server_pids).unwrap_or_default();
+        let server_pids = arguments.server_pid.map_or_else(own_pids, |pid| vec![pid]);
         Ok(Self {
             crew: Crew::start(&folder, arguments.agents, arguments.sources)?,
             manager: Manager::of_site(&site)?,
-            server_pid,
+            server_pids,
             figures: Map::new(),
             is_partial: false,
             latencies: None,
@@ -118,9 +132,9 @@ impl Run {
         self.arguments.agents
     }
 
-    /// What the server has cost so far, where it is known which process it is.
+    /// What the servers have cost so far, where it is known which processes they are.
     fn server_cost(&self) -> Option<Cost> {
-        self.server_pid.map(Cost::of)
+        self.server_pids.iter().copied().map(Cost::of).reduce(Cost::plus)
     }
 
     /// A figure of the result.
@@ -136,12 +150,26 @@ impl Run {
 
     /// The same for the first `all` of the fleet.
     fn connect_upto(&mut self, all: usize, resumes: bool, returns: bool) -> anyhow::Result<u64> {
+        self.connect_in(CONNECT_AT_LEAST.max(PER_CONNECT * all as u32), all, resumes, returns)
+    }
+
+    /// The same for everybody, in the time that is given.
+    fn connect_within(&mut self, within: Duration) -> anyhow::Result<u64> {
+        self.connect_in(within, self.agents(), true, true)
+    }
+
+    fn connect_in(
+        &mut self,
+        within: Duration,
+        all: usize,
+        resumes: bool,
+        returns: bool,
+    ) -> anyhow::Result<u64> {
         let from_ns = now_ns();
         let gap_ns = if self.arguments.rate > 0.0 { (1e9 / self.arguments.rate) as u64 } else { 0 };
         let window = self.arguments.window;
         self.crew.tell(&link::Command::Connect { upto: all, from_ns, gap_ns, window, resumes, returns })?;
         let is_there = |progress: &Progress| progress.active >= all;
-        let within = CONNECT_AT_LEAST.max(PER_CONNECT * all as u32);
         self.wait(within, is_there, |progress, passed| {
             let per_second = progress.active as f64 / passed.as_secs_f64().max(0.001);
             let left = (all - progress.active) as f64 / per_second.max(1.0);
@@ -187,6 +215,30 @@ impl Run {
         }
     }
 
+    /// Where pictures go, if they are wanted.
+    fn plots(&self) -> Option<PathBuf> {
+        self.arguments.plots.clone()
+    }
+
+    fn draw(&self, folder: &Path, scenario: &str) -> anyhow::Result<()> {
+        std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+        if let Some(latencies) = &self.latencies {
+            plots::percentiles(&folder.join(format!("{scenario}-latency.svg")), scenario, latencies)?;
+        }
+        let timeline = self.crew.timeline();
+        let series = |name: &str, get: fn(&Moment) -> f64| Series {
+            name: name.to_owned(),
+            points: timeline.iter().map(|moment| (moment.seconds, get(moment))).collect(),
+        };
+        let sessions = [series("signed in", |moment| moment.active)];
+        plots::over_time(&folder.join(format!("{scenario}-sessions.svg")), scenario, "sessions", &sessions)?;
+        let rates = [
+            series("tasks had", |moment| moment.had_per_second),
+            series("answers kept", |moment| moment.kept_per_second),
+        ];
+        plots::over_time(&folder.join(format!("{scenario}-rates.svg")), scenario, "a second", &rates)
+    }
+
     /// Ends the run: the figures, written where they were asked for.
     fn end(mut self, scenario: &str) -> anyhow::Result<Value> {
         let late = self.crew.take_lateness();
@@ -197,6 +249,9 @@ impl Run {
             );
         }
         self.figure("generator_late_ms", late.as_secs_f64() * 1_000.0);
+        if let Some(folder) = self.plots() {
+            self.draw(&folder, scenario)?;
+        }
         if let Some(latencies) = &self.latencies {
             let summary = latencies.summary();
             if let Some(path) = &self.arguments.hgrm {

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::arguments::SizeArguments;
 use crate::clock::{SECOND_NS, now_ns};
+use crate::plots::{self, Series};
 use crate::scenario::Run;
 use crate::scenario::trickle::trickle;
 
@@ -71,6 +72,17 @@ pub(super) fn run(mut run: Run, arguments: &SizeArguments) -> anyhow::Result<Val
                 format!("a push to one device takes more than {} ms (--latency-ms)", arguments.latency_ms);
             break;
         }
+    }
+    if let Some(folder) = run.plots() {
+        std::fs::create_dir_all(&folder)?;
+        let kib = |step: &Step| (step.connections as f64, step.server_bytes_per_connection / 1_024.0);
+        let memory = [Series { name: "memory".to_owned(), points: steps.iter().map(kib).collect() }];
+        plots::by_connections(
+            &folder.join("size-memory.svg"),
+            "the server's memory of a connection",
+            "KiB",
+            &memory,
+        )?;
     }
     run.figure("steps", &steps);
     run.figure("limit", &limit);

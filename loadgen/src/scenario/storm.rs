@@ -23,15 +23,15 @@ pub(super) fn run(mut run: Run) -> anyhow::Result<Value> {
     let in_peace = run.crew.connects()?;
     let peace_seconds = in_peace.last_ns.saturating_sub(from_ns) as f64 / SECOND_NS as f64;
     let all = run.crew.progress().active;
-    lab.kill_server();
+    let servers = lab.kill_servers();
     run.wait(
         NOTICED_WITHIN,
         |progress| progress.active == 0,
         |progress, _| format!("the server is gone; {} have not noticed", progress.active),
     );
-    lab.start_server()?;
+    lab.start_servers(servers)?;
     let listens_ns = now_ns();
-    run.server_pid = lab.server_pid();
+    run.server_pids = lab.server_pids();
     run.lab = Some(lab);
     run.wait(
         BACK_WITHIN,

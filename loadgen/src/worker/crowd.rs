@@ -233,6 +233,14 @@ impl Crowd {
                 let below = upto.saturating_sub(self.options.first).min(self.clients.len());
                 self.waiting = (0..below).filter(|place| self.clients[*place].transport.is_none()).collect();
             }
+            Command::Nap { one_in, turn } => {
+                for place in (turn..self.clients.len()).step_by(one_in.max(1)) {
+                    if self.clients[place].agent.is_active() {
+                        self.end(place);
+                        self.come_back(place);
+                    }
+                }
+            }
             Command::Disconnect => {
                 self.pace.returns = false;
                 self.waiting.clear();

@@ -25,6 +25,8 @@ pub(crate) enum Command {
         /// Whether who is lost comes back by itself.
         returns: bool,
     },
+    /// One in so many, those whose turn it is, end their connections and come back as after a loss.
+    Nap { one_in: usize, turn: usize },
     /// End every connection.
     Disconnect,
     /// Tell what was measured of the connecting since the last time.

@@ -1,0 +1,247 @@
+//! BENCHMARKS.md: the lines of all benchmarks as a table, with the commit and the machine that they were measured on.
+//!
+//! What people have written around the table stays: it lies between two marks of its own.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use crate::arguments::ReportArguments;
+
+const BEGIN: &str = "<!-- measured: written by make bench -->";
+const END: &str = "<!-- measured: end -->";
+
+/// A row of the table: the bench, what it is about, and which of its figures is shown, with its unit.
+struct Row {
+    name: &'static str,
+    about: &'static str,
+    figures: &'static [(&'static str, &'static str)],
+    floor: &'static [(&'static str, &'static str)],
+    goal: &'static str,
+}
+
+const ROWS: &[Row] = &[
+    Row {
+        name: "idle",
+        about: "memory of a connection at rest",
+        figures: &[("bytes_per_connection", "bytes")],
+        floor: &[],
+        goal: "1,024 bytes or less",
+    },
+    Row {
+        name: "connect",
+        about: "server's CPU of a full connect",
+        figures: &[("cpu_us_per_connect", "us"), ("per_second", "a second")],
+        floor: &[("full_us", "us in memory")],
+        goal: "1.25 times the handshake in memory or less",
+    },
+    Row {
+        name: "fanout",
+        about: "a task to everybody",
+        figures: &[("per_second", "a second")],
+        floor: &[("per_second", "writes a second")],
+        goal: "0.9 of the bare loop's rate or more",
+    },
+    Row {
+        name: "latency",
+        about: "a task to one, while the others are idle",
+        figures: &[("latency/p50_ms", "ms p50"), ("latency/p99_ms", "ms p99")],
+        floor: &[],
+        goal: "p99 10 ms or less",
+    },
+    Row {
+        name: "storm",
+        about: "all back after kill -9",
+        figures: &[("seconds", "s"), ("resumed", "resumed"), ("full", "in full")],
+        floor: &[("seconds", "s in peace")],
+        goal: "1.5 times resuming in peace or less",
+    },
+    Row {
+        name: "ingest",
+        about: "a file of a million rows",
+        figures: &[
+            ("bos_seconds", "s BOS"),
+            ("bts_seconds", "s BTS"),
+            ("order_ms", "ms for an order meanwhile"),
+        ],
+        floor: &[("bos_seconds", "s"), ("bts_seconds", "s")],
+        goal: "1.5 times the bare loop or less; an order within 100 ms",
+    },
+    Row {
+        name: "wheel",
+        about: "a timer, at a million of them",
+        figures: &[
+            ("timers_1000000/arm_ns", "ns arm"),
+            ("timers_1000000/rearm_ns", "ns move"),
+            ("timers_1000000/cancel_ns", "ns cancel"),
+            ("timers_1000000/fire_ns", "ns fire"),
+        ],
+        floor: &[("random_read_1000000_ns", "ns a random read")],
+        goal: "3 random reads or less; 20 ns or less at 10,000",
+    },
+    Row {
+        name: "sessions",
+        about: "a million sessions in the hub; a sign-in at 1,000 active tasks",
+        figures: &[("core_percent", "% of a core"), ("sign_in_us", "us a sign-in")],
+        floor: &[],
+        goal: "under 5 %; 50 us or less",
+    },
+    Row {
+        name: "follow",
+        about: "ten servers follow the queue while nothing happens",
+        figures: &[("idle_percent", "% of a core"), ("seen_p99_ms", "ms p99 until a commit is seen")],
+        floor: &[],
+        goal: "under 3 %",
+    },
+    Row {
+        name: "growth",
+        about: "cost of a sign-in, push, keepalive at 1,000,000 over that at 1,000",
+        figures: &[
+            ("sign_in_times", "x"),
+            ("push_times", "x"),
+            ("keepalive_times", "x"),
+            ("memory_times_of_10000", "x memory"),
+        ],
+        floor: &[],
+        goal: "4 or less; memory 1.5 or less",
+    },
+];
+
+/// Writes the table into the file between its marks.
+///
+/// # Errors
+/// When a line is none, or the file has no marks.
+pub(crate) fn run(arguments: &ReportArguments) -> anyhow::Result<()> {
+    let path = &arguments.file;
+    let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+    let Some((before, rest)) = text.split_once(BEGIN) else {
+        bail!("{} has no line {BEGIN}", path.display())
+    };
+    let Some((_, after)) = rest.split_once(END) else { bail!("{} has no line {END}", path.display()) };
+    let table = table(&arguments.lines)?;
+    let machine = machine();
+    fs::write(path, format!("{before}{BEGIN}\n\n{machine}\n\n{table}\n{END}{after}"))
+        .with_context(|| format!("{}", path.display()))
+}
+
+fn table(lines: &Path) -> anyhow::Result<String> {
+    let mut table = String::from(
+        "| bench | what | measured | floor in the same run | ratio | goal | holds |\n|---|---|---|---|---:|---|---|\n",
+    );
+    for row in ROWS {
+        let path = lines.join(format!("{}.json", row.name));
+        let line = match fs::read_to_string(&path) {
+            Ok(line) => serde_json::from_str(&line).with_context(|| format!("{}", path.display()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Value::Null,
+            Err(error) => return Err(error).with_context(|| format!("{}", path.display())),
+        };
+        table.push_str(&row_of(row, &line));
+    }
+    Ok(table)
+}
+
+fn row_of(row: &Row, line: &Value) -> String {
+    let Row { name, about, goal, .. } = row;
+    if line.is_null() {
+        return format!("| {name} | {about} | not measured | | | {goal} | |\n");
+    }
+    let figures = shown(&line["figures"], row.figures);
+    let floor = shown(&line["floor"], row.floor);
+    let ratio = line["ratio"].as_f64().map_or(String::new(), |ratio| format!("{ratio:.2}"));
+    let holds = if line["holds"] == true { "yes" } else { "**no**" };
+    format!("| {name} | {about} | {figures} | {floor} | {ratio} | {goal} | {holds} |\n")
+}
+
+/// The figures that are asked for; `a/b` is `b` inside of `a`.
+fn shown(figures: &Value, asked: &[(&str, &str)]) -> String {
+    let one = |(path, unit): &(&str, &str)| {
+        let value = path.split('/').fold(figures, |inside, name| &inside[name]).as_f64();
+        value.map_or_else(|| format!("? {unit}"), |value| format!("{} {unit}", number(value)))
+    };
+    asked.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// Three digits at the least, thousands apart.
+fn number(value: f64) -> String {
+    let decimals = match value.abs() {
+        value if value >= 100.0 => 0,
+        value if value >= 10.0 => 1,
+        _ => 2,
+    };
+    let text = format!("{value:.decimals$}");
+    let (whole, fraction) =
+        text.split_once('.').map_or((text.as_str(), ""), |(whole, fraction)| (whole, fraction));
+    let mut grouped = String::new();
+    for (at, digit) in whole.chars().enumerate() {
+        if at > 0 && (whole.len() - at) % 3 == 0 && digit.is_ascii_digit() && !grouped.ends_with('-') {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    if fraction.is_empty() { grouped } else { format!("{grouped}.{fraction}") }
+}
+
+/// The commit, and what the machine says of itself.
+fn machine() -> String {
+    let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok();
+    let commit = commit.filter(|output| output.status.success());
+    let commit = commit
+        .map_or("unknown".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let (cpus, memory, kernel) =
+        (read("/proc/cpuinfo"), read("/proc/meminfo"), read("/proc/sys/kernel/osrelease"));
+    let model = cpus
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, model)| model));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let kib = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<u64>().ok());
+    format!(
+        "Commit {commit}; {cores} cores ({}), {} GiB, Linux {}. Server and load share the machine.",
+        model.unwrap_or("unknown"),
+        kib.unwrap_or(0) / (1024 * 1024),
+        kernel.trim()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn figures_are_shown_with_three_digits_and_their_unit() {
+        let figures = json!({"rate": 56_652.4, "latency": {"p99_ms": 10.91}, "small": 0.097, "none": null});
+        let asked = [("rate", "a second"), ("latency/p99_ms", "ms"), ("small", "%"), ("none", "us")];
+        assert_eq!(shown(&figures, &asked), "56,652 a second, 10.9 ms, 0.10 %, ? us");
+        assert_eq!(
+            (number(1_234_567.0), number(999.6), number(-12.34)),
+            ("1,234,567".into(), "1,000".into(), "-12.3".into())
+        );
+    }
+
+    #[test]
+    fn what_people_wrote_around_the_table_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("BENCHMARKS.md");
+        fs::write(&file, format!("above\n{BEGIN}\nold\n{END}\nbelow\n")).unwrap();
+        let line = json!({"bench": "idle", "figures": {"bytes_per_connection": 990.4}, "floor": {}, "ratio": 0.967, "holds": true});
+        fs::write(folder.path().join("idle.json"), line.to_string()).unwrap();
+        let arguments = ReportArguments { lines: folder.path().to_owned(), file: file.clone() };
+        run(&arguments).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(
+            text.starts_with("above\n") && text.ends_with("\nbelow\n") && !text.contains("old"),
+            "{text}"
+        );
+        assert!(text.contains("| 990 bytes |  | 0.97 | 1,024 bytes or less | yes |"), "{text}");
+        assert!(text.contains("| storm | all back after kill -9 | not measured |"), "{text}");
+        fs::write(&file, "no marks").unwrap();
+        assert!(run(&arguments).is_err());
+    }
+}

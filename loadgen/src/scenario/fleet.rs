@@ -1,0 +1,88 @@
+//! A whole fleet at several servers of one site: everybody connects, a task goes to all, and the site has every answer in its database.
+//!
+//! It is bounded in time: when the minutes are over, what was measured until then is told, marked as partial.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use bgb_protocol::action::Action;
+use bgb_protocol::api::{ALL_DEVICES, Target};
+use serde_json::Value;
+
+use crate::arguments::FleetArguments;
+use crate::clock::{SECOND_NS, now_ns};
+use crate::scenario::Run;
+use crate::worker::link::Progress;
+
+/// What connecting left behind in the allocator and in files that are under way settles within this.
+const SETTLE_NS: u64 = 5 * SECOND_NS;
+/// How often the site is asked how many answers it has.
+const ASK: Duration = Duration::from_millis(500);
+
+pub(super) fn run(mut run: Run, arguments: &FleetArguments) -> anyhow::Result<Value> {
+    let ends = Instant::now() + Duration::from_secs(60 * arguments.minutes);
+    let (empty, kernel_before) = (run.server_cost(), kernel_bytes());
+    let from_ns = run.connect_within(ends.saturating_duration_since(Instant::now()))?;
+    run.rest_until(now_ns() + SETTLE_NS);
+    let connects = run.crew.connects()?;
+    let active = run.crew.progress().active as u64;
+    let seconds = connects.last_ns.saturating_sub(from_ns) as f64 / SECOND_NS as f64;
+    run.figure("servers", run.server_pids.len());
+    run.figure("workers", run.crew.workers());
+    run.figure("held", active);
+    run.figure("connect_seconds", seconds);
+    run.figure("connects_per_second", active as f64 / seconds.max(1e-9));
+    if let (Some(empty), Some(now)) = (empty, run.server_cost()) {
+        let grown = now.resident_bytes.saturating_sub(empty.resident_bytes) as f64;
+        run.figure("server_bytes_per_connection", grown / active.max(1) as f64);
+        run.figure("server_cpu_us_per_connect", (now.cpu_secs - empty.cpu_secs) * 1e6 / active.max(1) as f64);
+    }
+    let kernel = kernel_bytes().saturating_sub(kernel_before) as f64;
+    run.figure("kernel_bytes_per_connection_both_ends", kernel / active.max(1) as f64);
+    run.figure("agent_bytes_per_connection", run.crew.resident_bytes() as f64 / active.max(1) as f64);
+
+    let before = run.crew.progress();
+    let origin_ns = now_ns();
+    let task = run.manager.start_task(Action::Ping, Target::Collection(ALL_DEVICES.to_owned()))?.task;
+    let left = |ends: Instant| ends.saturating_duration_since(Instant::now());
+    let is_kept = |now: &Progress| now.kept >= before.kept + active;
+    run.wait(left(ends), is_kept, |now, _| {
+        format!(
+            "a task for all: {} have it, {} answers of {active} are kept",
+            now.had - before.had,
+            now.kept - before.kept
+        )
+    });
+    let kept_seconds = (now_ns() - origin_ns) as f64 / SECOND_NS as f64;
+    let mut counted = 0;
+    while !run.is_partial {
+        counted = run.manager.task(task)?.counts.succeeded;
+        if counted >= active || left(ends).is_zero() {
+            break;
+        }
+        run.rest_until(now_ns() + ASK.as_nanos() as u64);
+    }
+    run.is_partial |= counted < active;
+    let counted_seconds = (now_ns() - origin_ns) as f64 / SECOND_NS as f64;
+    let times = run.crew.task_times(task, origin_ns)?;
+    run.figure("had", times.count);
+    run.figure("last_has_it_seconds", times.last_ns.saturating_sub(origin_ns) as f64 / SECOND_NS as f64);
+    run.figure("all_answers_kept_seconds", kept_seconds);
+    run.figure("answers_in_the_database", counted);
+    run.figure("all_answers_in_the_database_seconds", counted_seconds);
+    run.latencies = Some(times.latencies);
+    run.end("fleet")
+}
+
+/// What the kernel holds for everything on this machine: its slabs, and the pages of sockets' buffers.
+fn kernel_bytes() -> u64 {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let memory = read("/proc/meminfo");
+    let slab = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("Slab:")?.split_whitespace().next()?.parse::<u64>().ok());
+    let sockets = read("/proc/net/sockstat");
+    let tcp = sockets.lines().find_map(|line| line.strip_prefix("TCP:"));
+    let pages = tcp.and_then(|tcp| tcp.split_once("mem ")?.1.split_whitespace().next()?.parse::<u64>().ok());
+    slab.unwrap_or(0) * 1024 + pages.unwrap_or(0) * rustix::param::page_size() as u64
+}

@@ -1,0 +1,127 @@
+//! Hours of the same: tasks for one and naps, and at each minute what the servers have grown to. What grows and does not stop is a leak.
+//!
+//! The first tenth of the time counts as warming up: caches, pools and the allocator fill in it. After it memory and descriptors must stay.
+
+use bgb_protocol::action::Action;
+use bgb_protocol::api::Target;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::arguments::SoakArguments;
+use crate::clock::{SECOND_NS, now_ns};
+use crate::measure::{Latencies, descriptors};
+use crate::plots::{self, Series};
+use crate::scenario::Run;
+use crate::worker::link;
+
+/// One machine in so many takes a nap each minute.
+const NAPS_ONE_IN: usize = 60;
+/// From one sample to the next.
+const SAMPLE_NS: u64 = 60 * SECOND_NS;
+
+/// What the servers had at a moment.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Sample {
+    minutes: f64,
+    resident_bytes: u64,
+    descriptors: u64,
+    active: usize,
+}
+
+pub(super) fn run(mut run: Run, arguments: &SoakArguments) -> anyhow::Result<Value> {
+    anyhow::ensure!(arguments.tasks_per_second > 0.0, "--tasks-per-second is more than 0");
+    run.connect(true, true)?;
+    let gap_ns = ((SECOND_NS as f64 / arguments.tasks_per_second) as u64).max(1);
+    let active = run.crew.progress().active.max(1);
+    let (begun_ns, mut latencies, mut samples) = (now_ns(), Latencies::default(), Vec::new());
+    let (mut ordered, mut missing) = (0_usize, 0);
+    let ends_ns = begun_ns + arguments.minutes * 60 * SECOND_NS;
+    let mut minute = 0;
+    while !run.is_partial && now_ns() < ends_ns {
+        let sample_ns = begun_ns + minute * SAMPLE_NS;
+        let mut tasks = Vec::new();
+        while !run.is_partial && begun_ns + ordered as u64 * gap_ns < sample_ns + SAMPLE_NS {
+            let intended_ns = begun_ns + ordered as u64 * gap_ns;
+            run.rest_until(intended_ns);
+            let device = ordered.wrapping_mul(7_919) % active;
+            let target = Target::Devices(vec![format!("load-{device}")]);
+            tasks.push((run.manager.start_task(Action::Ping, target)?.task, intended_ns));
+            ordered += 1;
+        }
+        run.rest_until(sample_ns + SAMPLE_NS);
+        for (task, intended_ns) in tasks {
+            let times = run.crew.task_times(task, intended_ns)?;
+            missing += u64::from(times.count == 0);
+            latencies.add(&times.latencies.pack())?;
+            // So many may be active at a time; those that everybody has answered need not wait for their end.
+            run.manager.cancel_task(task)?;
+        }
+        minute += 1;
+        samples.push(Sample {
+            minutes: minute as f64,
+            resident_bytes: run.server_cost().map_or(0, |cost| cost.resident_bytes),
+            descriptors: run.server_pids.iter().map(|pid| descriptors(*pid)).sum(),
+            active: run.crew.progress().active,
+        });
+        run.crew.tell(&link::Command::Nap { one_in: NAPS_ONE_IN, turn: minute as usize % NAPS_ONE_IN })?;
+    }
+    if let Some(folder) = run.plots() {
+        let megabytes = |sample: &Sample| (sample.minutes * 60.0, sample.resident_bytes as f64 / 1e6);
+        let memory =
+            [Series { name: "resident".to_owned(), points: samples.iter().map(megabytes).collect() }];
+        plots::over_time(&folder.join("soak-memory.svg"), "the servers' memory", "MB", &memory)?;
+    }
+    run.figure("tasks", ordered);
+    run.figure("missing", missing);
+    run.figure(
+        "memory_growth_bytes_an_hour",
+        growth_an_hour(&samples, |sample| sample.resident_bytes as f64),
+    );
+    run.figure("descriptor_growth_an_hour", growth_an_hour(&samples, |sample| sample.descriptors as f64));
+    run.figure("samples", &samples);
+    run.latencies = Some(latencies);
+    run.end("soak")
+}
+
+/// The slope of the line that fits best (least squares) after warming up; `None` where there is too little to tell.
+fn growth_an_hour(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> Option<f64> {
+    let warm = &samples[samples.len().div_ceil(10)..];
+    if warm.len() < 3 {
+        return None;
+    }
+    let count = warm.len() as f64;
+    let mean = |get: &dyn Fn(&Sample) -> f64| warm.iter().map(get).sum::<f64>() / count;
+    let (mean_x, mean_y) = (mean(&|sample| sample.minutes), mean(&|sample| of(sample)));
+    let along = |sample: &Sample| sample.minutes - mean_x;
+    let above: f64 = warm.iter().map(|sample| along(sample) * (of(sample) - mean_y)).sum();
+    let below: f64 = warm.iter().map(|sample| along(sample).powi(2)).sum();
+    Some(above / below * 60.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_is_told_from_what_only_wavers() {
+        let samples = |bytes: &dyn Fn(u64) -> u64| -> Vec<Sample> {
+            let sample = |minute: u64| Sample {
+                minutes: minute as f64,
+                resident_bytes: bytes(minute),
+                descriptors: 7,
+                active: 1,
+            };
+            (1..=60).map(sample).collect()
+        };
+        let growth = |bytes: &dyn Fn(u64) -> u64| {
+            growth_an_hour(&samples(bytes), |sample| sample.resident_bytes as f64).unwrap()
+        };
+        assert!((growth(&|minute| 1_000 + 10 * minute) - 600.0).abs() < 1e-6);
+        assert!(growth(&|minute| 1_000 + minute % 2).abs() < 5.0);
+        assert!(
+            growth(&|minute| if minute < 6 { 0 } else { 1_000 }).abs() < 1e-6,
+            "warming up does not count"
+        );
+        assert_eq!(growth_an_hour(&samples(&|_| 1)[..3], |_| 1.0), None);
+    }
+}
