@@ -23,6 +23,8 @@ use rustls::{CertificateError, Error, RootCertStore, ServerConfig};
 
 mod handshake;
 mod hello;
+#[doc(hidden)]
+pub mod opposite;
 mod parked;
 mod tickets;
 

@@ -11,13 +11,14 @@ mod files;
 mod frames;
 mod http;
 mod hub;
+mod records;
 mod statements;
 
 /// A target's name, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("frame", frames::frame),
     ("session", agent::session),
     ("hub", hub::hub),
@@ -26,6 +27,7 @@ pub const TARGETS: [Target; 8] = [
     ("bts", files::bts),
     ("http", http::http),
     ("config", config::config),
+    ("records", records::records),
 ];
 
 /// The target of this name.

@@ -105,7 +105,10 @@ impl Parked {
         Self::with_secrets(suite, &connection.dangerous_extract_secrets()?)
     }
 
-    fn with_secrets(suite: &'static Tls13CipherSuite, secrets: &ExtractedSecrets) -> Result<Self, Error> {
+    pub(super) fn with_secrets(
+        suite: &'static Tls13CipherSuite,
+        secrets: &ExtractedSecrets,
+    ) -> Result<Self, Error> {
         let mut keys = Box::<Keys>::default();
         (keys.sent, keys.received) = (secrets.tx.0, secrets.rx.0);
         keys.sending.take(&secrets.tx.1)?;
@@ -243,22 +246,27 @@ impl Parked {
     }
 
     fn put(&mut self, kind: ContentType, plaintext: &[u8], records: &mut Vec<u8>) {
-        let Keys { sending, sent, .. } = &mut *self.keys;
         for part in plaintext.chunks(PLAINTEXT_MAX) {
-            // Whoever asks `is_worn_out` never comes so far.
-            self.has_closed |= *sent >= self.suite.common.confidentiality_limit;
-            if self.has_closed {
-                return;
-            }
-            // One for each record: the object for AES-GCM takes the number of its first record as 0, and refuses what follows otherwise.
-            let mut encrypter = self.suite.aead_alg.encrypter(sending.aead_key(), sending.aead_iv());
-            let payload = OutboundChunks::from(part);
-            let message = OutboundPlainMessage { typ: kind, version: ProtocolVersion::TLSv1_2, payload };
-            let number = *sent;
-            *sent += 1;
-            let sealed = encrypter.encrypt(message, number).expect("a record within the limit can be sealed");
-            records.extend_from_slice(&sealed.encode());
+            self.put_record(kind, part, records);
         }
+    }
+
+    /// One record; what is longer than a record may be is cut to that.
+    pub(super) fn put_record(&mut self, kind: ContentType, plaintext: &[u8], records: &mut Vec<u8>) {
+        let Keys { sending, sent, .. } = &mut *self.keys;
+        // Whoever asks `is_worn_out` never comes so far.
+        self.has_closed |= *sent >= self.suite.common.confidentiality_limit;
+        if self.has_closed {
+            return;
+        }
+        // One for each record: the object for AES-GCM takes the number of its first record as 0, and refuses what follows otherwise.
+        let mut encrypter = self.suite.aead_alg.encrypter(sending.aead_key(), sending.aead_iv());
+        let payload = OutboundChunks::from(&plaintext[..plaintext.len().min(PLAINTEXT_MAX)]);
+        let message = OutboundPlainMessage { typ: kind, version: ProtocolVersion::TLSv1_2, payload };
+        let number = *sent;
+        *sent += 1;
+        let sealed = encrypter.encrypt(message, number).expect("a record within the limit can be sealed");
+        records.extend_from_slice(&sealed.encode());
     }
 }
 
