@@ -265,6 +265,7 @@ impl World {
             facts.cancelled = Some(now);
         }
         self.say(format_args!("task {task} is cancelled"));
+        self.after(HEEDED_WITHIN_MS, Event::CancelDue(task));
         self.tally.count(Kind::TaskCancelled);
     }
 

@@ -40,6 +40,9 @@ impl World {
             }
             Order::Cancel { task, .. } => {
                 own.cancelled.insert(*task);
+                if own.pushed_by_letter.contains(task) {
+                    return self.violated(format!("task {task} is pushed, and its cancel was read with it"));
+                }
             }
             Order::Head { time, .. } if *time > own.newest_head => {
                 own.newest_head = *time;
@@ -78,6 +81,25 @@ impl World {
             });
             if let Some(what) = barred.take(1).next() {
                 return self.violated(what);
+            }
+        }
+    }
+
+    /// A task was cancelled a second ago: every shard of every server that could read the queue since knows of it, whatever its clock says.
+    pub(crate) fn on_cancel_due(&mut self, task: TaskId) {
+        let Some(committed) = self.model.cancelled_since(task) else { return };
+        if self.model.tasks.get(&task).is_none_or(|facts| facts.expires <= self.unix()) {
+            return;
+        }
+        for server in 0..self.servers.len() {
+            let simulated = &self.servers[server];
+            let Some(process) = &simulated.process else { continue };
+            let has_begun = self.now_ms >= simulated.started_ms + HEEDED_WITHIN_MS;
+            let is_to_know =
+                has_begun && !process.is_draining && !process.is_failing && self.heeds(server, committed);
+            if is_to_know && process.shards.iter().any(|own| !own.cancelled.contains(&task)) {
+                return self
+                    .violated(format!("server {} has not heard that task {task} is cancelled", server + 1));
             }
         }
     }
@@ -156,6 +178,7 @@ impl World {
         if own.cancelled.contains(&task) {
             return self.violated(format!("task {task} is pushed after its cancel"));
         }
+        own.pushed_by_letter.insert(task);
         let Some(active) = own.active.get_mut(&device).filter(|active| active.channel == channel) else {
             return self.violated(format!("task {task} is pushed to a session that is not active"));
         };

@@ -164,6 +164,8 @@ pub(crate) struct SimShard {
     /// The most that its clock was ahead since everything was read last: what that has brought about stays until it is read anew.
     pub(crate) was_ahead_ms: u64,
     pub(crate) cancelled: BTreeSet<TaskId>,
+    /// Tasks that went out while the shard read the letter that it is at.
+    pub(crate) pushed_by_letter: BTreeSet<TaskId>,
     /// Channels whose older session was told to go by a letter.
     displaced: BTreeSet<ChannelKey>,
     /// Connections that are not read until the shard is no longer backed up.
@@ -439,6 +441,7 @@ impl World {
             let Some(letter) = own.inbox.next() else { break };
             match letter {
                 Letter::Orders(orders) => {
+                    own.pushed_by_letter.clear();
                     for order in orders.iter() {
                         self.note_order(server, shard, order);
                         let order = order.clone();
@@ -636,6 +639,7 @@ impl SimShard {
             newest_head: UnixMillis(0),
             was_ahead_ms: 0,
             cancelled: BTreeSet::new(),
+            pushed_by_letter: BTreeSet::new(),
             displaced: BTreeSet::new(),
             held: Vec::new(),
             flows: VecDeque::new(),

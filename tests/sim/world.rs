@@ -63,6 +63,7 @@ pub(crate) enum Event {
     ServerFails { server: usize, life: u64 },
     // server_laws.rs
     BarsDue,
+    CancelDue(TaskId),
     PushesDue { server: usize, life: u64 },
     DoubleCheck { server: usize, life: u64, device: DeviceId },
     // writers.rs
@@ -277,6 +278,7 @@ impl World {
             Event::ShardWakes { server, life, shard } => self.on_shard_wakes(server, life, shard),
             Event::ServerFails { server, life } => self.on_server_fails(server, life),
             Event::BarsDue => self.on_bars_due(),
+            Event::CancelDue(task) => self.on_cancel_due(task),
             Event::PushesDue { server, life } => self.on_pushes_due(server, life),
             Event::DoubleCheck { server, life, device } => self.on_double_check(server, life, device),
             Event::SpoolTurn { server, life } => self.on_spool_turn(server, life),
