@@ -43,6 +43,7 @@ use thiserror::Error;
 
 use crate::durable::WriteFault;
 use crate::journal::{Journal, JournalError};
+use crate::parting::Parting;
 use crate::policy::exchange::Exchange;
 use crate::policy::{Policy, PolicyFault, PolicyJudge};
 use crate::random::Random;
@@ -121,8 +122,8 @@ pub enum Output {
     },
     /// End the connection, or the attempt at one, after what was said on it is sent.
     Disconnect {
-        /// Why, for the log.
-        reason: &'static str,
+        /// Why.
+        reason: Parting,
     },
     /// Say something to the server.
     Say(AgentMessage),
@@ -173,6 +174,8 @@ pub struct Outcome {
 /// What the agent has met since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
+    /// Connections that came about.
+    pub connects: u64,
     /// Sessions that were welcomed.
     pub sessions: u64,
     /// Pushes that came.
@@ -187,6 +190,36 @@ pub struct Counters {
     pub begun: u64,
     /// Tasks that came to an end, refused ones included.
     pub ended: u64,
+    /// The same by their last state, in the order of [`TaskState::ALL`].
+    ends: [u64; TaskState::ALL.len()],
+    /// Connections, and attempts at one, that ended, in the order of [`Parting::ALL`].
+    partings: [u64; Parting::ALL.len()],
+}
+
+impl Counters {
+    /// Tasks that came to their end in this state.
+    #[must_use]
+    pub fn ends_of(&self, state: TaskState) -> u64 {
+        let ends = TaskState::ALL.into_iter().zip(self.ends);
+        ends.filter(|(known, _)| *known == state).map(|(_, count)| count).sum()
+    }
+
+    /// Connections, and attempts at one, that ended for this reason.
+    #[must_use]
+    pub fn partings_of(&self, parting: Parting) -> u64 {
+        self.partings[parting as usize]
+    }
+
+    fn count_end(&mut self, state: TaskState) {
+        self.ended += 1;
+        for (known, count) in TaskState::ALL.into_iter().zip(&mut self.ends) {
+            *count += u64::from(known == state);
+        }
+    }
+
+    fn count_parting(&mut self, parting: Parting) {
+        self.partings[parting as usize] += 1;
+    }
 }
 
 /// Why the agent cannot go on. It must be dropped and made anew.
@@ -302,11 +335,11 @@ impl Agent {
             Input::Connected { road } => self.on_connected(now, road)?,
             Input::ConnectFailed { reason } => {
                 tracing::info!(%reason, "no connection to the server");
-                self.on_session_over(now);
+                self.on_session_over(now, Parting::NotConnected);
             }
             Input::Disconnected { reason } => {
                 tracing::info!(%reason, "the connection to the server is gone");
-                self.on_session_over(now);
+                self.on_session_over(now, Parting::Lost);
             }
             Input::Said(message) => self.on_said(now, message)?,
             Input::Finished { task, outcome } => self.on_finished(now, task, outcome)?,
@@ -412,9 +445,10 @@ impl Agent {
         if !self.session.handle_connected(now.boot_ms) {
             return Ok(());
         }
+        self.counters.connects += 1;
         let Some(session) = self.journal.next_session()? else {
             self.session.handle_lost(now.boot_ms);
-            self.disconnect("the disk has no room for a session's number");
+            self.disconnect(Parting::NoRoom);
             return Ok(());
         };
         let hello = Hello {
@@ -442,7 +476,7 @@ impl Agent {
             (_, ServerMessage::Drain(drain)) => {
                 tracing::info!(window_secs = drain.window_secs, "the server goes away for a while");
                 if self.session.handle_drain(now.boot_ms, &drain) {
-                    self.disconnect("the server goes away");
+                    self.disconnect(Parting::Draining);
                 }
             }
             (SessionPhase::Greeting, ServerMessage::Welcome(welcome)) => self.on_welcome(now, &welcome)?,
@@ -456,7 +490,7 @@ impl Agent {
             (SessionPhase::Active, ServerMessage::Policy(part)) => self.on_policy(now, *part)?,
             (SessionPhase::Active, ServerMessage::Welcome(_)) | (SessionPhase::Greeting, _) => {
                 self.session.handle_lost(now.boot_ms);
-                self.disconnect("the server said something that is not allowed at this point");
+                self.disconnect(Parting::NotAllowed);
             }
         }
         Ok(())
@@ -489,7 +523,7 @@ impl Agent {
         };
         tracing::warn!(?reason, "{advice}");
         if self.session.handle_refused(now.boot_ms, reason) {
-            self.disconnect("the server ended the session");
+            self.disconnect(Parting::Refused);
         }
     }
 
@@ -528,16 +562,18 @@ impl Agent {
             self.say(AgentMessage::Goodbye);
         }
         if self.session.handle_stop() {
-            self.disconnect("the agent ends");
+            self.disconnect(Parting::Stopped);
         }
     }
 
-    fn on_session_over(&mut self, now: Now) {
+    fn on_session_over(&mut self, now: Now, parting: Parting) {
+        self.counters.count_parting(parting);
         self.session.handle_lost(now.boot_ms);
         self.forget_connection();
     }
 
-    fn disconnect(&mut self, reason: &'static str) {
+    fn disconnect(&mut self, reason: Parting) {
+        self.counters.count_parting(reason);
         self.outputs.push_back(Output::Disconnect { reason });
         self.forget_connection();
     }
