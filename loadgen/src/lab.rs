@@ -57,6 +57,7 @@ impl Lab {
         told("making a site");
         let server = SocketAddr::from((address, 10_123));
         let api = SocketAddr::from((address, 10_124));
+        let admin = SocketAddr::from((address, 10_126));
         let made = Command::new(beside("bgb")?)
             .args(["site", "init"])
             .arg(&site)
@@ -67,6 +68,8 @@ impl Lab {
                 &server.to_string(),
                 "--manager-listen",
                 &api.to_string(),
+                "--manager-admin",
+                &admin.to_string(),
             ])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -23,6 +23,7 @@ impl Site {
         let addresses = vec!["127.0.0.1:10123".to_owned()];
         let mut options = InitOptions::new(root.path().join("site"), "LAB".parse().unwrap(), addresses, now);
         options.manager_listen = "127.0.0.1:0".parse().unwrap();
+        options.manager_admin = "127.0.0.1:0".parse().unwrap();
         let folder = site_init(&options).unwrap().folder;
         Self { _root: root, folder }
     }
