@@ -15,6 +15,7 @@
 //! Of connections there is one at a time. After [`Output::Disconnect`] that connection is over here: the caller hands in
 //! nothing more of it, also not that it ended.
 
+mod counters;
 mod heads;
 mod held;
 mod results;
@@ -55,6 +56,7 @@ use results::{Outbox, Unwritten};
 use tasks::Running;
 
 pub use crate::session::SessionPhase;
+pub use counters::Counters;
 
 /// Who the agent is and where it keeps what it must not forget.
 #[derive(Clone, Debug)]
@@ -169,57 +171,6 @@ pub struct Outcome {
     pub code: i32,
     /// What it said; cut to 32 KiB if it is longer.
     pub output: Vec<u8>,
-}
-
-/// What the agent has met since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Connections that came about.
-    pub connects: u64,
-    /// Sessions that were welcomed.
-    pub sessions: u64,
-    /// Pushes that came.
-    pub pushes: u64,
-    /// Pushes that were dropped unanswered: not signed, a false proof, or no room for one more.
-    pub pushes_dropped: u64,
-    /// Cancels and heads that were dropped: not signed, or no room.
-    pub statements_dropped: u64,
-    /// Times that heads ceased to come.
-    pub heads_ceased: u64,
-    /// Actions that were begun.
-    pub begun: u64,
-    /// Tasks that came to an end, refused ones included.
-    pub ended: u64,
-    /// The same by their last state, in the order of [`TaskState::ALL`].
-    ends: [u64; TaskState::ALL.len()],
-    /// Connections, and attempts at one, that ended, in the order of [`Parting::ALL`].
-    partings: [u64; Parting::ALL.len()],
-}
-
-impl Counters {
-    /// Tasks that came to their end in this state.
-    #[must_use]
-    pub fn ends_of(&self, state: TaskState) -> u64 {
-        let ends = TaskState::ALL.into_iter().zip(self.ends);
-        ends.filter(|(known, _)| *known == state).map(|(_, count)| count).sum()
-    }
-
-    /// Connections, and attempts at one, that ended for this reason.
-    #[must_use]
-    pub fn partings_of(&self, parting: Parting) -> u64 {
-        self.partings[parting as usize]
-    }
-
-    fn count_end(&mut self, state: TaskState) {
-        self.ended += 1;
-        for (known, count) in TaskState::ALL.into_iter().zip(&mut self.ends) {
-            *count += u64::from(known == state);
-        }
-    }
-
-    fn count_parting(&mut self, parting: Parting) {
-        self.partings[parting as usize] += 1;
-    }
 }
 
 /// Why the agent cannot go on. It must be dropped and made anew.
