@@ -256,6 +256,25 @@ fn the_documentation_lists_what_is_told_and_rules_and_dashboard_ask_for_nothing_
     }
     let asked = read_source("monitoring/alerts.yml") + &read_source("monitoring/dashboard.json");
     assert!(names_in(&asked).count() > 50, "the names are no longer found");
+    let known: String = pages.into_iter().map(|(_, page)| page).collect();
+    let conditions: Vec<_> = conditions_in(&asked.replace("\\\"", "\"")).collect();
+    assert!(conditions.len() > 2, "the conditions are no longer found");
+    for condition in conditions {
+        assert!(known.contains(&condition), "rules and dashboard ask for {condition}, which is never told");
+    }
+}
+
+/// What is asked of our own labels, such as `reason="lost"`.
+fn conditions_in(text: &str) -> impl Iterator<Item = String> {
+    ["reason", "kind", "state", "status", "route"].into_iter().flat_map(move |label| {
+        let begin = format!("{label}=\"");
+        let places: Vec<_> = text.match_indices(&begin).map(|(at, _)| at).collect();
+        // `alertstate` ends like one of ours.
+        let own =
+            places.into_iter().filter(|at| !text[..*at].ends_with(|letter: char| letter.is_alphabetic()));
+        let value = move |at: usize| text[at + begin.len()..].split('"').next().unwrap_or_default();
+        own.map(move |at| format!("{label}=\"{}\"", value(at))).collect::<Vec<_>>()
+    })
 }
 
 /// The metrics of docs/monitoring.md with their types, by the heading that they stand under.

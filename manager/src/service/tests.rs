@@ -124,3 +124,17 @@ fn a_file_that_comes_while_it_runs_is_taken_in_by_the_threads() {
     }
     service.stop().unwrap();
 }
+
+#[test]
+fn a_manager_is_ready_while_it_can_write_and_does_not_stop() {
+    let (figures, stopping) = (Arc::new(Figures::default()), Arc::new(AtomicBool::new(false)));
+    let (alive, ended) = bounded::<()>(0);
+    let health = Health { figures: Arc::clone(&figures), stopping: Arc::clone(&stopping), ended };
+    assert!(health.unready().is_some_and(|why| why.contains("cannot be written")));
+    figures.set_standing(|standing| standing.database_writable = true);
+    assert_eq!(health.unready(), None);
+    drop(alive);
+    assert!(health.unready().is_some_and(|why| why.contains("has ended")));
+    stopping.store(true, Ordering::Release);
+    assert!(health.unready().is_some_and(|why| why.contains("stops")));
+}
