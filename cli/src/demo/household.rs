@@ -39,13 +39,15 @@ const END_DEADLINE: Duration = Duration::from_secs(15);
 /// Between two looks at processes while nothing else happens.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Where the server listens; the manager's API is found through the site's folder.
+/// Where server and manager listen; the manager's API is found through the site's folder.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Addresses {
     /// The server, for devices.
     pub(crate) devices: SocketAddr,
     /// The server's metrics and health.
     pub(crate) admin: SocketAddr,
+    /// The manager's.
+    pub(crate) manager_admin: SocketAddr,
 }
 
 /// All processes of the demo.
@@ -54,7 +56,7 @@ pub(crate) struct Household {
     agents: Vec<Process>,
     manager: Process,
     server: Process,
-    /// Where the server listens.
+    /// Where they listen.
     pub(crate) addresses: Addresses,
 }
 
@@ -89,7 +91,8 @@ impl Household {
         set(&site.server_config(SERVER), &server_keys)?;
         let manager_keys = [("listen", api.to_string().into()), ("admin", manager_admin.to_string().into())];
         set(&site.manager_config(), &manager_keys)?;
-        Ok(Self { agents: Vec::new(), manager, server, addresses: Addresses { devices, admin } })
+        let addresses = Addresses { devices, admin, manager_admin };
+        Ok(Self { agents: Vec::new(), manager, server, addresses })
     }
 
     /// Starts the agent of `name` with the configuration `config`.
