@@ -171,12 +171,7 @@ impl ServerConfig {
             self.handshake_exempt_networks.len() <= EXEMPT_NETWORKS_MAX,
             "handshake_exempt_networks names more than {EXEMPT_NETWORKS_MAX} networks: name larger ones"
         );
-        anyhow::ensure!(
-            self.admin.ip().is_loopback(),
-            "admin is {}; it shows the server's insides and is for loopback addresses only, such as 127.0.0.1:10125",
-            self.admin
-        );
-        Ok(())
+        bgb_daemon::admin::check_address(self.admin, "127.0.0.1:10125")
     }
 
     fn resolve(&mut self, folder: &Path) {

@@ -1,12 +1,11 @@
 //! Counters that a shard owns, summed when somebody asks.
 //!
-//! Each reactor has its own block and is the only one to write it, so counting never contends; `/metrics` adds them up. The
-//! text is Prometheus's exposition format 0.0.4.
+//! Each reactor has its own block and is the only one to write it, so counting never contends; `/metrics` adds them up.
+//! `docs/monitoring.md` says what each is, for administrators.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use bgb_daemon::metrics::{Cell, Exposition, Histogram, OF_DISKS, OF_TURNS};
 use bgb_hub::CloseReason;
 
 /// A metric's name, its help text, and how it is read.
@@ -18,13 +17,15 @@ macro_rules! counters {
         #[derive(Debug)]
         pub struct ShardMetrics {
             $($(#[$doc])* pub $name: Cell,)*
+            /// Turns of the loop, from when the poll came back to the turn's end.
+            pub turn_times: Histogram,
             closed: Vec<Cell>,
         }
 
         impl Default for ShardMetrics {
             fn default() -> Self {
                 let closed = CloseReason::ALL.iter().map(|_| Cell::default()).collect();
-                Self { $($name: Cell::default(),)* closed }
+                Self { $($name: Cell::default(),)* turn_times: Histogram::new(OF_TURNS), closed }
             }
         }
 
@@ -32,28 +33,6 @@ macro_rules! counters {
             $(($metric, $help, |shard| shard.$name.value()),)*
         ];
     };
-}
-
-/// A number that one thread writes and others read.
-#[derive(Debug, Default)]
-pub struct Cell(AtomicU64);
-
-impl Cell {
-    /// Adds; for the owner only.
-    pub fn add(&self, more: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
-    }
-
-    /// Sets; for the owner only.
-    pub fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
-    }
-
-    /// What it holds.
-    #[must_use]
-    pub fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 counters! {
@@ -105,7 +84,7 @@ impl ShardMetrics {
 }
 
 /// Counters of the threads that are there once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ServerMetrics {
     /// Rows read from the queue.
     pub queue_rows: Cell,
@@ -125,6 +104,25 @@ pub struct ServerMetrics {
     pub files_carried: Cell,
     /// Rounds of the courier that failed.
     pub carry_failures: Cell,
+    /// Fsyncs of files in the spool's folder, by whichever thread.
+    pub fsync_times: Arc<Histogram>,
+}
+
+impl Default for ServerMetrics {
+    fn default() -> Self {
+        Self {
+            queue_rows: Cell::default(),
+            queue_rows_bad: Cell::default(),
+            queue_sequence: Cell::default(),
+            sign_ins_refused: Cell::default(),
+            result_files: Cell::default(),
+            spool_syncs: Cell::default(),
+            presence_files: Cell::default(),
+            files_carried: Cell::default(),
+            carry_failures: Cell::default(),
+            fsync_times: Arc::new(Histogram::new(OF_DISKS)),
+        }
+    }
 }
 
 const SERVER: &[Described<ServerMetrics>] = &[
@@ -149,8 +147,8 @@ const SERVER: &[Described<ServerMetrics>] = &[
 
 /// All counters of the server as Prometheus text.
 #[must_use]
-pub fn expose(server: &ServerMetrics, shards: &[Arc<ShardMetrics>]) -> String {
-    let mut out = String::new();
+pub fn expose(server: &ServerMetrics, shards: &[Arc<ShardMetrics>]) -> Exposition {
+    let mut out = Exposition::of_process(env!("CARGO_PKG_VERSION"));
     for (name, help, value) in PLAIN {
         let sum: u64 = shards.iter().map(|shard| value(shard)).sum();
         expose_one(&mut out, name, help, sum);
@@ -158,19 +156,29 @@ pub fn expose(server: &ServerMetrics, shards: &[Arc<ShardMetrics>]) -> String {
     for (name, help, value) in SERVER {
         expose_one(&mut out, name, help, value(server));
     }
-    let name = "bgb_server_closed_total";
-    let _ = writeln!(out, "# HELP {name} Connections that ended, by reason.\n# TYPE {name} counter");
-    for (at, reason) in CloseReason::ALL.iter().enumerate() {
-        let sum: u64 = shards.iter().map(|shard| shard.closed[at].value()).sum();
-        let _ = writeln!(out, "{name}{{reason=\"{}\"}} {sum}", reason.label());
-    }
+    let sum = |at: usize| shards.iter().map(|shard| shard.closed[at].value()).sum();
+    let closed = CloseReason::ALL.iter().enumerate().map(|(at, reason)| (reason.label(), sum(at)));
+    out.counters("bgb_server_closed_total", "Connections that ended, by reason.", "reason", closed);
+    let turns: Vec<_> = shards.iter().map(|shard| &shard.turn_times).collect();
+    out.histogram(
+        "bgb_server_reactor_turn_seconds",
+        "Turns of the reactors' loops: the busy part, without the wait.",
+        &turns,
+    );
+    let fsyncs = [&*server.fsync_times];
+    out.histogram("bgb_server_spool_fsync_seconds", "Fsyncs of files in the spool's folder.", &fsyncs);
     out
 }
 
-fn expose_one(out: &mut String, name: &str, help: &str, value: u64) {
-    let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
-    // Writing into a String does not fail.
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+/// Bytes that the server may still write on the spool's disk; left out when the disk does not say.
+pub fn expose_free(out: &mut Exposition, free_bytes: Option<u64>) {
+    if let Some(free) = free_bytes {
+        out.gauge("bgb_server_spool_disk_free_bytes", "Bytes that are free on the spool's disk.", free);
+    }
+}
+
+fn expose_one(out: &mut Exposition, name: &str, help: &str, value: u64) {
+    if name.ends_with("_total") { out.counter(name, help, value) } else { out.gauge(name, help, value) }
 }
 
 #[cfg(test)]
@@ -183,9 +191,26 @@ mod tests {
         shards[0].accepted.add(2);
         shards[1].accepted.add(3);
         shards[1].count_close(CloseReason::NoCertificate);
-        let text = expose(&ServerMetrics::default(), &shards);
+        let text = expose(&ServerMetrics::default(), &shards).into_text();
         assert!(text.contains("\nbgb_server_connections_accepted_total 5\n"), "{text}");
         let label = CloseReason::NoCertificate.label();
         assert!(text.contains(&format!("bgb_server_closed_total{{reason=\"{label}\"}} 1\n")), "{text}");
+    }
+    #[test]
+    fn turns_of_all_shards_are_in_one_histogram() {
+        let shards = [Arc::new(ShardMetrics::default()), Arc::new(ShardMetrics::default())];
+        shards.iter().for_each(|shard| shard.turn_times.observe(std::time::Duration::from_micros(20)));
+        let mut out = expose(&ServerMetrics::default(), &shards);
+        expose_free(&mut out, Some(7));
+        let text = out.into_text();
+        for line in [
+            "bgb_server_reactor_turn_seconds_bucket{le=\"0.00001\"} 0",
+            "bgb_server_reactor_turn_seconds_bucket{le=\"0.000025\"} 2",
+            "bgb_server_reactor_turn_seconds_count 2",
+            "bgb_server_spool_fsync_seconds_count 0",
+            "bgb_server_spool_disk_free_bytes 7",
+        ] {
+            assert!(text.contains(&format!("\n{line}\n")), "{line}: {text}");
+        }
     }
 }

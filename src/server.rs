@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bgb_daemon::admin;
 use bgb_daemon::http_server::HttpServer;
 use bgb_daemon::lock::ProcessLock;
 use bgb_daemon::log::LogGuard;
@@ -97,7 +98,7 @@ impl Server {
     pub fn start(config: ServerConfig) -> anyhow::Result<Self> {
         starting::check_address(config.listen)?;
         // Before anything that devices could notice: a port that is taken must not be found out when they are signed in.
-        let admin = starting::bind_admin(config.admin)?;
+        let admin = admin::bind(config.admin, "server.toml")?;
         let (status, messages) = StatusLine::new();
         let (fault_line, fault) = bounded(16);
         let shared = Shared { metrics: Arc::default(), status: status.clone() };
@@ -120,7 +121,8 @@ impl Server {
             shard.send(Letter::Listen(Arc::new(socket)));
         }
         let broker = starting::follow_queue(broker, Arc::clone(&life), &fault_line)?;
-        let admin = starting::serve_admin(admin, Arc::clone(&life), &shared.metrics, reactors.metrics)?;
+        let admin =
+            starting::serve_admin(admin, &config, Arc::clone(&life), &shared.metrics, reactors.metrics)?;
         Ok(Self {
             config,
             shards,

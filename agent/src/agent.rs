@@ -15,6 +15,7 @@
 //! Of connections there is one at a time. After [`Output::Disconnect`] that connection is over here: the caller hands in
 //! nothing more of it, also not that it ended.
 
+mod counters;
 mod heads;
 mod held;
 mod results;
@@ -43,6 +44,7 @@ use thiserror::Error;
 
 use crate::durable::WriteFault;
 use crate::journal::{Journal, JournalError};
+use crate::parting::Parting;
 use crate::policy::exchange::Exchange;
 use crate::policy::{Policy, PolicyFault, PolicyJudge};
 use crate::random::Random;
@@ -54,6 +56,7 @@ use results::{Outbox, Unwritten};
 use tasks::Running;
 
 pub use crate::session::SessionPhase;
+pub use counters::Counters;
 
 /// Who the agent is and where it keeps what it must not forget.
 #[derive(Clone, Debug)]
@@ -121,8 +124,8 @@ pub enum Output {
     },
     /// End the connection, or the attempt at one, after what was said on it is sent.
     Disconnect {
-        /// Why, for the log.
-        reason: &'static str,
+        /// Why.
+        reason: Parting,
     },
     /// Say something to the server.
     Say(AgentMessage),
@@ -168,25 +171,6 @@ pub struct Outcome {
     pub code: i32,
     /// What it said; cut to 32 KiB if it is longer.
     pub output: Vec<u8>,
-}
-
-/// What the agent has met since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Sessions that were welcomed.
-    pub sessions: u64,
-    /// Pushes that came.
-    pub pushes: u64,
-    /// Pushes that were dropped unanswered: not signed, a false proof, or no room for one more.
-    pub pushes_dropped: u64,
-    /// Cancels and heads that were dropped: not signed, or no room.
-    pub statements_dropped: u64,
-    /// Times that heads ceased to come.
-    pub heads_ceased: u64,
-    /// Actions that were begun.
-    pub begun: u64,
-    /// Tasks that came to an end, refused ones included.
-    pub ended: u64,
 }
 
 /// Why the agent cannot go on. It must be dropped and made anew.
@@ -302,11 +286,11 @@ impl Agent {
             Input::Connected { road } => self.on_connected(now, road)?,
             Input::ConnectFailed { reason } => {
                 tracing::info!(%reason, "no connection to the server");
-                self.on_session_over(now);
+                self.on_session_over(now, Parting::NotConnected);
             }
             Input::Disconnected { reason } => {
                 tracing::info!(%reason, "the connection to the server is gone");
-                self.on_session_over(now);
+                self.on_session_over(now, Parting::Lost);
             }
             Input::Said(message) => self.on_said(now, message)?,
             Input::Finished { task, outcome } => self.on_finished(now, task, outcome)?,
@@ -412,9 +396,10 @@ impl Agent {
         if !self.session.handle_connected(now.boot_ms) {
             return Ok(());
         }
+        self.counters.connects += 1;
         let Some(session) = self.journal.next_session()? else {
             self.session.handle_lost(now.boot_ms);
-            self.disconnect("the disk has no room for a session's number");
+            self.disconnect(Parting::NoRoom);
             return Ok(());
         };
         let hello = Hello {
@@ -442,7 +427,7 @@ impl Agent {
             (_, ServerMessage::Drain(drain)) => {
                 tracing::info!(window_secs = drain.window_secs, "the server goes away for a while");
                 if self.session.handle_drain(now.boot_ms, &drain) {
-                    self.disconnect("the server goes away");
+                    self.disconnect(Parting::Draining);
                 }
             }
             (SessionPhase::Greeting, ServerMessage::Welcome(welcome)) => self.on_welcome(now, &welcome)?,
@@ -456,7 +441,7 @@ impl Agent {
             (SessionPhase::Active, ServerMessage::Policy(part)) => self.on_policy(now, *part)?,
             (SessionPhase::Active, ServerMessage::Welcome(_)) | (SessionPhase::Greeting, _) => {
                 self.session.handle_lost(now.boot_ms);
-                self.disconnect("the server said something that is not allowed at this point");
+                self.disconnect(Parting::NotAllowed);
             }
         }
         Ok(())
@@ -489,7 +474,7 @@ impl Agent {
         };
         tracing::warn!(?reason, "{advice}");
         if self.session.handle_refused(now.boot_ms, reason) {
-            self.disconnect("the server ended the session");
+            self.disconnect(Parting::Refused);
         }
     }
 
@@ -528,16 +513,18 @@ impl Agent {
             self.say(AgentMessage::Goodbye);
         }
         if self.session.handle_stop() {
-            self.disconnect("the agent ends");
+            self.disconnect(Parting::Stopped);
         }
     }
 
-    fn on_session_over(&mut self, now: Now) {
+    fn on_session_over(&mut self, now: Now, parting: Parting) {
+        self.counters.count_parting(parting);
         self.session.handle_lost(now.boot_ms);
         self.forget_connection();
     }
 
-    fn disconnect(&mut self, reason: &'static str) {
+    fn disconnect(&mut self, reason: Parting) {
+        self.counters.count_parting(reason);
         self.outputs.push_back(Output::Disconnect { reason });
         self.forget_connection();
     }

@@ -4,6 +4,7 @@
 //! the affair of who loads the identity. Law: what is wrong is said with the key that it is wrong in, before anything
 //! else has begun.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,9 @@ pub struct AgentConfig {
     /// The folder of journal and policy; `state` by default.
     #[serde(default = "default_state")]
     pub state: PathBuf,
+    /// Where metrics and health are told: a loopback address; nowhere by default.
+    #[serde(default)]
+    pub admin: Option<SocketAddr>,
     /// Who this device is, and whom it trusts.
     pub identity: IdentityConfig,
     /// How it scans.
@@ -134,6 +138,9 @@ impl AgentConfig {
         if let Some(wrong) = self.servers.iter().find(|address| !is_address(address)) {
             bail!("servers: {wrong:?} is no address such as \"bgb.example.org:10123\"");
         }
+        if let Some(admin) = self.admin {
+            bgb_daemon::admin::check_address(admin, "127.0.0.1:10127")?;
+        }
         if self.scan.command.as_ref().is_some_and(Vec::is_empty) {
             bail!("scan.command: name a program, or leave the key out");
         }
@@ -228,6 +235,7 @@ mod tests {
         assert_eq!(config.scan.database, Some(folder.join("sigs")));
         assert_eq!(config.log.directory, Some(folder.join("")));
         assert_eq!(config.scan.engine, Engine::Auto);
+        assert_eq!(config.admin, None);
         assert!(!config.task_keys().unwrap().is_empty());
     }
 
@@ -259,6 +267,7 @@ mod tests {
             (sound("[\"a:1\"]", "[scan]\ncommand = []\n"), "scan.command"),
             (sound("[\"a:1\"]", "[scan]\nengine = \"norton\"\n"), "norton"),
             (sound("[\"a:1\"]", "").replace("LAB", "lab"), "site"),
+            (format!("admin = \"192.0.2.1:10127\"\n{}", sound("[\"a:1\"]", "")), "admin is 192.0.2.1:10127"),
             (sound("[\"a:1\"]", "").replace(KEY, "12"), "identity.task_keys"),
             (sound("[\"a:1\"]", "").replace(&format!("\"{KEY}\""), ""), "identity.task_keys"),
             (sound("[\"a:1\"]", "colour = 1\n"), "agent.toml:5:1: unknown field `colour`"),

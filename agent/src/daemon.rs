@@ -5,14 +5,17 @@
 //! next start recovers from the journal; two agents never share a state folder; when it ends, no action of it runs on.
 
 use std::fs::Permissions;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use bgb_daemon::admin;
 use bgb_daemon::clock::{self, Now};
-use bgb_daemon::disk::{RealDisk, create_dir_durably};
+use bgb_daemon::disk::{RealDisk, TimedDisk, create_dir_durably};
+use bgb_daemon::http_server::HttpServer;
 use bgb_daemon::lock::ProcessLock;
 use bgb_daemon::signals::Signal;
 use bgb_protocol::ids::{BootId, TaskId};
@@ -24,6 +27,7 @@ use crate::agent::{Agent, AgentOptions, Input, Outcome, Output};
 use crate::config::AgentConfig;
 use crate::connection::{Connection, Destination, Event};
 use crate::identity::DeviceIdentity;
+use crate::metrics::AgentMetrics;
 use crate::platform;
 use crate::tls::Tls;
 
@@ -66,12 +70,18 @@ impl Prepared {
         Ok(Self { config, identity, tls })
     }
 
-    /// Runs the agent until a signal ends it; `on_ready` is called once it drives.
+    /// Runs the agent until a signal ends it; `on_ready` is called once it drives, with where metrics and health are told, if anywhere.
     ///
     /// # Errors
     /// When the state is another agent's or cannot be used, or the disk fails.
-    pub fn run(self, signals: &Receiver<Signal>, on_ready: impl FnOnce()) -> anyhow::Result<()> {
+    pub fn run(
+        self,
+        signals: &Receiver<Signal>,
+        on_ready: impl FnOnce(Option<SocketAddr>),
+    ) -> anyhow::Result<()> {
         let _lock = lock(&self.config)?;
+        let metrics = Arc::new(AgentMetrics::new(Now::read().boot_ms));
+        let page = self.config.admin.map(|address| serve_admin(address, &metrics)).transpose()?;
         let (outcomes, ended) = unbounded();
         let (events, heard) = bounded(EVENTS_MAX);
         let runner = Runner::new(self.config.scan.clone(), outcomes);
@@ -86,11 +96,12 @@ impl Prepared {
             platform: platform::platform(),
         };
         let key = self.identity.device_key()?;
-        let agent = Agent::new(options, Arc::new(RealDisk), key, Now::read(), seed()?)?;
+        let disk = TimedDisk::new(RealDisk, Arc::clone(&metrics.fsync_times));
+        let agent = Agent::new(options, Arc::new(disk), key, Now::read(), seed()?)?;
         let tls = Arc::new(self.tls);
         tracing::info!(device = %self.identity.device, site = %self.identity.site, "the agent runs");
-        let mut driver = Driver { agent, runner, tls, events, connection: None, number: 0 };
-        on_ready();
+        let mut driver = Driver { agent, runner, tls, events, metrics, connection: None, number: 0 };
+        on_ready(page.as_ref().map(HttpServer::local_addr));
         driver.drive(&heard, &ended, signals)
     }
 }
@@ -101,6 +112,7 @@ struct Driver {
     runner: Runner,
     tls: Arc<Tls>,
     events: Sender<(u64, Event)>,
+    metrics: Arc<AgentMetrics>,
     connection: Option<Connection>,
     /// Of the present connection; events of others are late.
     number: u64,
@@ -115,6 +127,7 @@ impl Driver {
     ) -> anyhow::Result<()> {
         loop {
             self.carry_out();
+            self.metrics.note(&self.agent);
             let sleep = self.agent.next_deadline().map_or(SLEEP_MAX, |deadline_ms| {
                 Duration::from_millis(deadline_ms.saturating_sub(Now::read().boot_ms)).min(SLEEP_MAX)
             });
@@ -142,9 +155,13 @@ impl Driver {
         if number != self.number || self.connection.is_none() {
             return Ok(());
         }
+        let now = Now::read();
         let input = match event {
             Event::Connected => Input::Connected { road: RoadTaken::tcp() },
-            Event::Said(message) => Input::Said(message),
+            Event::Said(message) => {
+                self.metrics.heard(now.boot_ms);
+                Input::Said(message)
+            }
             Event::Failed(reason) => {
                 self.connection = None;
                 Input::ConnectFailed { reason }
@@ -154,7 +171,7 @@ impl Driver {
                 Input::Disconnected { reason }
             }
         };
-        Ok(self.agent.handle(Now::read(), input)?)
+        Ok(self.agent.handle(now, input)?)
     }
 
     /// Carries out what the agent wants done.
@@ -163,7 +180,7 @@ impl Driver {
             match output {
                 Output::Connect { server, now, floor } => self.connect(Destination { server, now, floor }),
                 Output::Disconnect { reason } => {
-                    tracing::info!(reason, "the connection ends");
+                    tracing::info!(reason = reason.sentence(), "the connection ends");
                     // It ends by itself, within seconds.
                     drop(self.connection.take().map(Connection::end));
                 }
@@ -230,6 +247,14 @@ fn wait_for_goodbye(thread: &JoinHandle<()>, heard: &Receiver<(u64, Event)>) {
         while heard.try_recv().is_ok() && Instant::now() < deadline {}
         std::thread::sleep(GOODBYE_LOOK);
     }
+}
+
+/// Answers `/metrics` and its like.
+fn serve_admin(address: SocketAddr, metrics: &Arc<AgentMetrics>) -> anyhow::Result<HttpServer> {
+    let listener = admin::bind(address, "agent.toml")?;
+    let (of_page, of_health) = (Arc::clone(metrics), Arc::clone(metrics));
+    let page = move || of_page.expose(Now::read().boot_ms);
+    Ok(admin::serve(listener, page, move || of_health.unready())?)
 }
 
 /// Takes the state folder for this process, until the lock is dropped.

@@ -17,6 +17,8 @@ mod durable;
 mod identity;
 mod journal;
 pub mod launch;
+mod metrics;
+pub mod parting;
 mod platform;
 mod policy;
 mod random;

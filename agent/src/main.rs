@@ -44,7 +44,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let signals = signals::listen()?;
     let _log = log::init(options)?;
-    let done = prepared.run(&signals, || ready::tell(&Ready::of_this_process("bgb-agent", BTreeMap::new())));
+    let done = prepared.run(&signals, |admin| {
+        let listen = admin.map(|address| ("admin".to_owned(), address));
+        ready::tell(&Ready::of_this_process("bgb-agent", BTreeMap::from_iter(listen)));
+    });
     if let Err(error) = &done {
         tracing::error!("the agent cannot go on: {error:#}");
     }

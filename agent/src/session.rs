@@ -20,6 +20,7 @@ use bgb_protocol::message::{
     Abilities, Drain, KEEPALIVE_SECS_DEFAULT, KEEPALIVE_SECS_MIN, RefusedReason, Welcome,
 };
 
+use crate::parting::Parting;
 use crate::random::Random;
 use servers::Servers;
 pub(crate) use servers::is_address;
@@ -54,8 +55,8 @@ const WINDOW_SECS: std::ops::RangeInclusive<u32> = 5..=600;
 pub(crate) enum Act {
     /// Connect to this `host:port`.
     Connect(String),
-    /// End the connection, or the attempt at one; the text says why.
-    Disconnect(&'static str),
+    /// End the connection, or the attempt at one.
+    Disconnect(Parting),
     /// Say that we are still there.
     Keepalive,
 }
@@ -160,20 +161,20 @@ impl Session {
             }
             State::Connecting { give_up_ms } if now_ms >= *give_up_ms => {
                 self.on_failed(now_ms);
-                Some(Act::Disconnect("no connection came about in time"))
+                Some(Act::Disconnect(Parting::ConnectTimedOut))
             }
             State::Greeting { give_up_ms } if now_ms >= *give_up_ms => {
                 self.on_failed(now_ms);
-                Some(Act::Disconnect("the server did not answer the hello in time"))
+                Some(Act::Disconnect(Parting::HelloUnanswered))
             }
             State::Active(active) if active.answer_by_ms.is_some_and(|by_ms| now_ms >= by_ms) => {
                 self.handle_lost(now_ms);
-                Some(Act::Disconnect("the server did not answer a keepalive in time"))
+                Some(Act::Disconnect(Parting::KeepaliveUnanswered))
             }
             State::Active(active) if now_ms >= active.renew_ms && active.is_quiet() => {
                 self.tries = 0;
                 self.state = State::Resting { until_ms: now_ms };
-                Some(Act::Disconnect("its session ticket is old: a new session brings a new one"))
+                Some(Act::Disconnect(Parting::TicketOld))
             }
             State::Active(active) if now_ms >= active.next_word_ms() => {
                 active.speak_ms = next_keepalive(now_ms, active.keepalive_ms, &mut self.random);

@@ -159,6 +159,9 @@ pub(crate) struct SiteInit {
     /// Where the manager's API listens: a loopback address
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10124")]
     pub(crate) manager_listen: SocketAddr,
+    /// Where the manager's metrics and health are answered: a loopback address
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10126")]
+    pub(crate) manager_admin: SocketAddr,
 }
 
 /// `bgb site server-add`

@@ -15,12 +15,14 @@ mod real;
 pub mod sim;
 #[cfg(test)]
 mod tests;
+mod timed;
 
 use std::io;
 use std::path::Path;
 
 pub use real::RealDisk;
 pub use sim::{SimDisk, SimFaults};
+pub use timed::TimedDisk;
 
 /// Files and folders as the durable parts of BGB need them. Every error names its path.
 pub trait Disk: Send + Sync {

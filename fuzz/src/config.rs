@@ -17,10 +17,15 @@ pub(crate) fn config(data: &[u8]) {
     }
     if let Some(config) = read(text, ManagerConfig::load) {
         assert!(config.listen.ip().is_loopback() && config.bell() != config.database);
+        assert!(config.admin.ip().is_loopback(), "others can see the manager's insides");
     }
     if let Some(config) = read(text, AgentConfig::load) {
         assert!(config.site().is_ok() && config.task_keys().is_ok_and(|keys| !keys.is_empty()));
         assert!(config.state.is_absolute(), "the agent's state is wherever the agent is started");
+        assert!(
+            config.admin.is_none_or(|admin| admin.ip().is_loopback()),
+            "others can see the agent's insides"
+        );
     }
 }
 

@@ -36,8 +36,9 @@ pub(crate) struct LabOptions {
 const SERVER_PORT: u16 = 10_123;
 const ADMIN_PORT: u16 = 10_125;
 const PORTS_APART: u16 = 10;
-/// The manager's.
+/// The manager's: its API, and its metrics.
 const API_PORT: u16 = 10_124;
+const MANAGER_ADMIN_PORT: u16 = 10_126;
 
 /// See the module.
 pub(crate) struct Lab {
@@ -65,14 +66,16 @@ impl Lab {
         let site = folder.path().join("site");
         told("making a site");
         let api = SocketAddr::from((address, API_PORT));
+        let metrics = SocketAddr::from((address, MANAGER_ADMIN_PORT));
+        let of_manager = ["--manager-listen", &api.to_string(), "--manager-admin", &metrics.to_string()];
         for number in 1..=options.servers.max(1) {
             let (listen, admin) = (server_of(address, number), admin_of(address, number));
-            let (made_by, own): (&str, &[&str]) = match number {
-                1 => ("init", &["--code", "LAB", "--manager-listen", &api.to_string()]),
-                _ => ("server-add", &[]),
-            };
+            let made_by = if number == 1 { "init" } else { "server-add" };
             let mut command = Command::new(beside("bgb")?);
-            command.args(["site", made_by]).arg(&site).args(own);
+            command.args(["site", made_by]).arg(&site);
+            if number == 1 {
+                command.args(["--code", "LAB"]).args(of_manager);
+            }
             for (name, value) in [("address", listen), ("listen", listen), ("admin", admin)] {
                 command.args([format!("--server-{name}"), value.to_string()]);
             }

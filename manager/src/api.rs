@@ -84,13 +84,16 @@ impl Api {
     }
 
     fn answer(&self, request: &Request) -> Response {
-        self.route(request).unwrap_or_else(|error| {
+        let response = self.route(request).unwrap_or_else(|error| {
             let response = Response::json(&error).with_status(error.code.http_status());
             match error.code {
                 ErrorCode::Unauthorized => response.with_header("www-authenticate", "Bearer"),
                 _ => response,
             }
-        })
+        });
+        let parts = query::segments(request.head.path(), PREFIX).unwrap_or_default();
+        self.figures.metrics.count_request(parts.first().map(String::as_str), response.status);
+        response
     }
 
     fn route(&self, request: &Request) -> Routed {

@@ -45,6 +45,9 @@ pub struct ManagerConfig {
     /// Where the API listens: a loopback address. Port 0 takes any free one.
     #[serde(default = "listen_default")]
     pub listen: SocketAddr,
+    /// Where metrics and health are told: a loopback address.
+    #[serde(default = "admin_default")]
+    pub admin: SocketAddr,
     /// The file with the API's token (0600).
     pub token: PathBuf,
     /// Addresses of notification servers for new devices' configuration, `host:port`.
@@ -90,6 +93,7 @@ impl ManagerConfig {
                 self.listen
             );
         }
+        bgb_daemon::admin::check_address(self.admin, "127.0.0.1:10126")?;
         if self.servers.is_empty() || self.servers.len() > SERVERS_MAX {
             bail!(
                 "servers has {} addresses; name 1 to {SERVERS_MAX}, such as bgb.example.org:10123",
@@ -162,6 +166,10 @@ fn listen_default() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 10_124))
 }
 
+fn admin_default() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 10_126))
+}
+
 fn presence_full_seconds_default() -> u64 {
     PRESENCE_FULL_SECONDS_DEFAULT
 }
@@ -206,6 +214,7 @@ mod tests {
     fn the_least_configuration_has_defaults_for_the_rest() {
         let config = load(LEAST).unwrap();
         assert_eq!(config.listen.to_string(), "127.0.0.1:10124");
+        assert_eq!(config.admin.to_string(), "127.0.0.1:10126");
         assert_eq!((config.presence_full_seconds, config.scan_seconds), (300, 1));
         assert!(config.database.is_absolute() && config.bell().ends_with("site.bell"));
     }
@@ -215,6 +224,8 @@ mod tests {
         let error = load(&format!("listen = \"0.0.0.0:10124\"\n{LEAST}")).unwrap_err();
         assert!(format!("{error:#}").contains("listen is 0.0.0.0:10124"), "{error:#}");
         assert!(load(&format!("listen = \"[::1]:0\"\n{LEAST}")).is_ok());
+        let error = load(&format!("admin = \"0.0.0.0:10126\"\n{LEAST}")).unwrap_err();
+        assert!(format!("{error:#}").contains("admin is 0.0.0.0:10126"), "{error:#}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the manager knows beside the database, for those who ask how it is: its own state, the inbox's, the speed of results.
+//! What the manager knows beside the database, for those who ask how it is: its own state, the inbox's, the speed of results, counters.
 //!
 //! The writer thread notes, the API's threads look; a lock is held for a few instructions. Nothing here survives a restart, and nothing
 //! is decided by it.
@@ -11,6 +11,8 @@ use bgb_protocol::ids::{ServerId, TaskId, UnixMillis};
 use bgb_site::store::VerifiedRow;
 use parking_lot::Mutex;
 
+use crate::metrics::ManagerMetrics;
+
 /// Over how many seconds speed is told: long enough to be steady, short enough to be about now.
 const SPEED_SECONDS: u64 = 60;
 /// Tasks whose speed is kept; those that heard nothing for longest give way.
@@ -20,6 +22,8 @@ const TASKS_MAX: usize = 256;
 #[derive(Default)]
 pub struct Figures {
     inner: Mutex<Inner>,
+    /// Needs no lock.
+    pub(crate) metrics: ManagerMetrics,
 }
 
 #[derive(Default)]

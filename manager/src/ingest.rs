@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Duration;
 
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::ReadAt;
@@ -48,8 +49,8 @@ pub(crate) struct Desk<'a> {
     pub(crate) figures: &'a Figures,
     pub(crate) bell: &'a mut dyn Bell,
     pub(crate) now: Now,
-    /// Milliseconds of a clock that goes on while a chunk is applied; a simulation's stands still.
-    pub(crate) stopwatch: &'a dyn Fn() -> u64,
+    /// A clock that goes on while a chunk is applied; a simulation's stands still.
+    pub(crate) stopwatch: &'a dyn Fn() -> Duration,
 }
 
 /// What a step came to.
@@ -68,6 +69,20 @@ pub(crate) enum Progress {
 pub(crate) enum IngestError {
     Database(SiteError),
     Disk(Waiting, io::Error),
+}
+
+impl Desk<'_> {
+    /// Does one transaction; what it came to, and how long it took.
+    fn timed<T>(
+        &mut self,
+        work: impl FnOnce(&mut Store) -> Result<T, SiteError>,
+    ) -> Result<(T, Duration), SiteError> {
+        let begun = (self.stopwatch)();
+        let done = work(self.store)?;
+        let took = (self.stopwatch)().saturating_sub(begun);
+        self.figures.metrics.transaction_times.observe(took);
+        Ok((done, took))
+    }
 }
 
 /// The ingest.
@@ -235,9 +250,9 @@ impl Ingest {
         let is_last = all_read && open.ready.is_empty() && open.is_sound() && open.faults.is_empty();
         let complete = is_last && open.header.kind != FileKind::PresenceFull;
         if rows_done > open.rows_before || complete {
-            let begun = (desk.stopwatch)();
-            apply(&rows, &FilePlace::of(&open.header, rows_done, complete), &open.header, desk)?;
-            self.chunk.learn(rows.len(), (desk.stopwatch)().saturating_sub(begun));
+            let place = FilePlace::of(&open.header, rows_done, complete);
+            let took = apply(&rows, &place, &open.header, desk)?;
+            self.chunk.learn(rows.len(), u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
         }
         open.rows_done = open.rows_done.max(rows_done);
         if complete {
@@ -367,7 +382,9 @@ impl OpenFile {
     fn say_faults(&self, aside: &Aside, desk: &mut Desk<'_>) {
         let (now, about) =
             (UnixMillis(desk.now.unix_ms), format!("{}/{}", self.file.server, plain(&self.file.name)));
-        let forged = self.faults.forged();
+        let (forged, metrics) = (self.faults.forged(), &desk.figures.metrics);
+        metrics.rows_forged.add(forged.count());
+        metrics.rows_unreadable.add(self.faults.unreadable().count());
         if forged.count() > 0 {
             let text = format!(
                 "{} results were not signed by the device that they name and do not count: {forged}. They lie in bad: {aside}. \
@@ -401,7 +418,7 @@ impl OpenFile {
         if !self.faults.is_empty() {
             return Ok(true);
         }
-        let step = desk.store.finish_full_list(&self.header, now)?;
+        let (step, _) = desk.timed(|store| store.finish_full_list(&self.header, now))?;
         Ok(!step.more)
     }
 
@@ -417,6 +434,11 @@ impl OpenFile {
         moved.map_err(|error| IngestError::Disk(self.file.clone(), error))?;
         if !self.faults.is_empty() && self.header.kind != FileKind::Results {
             forget(&self.header, desk.store)?;
+        }
+        if too_many_faults {
+            desk.figures.metrics.files_set_aside.add(1);
+        } else {
+            desk.figures.metrics.count_file(self.header.kind, UnixMillis(desk.now.unix_ms));
         }
         tracing::debug!(
             server = self.file.server.0,
@@ -493,12 +515,17 @@ fn move_rows<R>(
     last
 }
 
-/// One transaction.
-fn apply(rows: &Rows, place: &FilePlace, header: &Header, desk: &mut Desk<'_>) -> Result<(), SiteError> {
+/// One transaction; how long it took.
+fn apply(
+    rows: &Rows,
+    place: &FilePlace,
+    header: &Header,
+    desk: &mut Desk<'_>,
+) -> Result<Duration, SiteError> {
     let now = UnixMillis(desk.now.unix_ms);
-    match rows {
+    let took = match rows {
         Rows::Presence(rows) => {
-            let outcome = desk.store.apply_presence(rows, header, place, now)?;
+            let (outcome, took) = desk.timed(|store| store.apply_presence(rows, header, place, now))?;
             if outcome.superseded > 0 {
                 desk.bell.ring();
             }
@@ -506,16 +533,17 @@ fn apply(rows: &Rows, place: &FilePlace, header: &Header, desk: &mut Desk<'_>) -
                 let (server, count) = (header.server.0, outcome.unknown_devices);
                 tracing::warn!(server, "tells of {count} devices that this site does not have");
             }
+            took
         }
         Rows::Results(rows) => {
-            desk.store.apply_results(rows, place, now)?;
+            let (_, took) = desk.timed(|store| store.apply_results(rows, place, now))?;
             desk.figures.saw_results(desk.now.mono_ms, rows);
+            took
         }
-        Rows::Status(rows) => {
-            desk.store.apply_status(rows, place, now)?;
-        }
-    }
-    Ok(())
+        Rows::Status(rows) => desk.timed(|store| store.apply_status(rows, place, now))?.1,
+    };
+    desk.figures.metrics.count_rows(header.kind, rows.len(), now);
+    Ok(took)
 }
 
 fn forget(header: &Header, store: &mut Store) -> Result<(), SiteError> {
@@ -530,6 +558,7 @@ fn set_aside_whole(
     desk: &mut Desk<'_>,
 ) -> Result<String, IngestError> {
     let aside = desk.inbox.set_aside(file).map_err(|error| IngestError::Disk(file.clone(), error))?;
+    desk.figures.metrics.files_set_aside.add(1);
     let counted = match rows_counted {
         0 => "None of its rows count.".to_owned(),
         rows => format!("Its first {rows} rows were dealt with."),

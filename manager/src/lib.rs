@@ -17,6 +17,7 @@ mod ingest;
 pub mod key_book;
 pub mod manager;
 mod messages;
+mod metrics;
 pub mod orders;
 mod refusal;
 mod restored;

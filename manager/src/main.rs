@@ -44,7 +44,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let service = Service::start(&config)?;
     ready::tell(&Ready::of_this_process(
         "bgb-manager",
-        BTreeMap::from([("api".to_owned(), service.api_address())]),
+        BTreeMap::from([
+            ("api".to_owned(), service.api_address()),
+            ("admin".to_owned(), service.admin_address()),
+        ]),
     ));
     loop {
         select! {

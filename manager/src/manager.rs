@@ -8,6 +8,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::Disk;
@@ -63,8 +64,8 @@ pub struct ManagerParts {
     pub presence_full_ms: u64,
     /// Time between two scans of the inbox, in milliseconds.
     pub scan_ms: u64,
-    /// Milliseconds of a clock that measures chunks while they are applied: the monotonic one in production; in a simulation, always 0.
-    pub stopwatch: Box<dyn Fn() -> u64 + Send>,
+    /// A clock that measures transactions while they are done: the monotonic one in production; in a simulation, always 0.
+    pub stopwatch: Box<dyn Fn() -> Duration + Send>,
     /// What tells the ids of tasks of one millisecond apart: the system's randomness in production; in a simulation, its seed's.
     pub random: Box<dyn FnMut() -> [u8; 10] + Send>,
 }
@@ -111,7 +112,7 @@ pub struct Manager {
     inbox_state: InboxState,
     disk_said: Option<u64>,
     failing: Option<(Waiting, u32)>,
-    stopwatch: Box<dyn Fn() -> u64 + Send>,
+    pub(crate) stopwatch: Box<dyn Fn() -> Duration + Send>,
 }
 
 /// What the last scan of the inbox came to.
@@ -305,6 +306,7 @@ impl Manager {
             }
             Chore::ExpireTasks => {
                 self.store.expire_tasks(unix)?;
+                self.figures.metrics.tasks_active.set(self.store.read().active_tasks()?);
                 false
             }
             Chore::ScanInbox => {
@@ -369,9 +371,11 @@ impl Manager {
         self.note_inbox();
     }
 
+    /// For those who ask how it is: what waits, and what came of what was taken in.
     fn note_inbox(&self) {
         let (files, bytes) = self.inbox.backlog();
         self.figures.set_inbox(InboxStatus { files, bytes, set_aside: self.inbox.set_aside_count() });
+        self.figures.metrics.devices_online.set(self.store.online_count());
     }
 
     fn on_database_sound(&mut self, now: Now) {

@@ -75,7 +75,11 @@ impl Manager {
     /// # Errors
     /// With the code and the sentence that whoever ordered is to be told; then nothing was changed.
     pub fn handle_order(&mut self, now: Now, order: Order) -> Result<Answer, ErrorBody> {
+        let begun = (self.stopwatch)();
         let answer = self.carry_out(UnixMillis(now.unix_ms), order);
+        if answer.is_ok() {
+            self.figures.metrics.order_times.observe((self.stopwatch)().saturating_sub(begun));
+        }
         self.after_order();
         answer
     }
@@ -207,17 +211,20 @@ impl Manager {
         };
         let key = &self.key;
         let started = self.store.start_task(&new, now, |statement| SignedTask::sign(statement, key));
-        let row = started.and_then(|started| views::task(&self.store.read().task(started.id)?));
+        let row = started.and_then(|started| {
+            self.figures.metrics.tasks_started.add(1);
+            views::task(&self.store.read().task(started.id)?)
+        });
         row.map(Answer::Task).map_err(|error| of_site(&error))
     }
 
     fn cancel_task(&mut self, now: UnixMillis, task: TaskId) -> Result<Answer, ErrorBody> {
         let key = &self.key;
         let sign = |statement| SignedCancel::sign(statement, key);
-        let done = self
-            .store
-            .cancel_task(task, ADMINISTRATOR, now, sign)
-            .and_then(|()| views::task(&self.store.read().task(task)?));
+        let done = self.store.cancel_task(task, ADMINISTRATOR, now, sign).and_then(|()| {
+            self.figures.metrics.tasks_cancelled.add(1);
+            views::task(&self.store.read().task(task)?)
+        });
         done.map(Answer::Task).map_err(|error| of_site(&error))
     }
 }

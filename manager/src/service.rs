@@ -1,14 +1,17 @@
 //! The manager as a running service: opens what it needs, starts its threads, stops them.
 //!
-//! Threads: one that writes (the manager itself), a pool that verifies, one that watches the inbox, a few that answer the API. They speak
-//! through bounded channels. The order of start: lock, database, keys, inbox, then the API, so that whoever gets an answer gets a true
-//! one; the order of stop is the reverse.
+//! Threads: one that writes (the manager itself), a pool that verifies, one that watches the inbox, a few that answer the API, two for
+//! metrics and health. They speak through bounded channels. The order of start: lock, database, keys, inbox, then the API, so that
+//! whoever gets an answer gets a true one; the order of stop is the reverse, but that health is told to the end.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use anyhow::{Context as _, bail};
+use bgb_daemon::admin;
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::{Disk, RealDisk};
 use bgb_daemon::http_server::HttpServer;
@@ -16,7 +19,7 @@ use bgb_daemon::lock::ProcessLock;
 use bgb_daemon::secret;
 use bgb_protocol::api::BODY_BYTES_MAX;
 use bgb_site::{Authority, SiteFolder, Store, signing_key};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use uuid::Uuid;
 
 use crate::api::Api;
@@ -25,6 +28,7 @@ use crate::config::ManagerConfig;
 use crate::figures::Figures;
 use crate::key_book::SiteKeyBook;
 use crate::manager::{Manager, ManagerParts};
+use crate::metrics;
 use crate::verifier::Verifier;
 use crate::watcher::Watcher;
 use crate::writer::{OrderSender, Writer};
@@ -38,6 +42,8 @@ const TOKEN_BYTES_MIN: usize = 32;
 pub struct Service {
     api: Option<HttpServer>,
     address: SocketAddr,
+    admin: HttpServer,
+    stopping: Arc<AtomicBool>,
     watcher: Option<Watcher>,
     /// Dropped to stop the writer.
     stop: Option<Sender<()>>,
@@ -67,6 +73,7 @@ impl Service {
                 config.listen
             )
         })?;
+        let admin = admin::bind(config.admin, "manager.toml")?;
         let figures = Arc::new(Figures::default());
         let (verified_in, verified) = bounded(1);
         let (changed_in, inbox_changed) = bounded(1);
@@ -82,17 +89,27 @@ impl Service {
             drop(ended_in);
         })?;
         let watcher = Watcher::start(&config.inbox, changed_in);
+        let stopping = Arc::new(AtomicBool::new(false));
+        let health =
+            Health { figures: Arc::clone(&figures), stopping: Arc::clone(&stopping), ended: ended.clone() };
+        let admin = health.serve(admin, config)?;
         let api = Arc::new(Api::new(&token, config.database.clone(), &config.inbox, disk, orders, figures));
         let server = HttpServer::start(listener, "api", API_THREADS, BODY_BYTES_MAX, api.handler())?;
         let address = server.local_addr();
-        let (stop, writer) = (Some(stop), Some(writer));
-        Ok(Self { api: Some(server), address, watcher: Some(watcher), stop, writer, ended, _lock: lock })
+        let (api, watcher, stop, writer) = (Some(server), Some(watcher), Some(stop), Some(writer));
+        Ok(Self { api, address, admin, stopping, watcher, stop, writer, ended, _lock: lock })
     }
 
     /// Where the API listens, with the port that it really has.
     #[must_use]
     pub fn api_address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where metrics and health are told, with the port that it really has.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin.local_addr()
     }
 
     /// Disconnected when the writer has ended by itself: something is broken, and the service with it.
@@ -113,6 +130,7 @@ impl Service {
     }
 
     fn join(&mut self) -> Option<std::thread::Result<()>> {
+        self.stopping.store(true, Ordering::Release);
         drop(self.api.take());
         drop(self.watcher.take());
         drop(self.stop.take());
@@ -125,6 +143,34 @@ impl Drop for Service {
         if let Some(Err(_)) = self.join() {
             tracing::error!("the writer thread ended with a panic");
         }
+    }
+}
+
+/// What the page of metrics and health is told from.
+struct Health {
+    figures: Arc<Figures>,
+    stopping: Arc<AtomicBool>,
+    /// Disconnected when the writer has ended.
+    ended: Receiver<()>,
+}
+
+impl Health {
+    fn serve(self, listener: TcpListener, config: &ManagerConfig) -> anyhow::Result<HttpServer> {
+        let (figures, database) = (Arc::clone(&self.figures), config.database.clone());
+        let page = move || metrics::expose(&figures, &database);
+        Ok(admin::serve(listener, page, move || self.unready())?)
+    }
+
+    /// Why no order can be carried out and no file taken in. That the database is this manager's alone is certain as long as it runs.
+    fn unready(&self) -> Option<&'static str> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Some("the manager stops");
+        }
+        if self.ended.try_recv() == Err(TryRecvError::Disconnected) {
+            return Some("the manager's writer has ended; the log says why");
+        }
+        (!self.figures.standing().database_writable)
+            .then_some("the site database cannot be written; the status messages say why")
     }
 }
 
@@ -172,7 +218,10 @@ fn assemble(
         servers: config.servers.clone(),
         presence_full_ms: config.presence_full_seconds * 1000,
         scan_ms: config.scan_seconds * 1000,
-        stopwatch: Box::new(|| Now::read().mono_ms),
+        stopwatch: {
+            let started = Instant::now();
+            Box::new(move || started.elapsed())
+        },
         random: Box::new(random_bytes),
     };
     Manager::new(parts, Now::read()).context("the inbox cannot be used; check its owner and mode")

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::{AppendFile, DirEntry, Disk, ReadAt, SimDisk};
@@ -141,7 +142,7 @@ impl TestSite {
             servers: vec!["127.0.0.1:10123".to_owned()],
             presence_full_ms: 300_000,
             scan_ms: 1_000,
-            stopwatch: Box::new(|| 0),
+            stopwatch: Box::new(|| Duration::ZERO),
             random: Box::new(crate::service::random_bytes),
             store,
         };

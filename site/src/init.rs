@@ -54,6 +54,8 @@ pub struct InitOptions {
     pub server_admin: SocketAddr,
     /// Where the manager's API listens: loopback.
     pub manager_listen: SocketAddr,
+    /// Where the manager's metrics and health are answered: loopback.
+    pub manager_admin: SocketAddr,
     /// The time.
     pub now: UnixMillis,
 }
@@ -104,7 +106,7 @@ pub struct ServerReport {
 }
 
 impl InitOptions {
-    /// A site with the ports that are BGB's own: 10123 for agents, 10124 and 10125 on loopback.
+    /// A site with the ports that are BGB's own: 10123 for agents, 10124 to 10126 on loopback.
     #[must_use]
     pub fn new(
         root: impl Into<PathBuf>,
@@ -119,6 +121,7 @@ impl InitOptions {
             server_listen: (Ipv4Addr::UNSPECIFIED, 10_123).into(),
             server_admin: (Ipv4Addr::LOCALHOST, 10_125).into(),
             manager_listen: (Ipv4Addr::LOCALHOST, 10_124).into(),
+            manager_admin: (Ipv4Addr::LOCALHOST, 10_126).into(),
             now,
         }
     }
@@ -393,6 +396,7 @@ task_key = "keys/task-signing.key"
 authority = "authority"
 token = "manager/api.token"
 listen = "{listen}"
+admin = "{admin}"
 
 # Where agents reach the site's servers: written into the bundles of new devices.
 servers = [{servers}]
@@ -402,6 +406,7 @@ directory = "logs"
 "#,
         code = options.code,
         listen = options.manager_listen,
+        admin = options.manager_admin,
         servers = quoted(&options.server_addresses),
     )
 }

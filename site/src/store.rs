@@ -175,6 +175,12 @@ impl Store {
         self.online.intersection_len(devices)
     }
 
+    /// How many devices are online, from memory.
+    #[must_use]
+    pub fn online_count(&self) -> u64 {
+        self.online.len()
+    }
+
     /// Moves the write-ahead log into the database as far as no reader is in the way: for quiet moments.
     ///
     /// # Errors

@@ -172,7 +172,7 @@ impl Reactor {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn turn(&mut self) -> io::Result<ControlFlow<()>> {
-        self.wait()?;
+        let woken = self.wait()?;
         let now = self.now();
         self.accept();
         self.read(now);
@@ -181,8 +181,9 @@ impl Reactor {
         self.advance(now);
         self.do_deeds(now);
         self.flush(now);
-        self.metrics.turns.add(1);
         self.shard.publish();
+        self.metrics.turns.add(1);
+        self.metrics.turn_times.observe(woken.elapsed());
         Ok(self.is_over())
     }
 
@@ -193,12 +194,14 @@ impl Reactor {
 
     // Step 1: poll, and put what has come on the lists.
 
-    fn wait(&mut self) -> io::Result<()> {
+    /// Gives when the poll came back.
+    fn wait(&mut self) -> io::Result<Instant> {
         let timeout = self.timeout();
         match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
+        let woken = Instant::now();
         for event in &self.events {
             match event.token() {
                 LISTENER => {
@@ -227,7 +230,7 @@ impl Reactor {
                 }
             }
         }
-        Ok(())
+        Ok(woken)
     }
 
     /// How long the poll may wait: not at all while work is left over; else until the next deadline.

@@ -97,7 +97,7 @@ impl Bench {
 
 fn closed(reactor: &Reactor, reason: CloseReason) -> bool {
     let shards = [Arc::clone(&reactor.metrics)];
-    let text = crate::metrics::expose(&crate::metrics::ServerMetrics::default(), &shards);
+    let text = crate::metrics::expose(&crate::metrics::ServerMetrics::default(), &shards).into_text();
     text.contains(&format!("{{reason=\"{}\"}} 1\n", reason.label()))
 }
 

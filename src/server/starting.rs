@@ -6,9 +6,10 @@ use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 
 use anyhow::Context as _;
+use bgb_daemon::admin;
 use bgb_daemon::clock::Now;
-use bgb_daemon::disk::{Disk, RealDisk};
-use bgb_daemon::http_server::{HttpServer, Request, Response};
+use bgb_daemon::disk::{Disk, RealDisk, TimedDisk};
+use bgb_daemon::http_server::HttpServer;
 use bgb_daemon::lock::ProcessLock;
 use bgb_hub::{Hub, HubOptions, ticks_from_secs};
 use bgb_protocol::ids::ServerId;
@@ -78,7 +79,7 @@ impl<'a> Starting<'a> {
     /// Gives what a shard writes to.
     pub(super) fn writers(&self, messages: Receiver<StatusMessage>) -> anyhow::Result<([Writer; 3], Links)> {
         let Self { config, shared, fault, .. } = self;
-        let outgoing = open_outgoing(config)?;
+        let outgoing = open_outgoing(config, &shared.metrics)?;
         let results_ms = u64::from(config.results_seconds) * 1000;
         let (spool, recovered) = Spool::open(outgoing.clone(), &config.spool, results_ms)?;
         say_recovered(recovered, config, &shared.status);
@@ -215,8 +216,8 @@ pub(super) fn load_tls(config: &ServerConfig, former: Option<&TlsContext>) -> an
     TlsContext::load(&config.tls, config.site.0, ServerId(config.server), &ticket_keys, former)
 }
 
-fn open_outgoing(config: &ServerConfig) -> anyhow::Result<Outgoing> {
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+fn open_outgoing(config: &ServerConfig, metrics: &ServerMetrics) -> anyhow::Result<Outgoing> {
+    let disk: Arc<dyn Disk> = Arc::new(TimedDisk::new(RealDisk, Arc::clone(&metrics.fsync_times)));
     let mut nonce = [0; 8];
     aws_lc_rs::rand::fill(&mut nonce).context("the system gives no randomness")?;
     let nonce = u64::from_be_bytes(nonce);
@@ -269,36 +270,22 @@ fn spawn_reactor(
         .context("the system gives no thread for a reactor")
 }
 
-/// Binds the address of `/metrics` and its like.
-pub(super) fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).with_context(|| {
-        format!("cannot listen on {address} for metrics; change `admin` in server.toml if the port is in use")
-    })
-}
-
 /// Answers `/metrics` and its like. It is called once the server listens.
 pub(super) fn serve_admin(
     listener: TcpListener,
+    config: &ServerConfig,
     life: Arc<Life>,
     server: &Arc<ServerMetrics>,
     shards: Vec<Arc<ShardMetrics>>,
 ) -> anyhow::Result<HttpServer> {
-    let server = Arc::clone(server);
-    let handler = move |request: Request| match (request.head.method.as_str(), request.head.path()) {
-        ("GET" | "HEAD", "/metrics") => Response {
-            content_type: "text/plain; version=0.0.4; charset=utf-8",
-            ..Response::text(metrics::expose(&server, &shards))
-        },
-        ("GET" | "HEAD", "/healthz") => Response::text("ok\n"),
-        ("GET" | "HEAD", "/readyz") => match unready(&life, &server) {
-            None => Response::text("ok\n"),
-            Some(why) => Response::error(503, why),
-        },
-        ("GET" | "HEAD", _) => Response::error(404, "there are /metrics, /healthz and /readyz here"),
-        _ => Response::error(405, "only GET is answered here").with_header("allow", "GET, HEAD"),
+    let (spool, of_page) = (config.spool.clone(), Arc::clone(server));
+    let page = move || {
+        let mut out = metrics::expose(&of_page, &shards);
+        metrics::expose_free(&mut out, RealDisk.free_bytes(&spool).ok());
+        out.into_text()
     };
-    // Two scrapers and a person; requests have no body.
-    Ok(HttpServer::start(listener, "admin", 2, 1024, Arc::new(handler))?)
+    let server = Arc::clone(server);
+    Ok(admin::serve(listener, page, move || unready(&life, &server))?)
 }
 
 /// Why no device can sign in at present.

@@ -34,6 +34,7 @@ pub(crate) const CODE: &str = "LAB";
 /// Below the ports that the kernel gives to outgoing connections (32768 and above).
 const API_PORT: u16 = 20_000;
 const LISTEN_PORTS: u16 = 21_000;
+/// The manager's; servers have those behind it, by number.
 const ADMIN_PORTS: u16 = 22_000;
 
 /// Lines of each log that a failing test shows.
@@ -89,6 +90,7 @@ impl Site {
         let folder = site.folder().root().to_str().unwrap().to_owned();
         let listen = |server| SocketAddr::from((site.listening, LISTEN_PORTS + server)).to_string();
         let api = SocketAddr::from((site.address, API_PORT)).to_string();
+        let admin = site.admin_of_manager().to_string();
         site.bgb_done(&[
             "site",
             "init",
@@ -99,6 +101,8 @@ impl Site {
             &listen(1),
             "--manager-listen",
             &api,
+            "--manager-admin",
+            &admin,
         ]);
         for server in 2..=servers {
             site.bgb_done(&["site", "server-add", &folder, "--server-address", &listen(server)]);
@@ -400,6 +404,16 @@ impl Site {
         until_equal(&what, SOON, &wanted, || self.closed(1, reason));
     }
 
+    /// Where a server's metrics are.
+    pub(crate) fn admin_of_server(&self, server: u16) -> SocketAddr {
+        (self.address, ADMIN_PORTS + server).into()
+    }
+
+    /// Where the manager's metrics are.
+    pub(crate) fn admin_of_manager(&self) -> SocketAddr {
+        (self.address, ADMIN_PORTS).into()
+    }
+
     /// A server's log.
     pub(crate) fn server_log(&self) -> String {
         fs::read_to_string(self.folder().log("BGBServer.log")).unwrap_or_default()
@@ -414,7 +428,7 @@ impl Site {
     }
 
     fn metrics(&self, server: u16) -> String {
-        let url = format!("http://{}:{}/metrics", self.address, ADMIN_PORTS + server);
+        let url = format!("http://{}/metrics", self.admin_of_server(server));
         let answer = ureq::get(url).call().and_then(|mut answer| answer.body_mut().read_to_string());
         answer.unwrap_or_default()
     }

@@ -392,7 +392,7 @@ impl World {
         {
             match output {
                 Output::Connect { server, .. } => self.on_agent_connects(agent, &server),
-                Output::Disconnect { reason } => self.on_agent_disconnects(agent, reason),
+                Output::Disconnect { reason } => self.on_agent_disconnects(agent, reason.sentence()),
                 Output::Say(message) => self.on_agent_says(agent, &message),
                 Output::Start(start) => self.on_agent_begins(agent, &start),
                 Output::Kill { task } => self.on_agent_kills(agent, task),

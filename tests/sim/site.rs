@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use bgb_daemon::disk::SimDisk;
 use bgb_manager::bell::Bell;
@@ -188,7 +189,7 @@ fn parts(
         servers: (0..SERVERS).map(address_of).collect(),
         presence_full_ms,
         scan_ms: SCAN_MS,
-        stopwatch: Box::new(|| 0),
+        stopwatch: Box::new(|| Duration::ZERO),
         random: Box::new(move || dice.bytes()),
     })
 }

@@ -20,6 +20,7 @@ mod crash;
 mod database;
 mod false_servers;
 mod inbox;
+mod monitoring;
 mod moving;
 mod orders;
 mod restoring;

@@ -66,6 +66,7 @@ fn a_port_in_use_is_named() {
     let manager = site.folder().manager_config();
     for (program, config, key) in [
         (Program::Manager, &manager, "listen"),
+        (Program::Manager, &manager, "admin"),
         (Program::Server, &server, "admin"),
         (Program::Server, &server, "listen"),
     ] {
@@ -119,7 +120,9 @@ fn a_second_manager_of_the_same_site_is_refused() {
     site.start_manager();
     let config = site.folder().manager_config();
     edit_toml(&config, |table| {
-        table.insert("listen".into(), Value::String(format!("{}:0", site.address())));
+        for key in ["listen", "admin"] {
+            table.insert(key.into(), Value::String(format!("{}:0", site.address())));
+        }
     });
     let ended = fails(&site, Program::Manager, &config);
     says(&ended, &["another manager"]);

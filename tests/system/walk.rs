@@ -165,7 +165,7 @@ fn a_person_is_shown_whom_a_task_reaches_and_nothing_is_sent_without_a_yes() {
 fn the_demo_says_which_ports_it_takes_instead_and_leaves_no_process_behind() {
     let folder = tempfile::tempdir().unwrap();
     // Whoever has one of these already serves as well.
-    let _taken: Vec<_> = (10_123..=10_125).map(|port| TcpListener::bind(("127.0.0.1", port))).collect();
+    let _taken: Vec<_> = (10_123..=10_126).map(|port| TcpListener::bind(("127.0.0.1", port))).collect();
     let place = folder.path().join("demo");
     let arguments = ["demo", "--agents", "2", "--dir", place.to_str().unwrap()];
     let mut demo = process::start(Program::Cli, "demo", arguments, folder.path(), &Surroundings::default());
@@ -174,7 +174,7 @@ fn the_demo_says_which_ports_it_takes_instead_and_leaves_no_process_behind() {
         demo.stdout().contains("The demo runs until Ctrl-C")
     });
     let said = demo.stdout() + &demo.stderr();
-    for port in ["10123", "10124", "10125"] {
+    for port in ["10123", "10124", "10125", "10126"] {
         let line = said.lines().find(|line| line.contains(port) && line.contains("taken"));
         assert!(line.is_some(), "nobody says that port {port} is taken: {said}");
     }

@@ -143,7 +143,7 @@ impl Agent {
     fn write_end(&mut self, now: Now, end: End) -> Result<(), AgentError> {
         match self.journal.finish(end.task, end.expires, end.state, &end.result)? {
             Written::Yes => {
-                self.counters.ended += 1;
+                self.counters.count_end(end.state);
                 tracing::info!(task = %end.task, state = %end.state, "task ended");
             }
             Written::NoRoom => {
@@ -162,7 +162,7 @@ impl Agent {
         reason: RefusalReason,
     ) -> Result<(), AgentError> {
         let result = self.sign(now, task, Verdict::refused(reason))?;
-        self.counters.ended += 1;
+        self.counters.count_end(TaskState::Refused);
         tracing::warn!(%task, %reason, "task refused");
         self.say(AgentMessage::Result(Box::new(result)));
         Ok(())

@@ -97,6 +97,7 @@ impl<'a> Added<'a> {
 fn init(arguments: SiteInit, terminal: &Terminal) -> Result<Exit, Failure> {
     check_loopback("--manager-listen", arguments.manager_listen)?;
     check_loopback("--server-admin", arguments.server_admin)?;
+    check_loopback("--manager-admin", arguments.manager_admin)?;
     let _log = set_up_log(&SiteFolder::new(&arguments.folder))?;
     let listen = arguments.server_listen.unwrap_or_else(|| everywhere(&arguments.server_address));
     let now = Clock::of_this_machine(true).now;
@@ -104,6 +105,7 @@ fn init(arguments: SiteInit, terminal: &Terminal) -> Result<Exit, Failure> {
         server_listen: listen,
         server_admin: arguments.server_admin,
         manager_listen: arguments.manager_listen,
+        manager_admin: arguments.manager_admin,
         ..InitOptions::new(arguments.folder, arguments.code, arguments.server_address, now)
     })
     .map_err(|error| failure(&error))?;

@@ -17,7 +17,7 @@ use bgb_site::init::{InitOptions, site_init};
 use crate::command::site::failure as site_failure;
 use crate::demo::Interrupt;
 use crate::demo::folder::DemoFolder;
-use crate::demo::ports::{ADMIN_PORT, ANY, API_PORT, SERVER_PORT, free_or_any, loopback};
+use crate::demo::ports::{ADMIN_PORT, ANY, API_PORT, MANAGER_ADMIN_PORT, SERVER_PORT, free_or_any, loopback};
 use crate::demo::process::Process;
 use crate::figures::Clock;
 use crate::outcome::Failure;
@@ -39,13 +39,15 @@ const END_DEADLINE: Duration = Duration::from_secs(15);
 /// Between two looks at processes while nothing else happens.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Where the server listens; the manager's API is found through the site's folder.
+/// Where server and manager listen; the manager's API is found through the site's folder.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Addresses {
     /// The server, for devices.
     pub(crate) devices: SocketAddr,
     /// The server's metrics and health.
     pub(crate) admin: SocketAddr,
+    /// The manager's.
+    pub(crate) manager_admin: SocketAddr,
 }
 
 /// All processes of the demo.
@@ -54,7 +56,7 @@ pub(crate) struct Household {
     agents: Vec<Process>,
     manager: Process,
     server: Process,
-    /// Where the server listens.
+    /// Where they listen.
     pub(crate) addresses: Addresses,
 }
 
@@ -73,11 +75,12 @@ impl Household {
         let devices = address(&server, &ready, "tcp")?;
         let admin = address(&server, &ready, "admin")?;
         let (manager, ready) = start_manager(folder, &site, devices, interrupt)?;
-        let api = address(&manager, &ready, "api")?;
+        let (api, manager_admin) = (address(&manager, &ready, "api")?, address(&manager, &ready, "admin")?);
         for (asked, got, whose) in [
             (SERVER_PORT, devices, "the notification server"),
             (API_PORT, api, "the manager's API"),
             (ADMIN_PORT, admin, "the server's metrics"),
+            (MANAGER_ADMIN_PORT, manager_admin, "the manager's metrics"),
         ] {
             if got.port() != asked {
                 terminal.remark(format_args!("Port {asked} is taken; {whose} has {} instead.", got.port()));
@@ -86,8 +89,10 @@ impl Household {
         // A program that is started again by hand is to have the same ports; and `bgb --site` reads the API's there.
         let server_keys = [("listen", devices.to_string().into()), ("admin", admin.to_string().into())];
         set(&site.server_config(SERVER), &server_keys)?;
-        set(&site.manager_config(), &[("listen", api.to_string().into())])?;
-        Ok(Self { agents: Vec::new(), manager, server, addresses: Addresses { devices, admin } })
+        let manager_keys = [("listen", api.to_string().into()), ("admin", manager_admin.to_string().into())];
+        set(&site.manager_config(), &manager_keys)?;
+        let addresses = Addresses { devices, admin, manager_admin };
+        Ok(Self { agents: Vec::new(), manager, server, addresses })
     }
 
     /// Starts the agent of `name` with the configuration `config`.
@@ -183,6 +188,7 @@ fn make_site(folder: &DemoFolder) -> Result<SiteFolder, Failure> {
         server_listen: loopback(SERVER_PORT),
         server_admin: loopback(ADMIN_PORT),
         manager_listen: loopback(API_PORT),
+        manager_admin: loopback(MANAGER_ADMIN_PORT),
         ..InitOptions::new(folder.site(), code, addresses, now)
     };
     let report = site_init(&options).map_err(|error| site_failure(&error))?;
@@ -216,12 +222,18 @@ fn start_manager(
     interrupt: &Interrupt,
 ) -> Result<(Process, Ready), Failure> {
     let config = site.manager_config();
-    let with_port = |port: u16| {
+    let with_ports = |api: u16, admin: u16| {
         let servers = vec![toml::Value::from(devices.to_string())];
-        set(&config, &[("listen", loopback(port).to_string().into()), ("servers", servers.into())])?;
+        let keys = [
+            ("listen", loopback(api).to_string().into()),
+            ("admin", loopback(admin).to_string().into()),
+            ("servers", servers.into()),
+        ];
+        set(&config, &keys)?;
         start_ready(folder, "manager", "bgb-manager", &config, interrupt)
     };
-    with_port(free_or_any(API_PORT)).or_else(|_| with_port(ANY))
+    let ports = (free_or_any(API_PORT), free_or_any(MANAGER_ADMIN_PORT));
+    with_ports(ports.0, ports.1).or_else(|_| with_ports(ANY, ANY))
 }
 
 fn start_ready(

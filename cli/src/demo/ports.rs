@@ -12,6 +12,8 @@ pub(crate) const SERVER_PORT: u16 = 10_123;
 pub(crate) const API_PORT: u16 = 10_124;
 /// The notification server's page of metrics and health.
 pub(crate) const ADMIN_PORT: u16 = 10_125;
+/// The manager's page of metrics and health.
+pub(crate) const MANAGER_ADMIN_PORT: u16 = 10_126;
 
 /// Any free port.
 pub(crate) const ANY: u16 = 0;

@@ -267,6 +267,7 @@ impl<'a> Story<'a> {
             ("devices connect to", format!("{} (TLS)", addresses.devices)),
             ("manager's API", self.manager.address().to_owned()),
             ("server's metrics", format!("http://{}/metrics", addresses.admin)),
+            ("manager's metrics", format!("http://{}/metrics", addresses.manager_admin)),
             ("folder", self.folder.root().display().to_string()),
         ] {
             self.terminal.say(format_args!("{what:<19}{value}"))?;

@@ -29,6 +29,7 @@ impl TestApi {
         let addresses = vec!["bgb.example.org:10123".to_owned()];
         let mut options = InitOptions::new(root.path().join("site"), "LAB".parse().unwrap(), addresses, now);
         options.manager_listen = "127.0.0.1:0".parse().unwrap();
+        options.manager_admin = "127.0.0.1:0".parse().unwrap();
         let folder = site_init(&options).unwrap().folder;
         let config = ManagerConfig::load(&folder.manager_config()).unwrap();
         let service = Service::start(&config).unwrap();

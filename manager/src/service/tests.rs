@@ -23,6 +23,7 @@ impl Site {
         let addresses = vec!["127.0.0.1:10123".to_owned()];
         let mut options = InitOptions::new(root.path().join("site"), "LAB".parse().unwrap(), addresses, now);
         options.manager_listen = "127.0.0.1:0".parse().unwrap();
+        options.manager_admin = "127.0.0.1:0".parse().unwrap();
         let folder = site_init(&options).unwrap().folder;
         Self { _root: root, folder }
     }
@@ -122,4 +123,18 @@ fn a_file_that_comes_while_it_runs_is_taken_in_by_the_threads() {
         std::thread::yield_now();
     }
     service.stop().unwrap();
+}
+
+#[test]
+fn a_manager_is_ready_while_it_can_write_and_does_not_stop() {
+    let (figures, stopping) = (Arc::new(Figures::default()), Arc::new(AtomicBool::new(false)));
+    let (alive, ended) = bounded::<()>(0);
+    let health = Health { figures: Arc::clone(&figures), stopping: Arc::clone(&stopping), ended };
+    assert!(health.unready().is_some_and(|why| why.contains("cannot be written")));
+    figures.set_standing(|standing| standing.database_writable = true);
+    assert_eq!(health.unready(), None);
+    drop(alive);
+    assert!(health.unready().is_some_and(|why| why.contains("has ended")));
+    stopping.store(true, Ordering::Release);
+    assert!(health.unready().is_some_and(|why| why.contains("stops")));
 }

@@ -37,6 +37,8 @@ fn a_new_site_has_all_that_its_daemons_need() {
     assert!(folder.bell().exists() && folder.server_spool(ServerId(1)).is_dir());
     let config = std::fs::read_to_string(folder.manager_config()).unwrap();
     assert!(config.contains("servers = [\"bgb.example.org:10123\"]"), "{config}");
+    // As docs/configuration.md has them.
+    assert!(config.contains("listen = \"127.0.0.1:10124\"\nadmin = \"127.0.0.1:10126\"\n"), "{config}");
 }
 
 #[test]

@@ -168,6 +168,15 @@ impl TaskRow {
 }
 
 impl Queries<'_> {
+    /// How many tasks are active; an index has those alone.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn active_tasks(&self) -> Result<u64, SiteError> {
+        let sql = "SELECT count(*) FROM task WHERE phase = 1";
+        Ok(unsigned(self.connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?))
+    }
+
     /// Tasks, the newest first, at most `limit`; those before `before`, or from the newest on.
     ///
     /// # Errors
