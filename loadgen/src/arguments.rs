@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench::Bench;
+use crate::flood::FloodArguments;
 use crate::floor::writes::ReaderArguments;
 use crate::sources::Sources;
 use crate::worker::WorkerArguments;
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Mixed(MixedArguments),
     /// Goes on for hours, and tells what the servers have grown to
     Soak(SoakArguments),
+    /// Has strangers flood the server with handshakes: who stays signed in, and how late a push is then (with a site of its own only)
+    Flood(FloodScenarioArguments),
     /// Kills the server, starts it again, and waits until all are back (with a site of its own only)
     Storm(StormArguments),
     /// Finds how many connections this machine holds, and at what push latency: a page
@@ -44,6 +47,9 @@ pub(crate) enum Command {
     /// Writes the table of BENCHMARKS.md from the lines of benchmarks
     #[command(hide = true)]
     Report(ReportArguments),
+    /// Begins handshakes and never ends one
+    #[command(hide = true)]
+    FloodWorker(FloodArguments),
     /// Reads what a floor writes
     #[command(hide = true)]
     FloorReader(ReaderArguments),
@@ -227,6 +233,19 @@ pub(crate) struct SoakArguments {
     /// Tasks in a second, each to one device
     #[arg(long, default_value_t = 5.0)]
     pub(crate) tasks_per_second: f64,
+}
+
+/// `bgb-loadgen flood`.
+#[derive(Args)]
+pub(crate) struct FloodScenarioArguments {
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+    /// How long tasks go to single devices, in peace and then in the flood
+    #[arg(long, default_value_t = 20)]
+    pub(crate) seconds: u64,
+    /// The part of a core that the flood has, in percent
+    #[arg(long, default_value_t = 50)]
+    pub(crate) core_percent: u32,
 }
 
 /// `bgb-loadgen fleet`.

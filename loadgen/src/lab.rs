@@ -30,6 +30,8 @@ pub(crate) struct LabOptions {
     pub(crate) servers: usize,
     /// What each server is configured for.
     pub(crate) connections_max: usize,
+    /// Whether addresses of this machine count as strangers', whose handshakes are limited.
+    pub(crate) has_strangers: bool,
 }
 
 /// Ports of the first server: for agents, and for its metrics; those of the next are this much higher.
@@ -86,6 +88,9 @@ impl Lab {
             edit(&server_config(&site, number), |config| {
                 config.insert("reactors".to_owned(), Value::Integer(options.reactors as i64));
                 config.insert("connections_max".to_owned(), Value::Integer(options.connections_max as i64));
+                if options.has_strangers {
+                    config.insert("handshake_exempt_networks".to_owned(), Value::Array(Vec::new()));
+                }
             })?;
         }
         let manager = Running::start("bgb-manager", &site.join("manager.toml"), folder.path())?;

@@ -12,6 +12,7 @@ mod client; // one agent: what it says, over which TLS and socket
 mod clock; // time that all processes share
 mod crew; // the workers, as their coordinator has them
 mod fleet; // devices made in bulk, in a folder
+mod flood; // strangers who begin handshakes and never end them
 mod floor; // what the machine does at its best
 mod lab; // a site of its own
 mod manager; // the manager's API
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Worker(own) => worker::run(own),
         Command::Bench(own) => bench::run(own),
         Command::Report(own) => report::run(own),
+        Command::FloodWorker(own) => flood::run(own),
         Command::FloorReader(own) => floor::writes::run_reader(own),
         scenario => scenario::run(scenario),
     };

@@ -5,6 +5,7 @@
 mod connect;
 mod fanout;
 mod fleet;
+mod flood;
 mod idle;
 mod mixed;
 mod size;
@@ -74,6 +75,7 @@ pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
         Command::Idle(own) => idle::run(Run::begin(&own.run)?, own),
         Command::Fanout(own) => fanout::run(Run::begin(&own.run)?, own),
         Command::Trickle(own) => trickle::run(Run::begin(&own.run)?, own),
+        Command::Flood(own) => flood::run(Run::begin_among_strangers(&own.run)?, own),
         Command::Mixed(own) => mixed::run(Run::begin(&own.run)?, own),
         Command::Soak(own) => soak::run(Run::begin(&own.run)?, own),
         Command::Fleet(own) => fleet::run(Run::begin(&own.run)?, own),
@@ -83,12 +85,22 @@ pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
         | Command::Worker(_)
         | Command::Bench(_)
         | Command::Report(_)
+        | Command::FloodWorker(_)
         | Command::FloorReader(_) => bail!("that is no scenario"),
     }
 }
 
 impl Run {
     fn begin(arguments: &RunArguments) -> anyhow::Result<Self> {
+        Self::begin_with(arguments, false)
+    }
+
+    /// The same at servers that take addresses of this machine for strangers'.
+    fn begin_among_strangers(arguments: &RunArguments) -> anyhow::Result<Self> {
+        Self::begin_with(arguments, true)
+    }
+
+    fn begin_with(arguments: &RunArguments, has_strangers: bool) -> anyhow::Result<Self> {
         if arguments.agents == 0 || arguments.window == 0 {
             bail!("--agents and --window are 1 at least");
         }
@@ -100,6 +112,7 @@ impl Run {
                     devices: arguments.agents,
                     reactors: arguments.reactors,
                     servers: arguments.servers,
+                    has_strangers,
                     connections_max: connections_max.div_ceil(arguments.servers.max(1)),
                 };
                 Some(Lab::make(&options, |how_far| eprintln!("bgb-loadgen: {how_far}"))?)

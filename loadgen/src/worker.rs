@@ -80,7 +80,7 @@ pub(crate) fn run(arguments: &WorkerArguments) -> anyhow::Result<()> {
     crowd.run(&orders)
 }
 
-fn resolve(server: &str) -> anyhow::Result<std::net::SocketAddr> {
+pub(crate) fn resolve(server: &str) -> anyhow::Result<std::net::SocketAddr> {
     use std::net::ToSocketAddrs as _;
     let mut addresses =
         server.to_socket_addrs().with_context(|| format!("{server}: the server's name is not known"))?;

@@ -1,0 +1,78 @@
+//! Strangers flood the server with handshakes that they never end, while everybody else is signed in: who stays, and how late a push is then,
+//! against what it is in peace.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+
+use crate::arguments::FloodScenarioArguments;
+use crate::clock::SECOND_NS;
+use crate::flood::Flooded;
+use crate::scenario::Run;
+use crate::scenario::trickle::trickle;
+
+/// Tasks to single devices in each half, so far apart.
+const GAP_NS: u64 = SECOND_NS / 20;
+/// The flood goes on for a moment before and after what is measured.
+const MARGIN_SECS: u64 = 2;
+
+pub(super) fn run(mut run: Run, arguments: &FloodScenarioArguments) -> anyhow::Result<Value> {
+    ensure!(run.lab.is_some(), "a flood needs a site of the run's own: leave --site out");
+    ensure!((1..=100).contains(&arguments.core_percent), "--core-percent is 1 to 100");
+    run.connect(true, true)?;
+    let before = run.crew.progress();
+    let tasks = (arguments.seconds * SECOND_NS / GAP_NS).max(1);
+    let in_peace = trickle(&mut run, tasks, GAP_NS)?;
+    let fleet = run.lab.as_ref().map(crate::lab::Lab::fleet).context("the run has no site")?;
+    let mut flood = start(&fleet, arguments.seconds + 2 * MARGIN_SECS, arguments.core_percent)?;
+    run.rest_until(crate::clock::now_ns() + MARGIN_SECS * SECOND_NS);
+    let flooded = trickle(&mut run, tasks, GAP_NS);
+    // It ends by itself; whatever went wrong here, it is waited for.
+    let output = flood.wait_with_output_of()?;
+    let flooded = flooded?;
+    let told: Flooded = serde_json::from_slice(&output).context("the flood has told nothing")?;
+    let after = run.crew.progress();
+    let (peace_ms, flood_ms) = (in_peace.latencies.summary().p99_ms, flooded.latencies.summary().p99_ms);
+    run.figure("sessions_before", before.active);
+    run.figure("sessions_after", after.active);
+    run.figure("lost", after.lost - before.lost);
+    run.figure("missing", in_peace.missing + flooded.missing);
+    run.figure("peace_p99_ms", peace_ms);
+    run.figure("flood_p99_ms", flood_ms);
+    run.figure("p99_times", flood_ms / peace_ms.max(1e-9));
+    run.figure("handshakes_offered_per_second", told.said as f64 / told.seconds.max(1e-9));
+    run.figure("handshakes_answered_per_second", told.answered as f64 / told.seconds.max(1e-9));
+    run.figure("handshakes_refused", told.refused);
+    run.latencies = Some(flooded.latencies);
+    run.end("flood")
+}
+
+/// The process that floods; it is ended when this is dropped.
+struct Flood(std::process::Child);
+
+impl Flood {
+    fn wait_with_output_of(&mut self) -> anyhow::Result<Vec<u8>> {
+        let mut said = Vec::new();
+        if let Some(mut out) = self.0.stdout.take() {
+            std::io::Read::read_to_end(&mut out, &mut said)?;
+        }
+        self.0.wait()?;
+        Ok(said)
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(fleet: &Path, seconds: u64, core_percent: u32) -> anyhow::Result<Flood> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("flood-worker").arg("--fleet").arg(fleet);
+    command.args(["--seconds", &seconds.to_string(), "--core-percent", &core_percent.to_string()]);
+    Ok(Flood(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?))
+}
