@@ -59,7 +59,7 @@ pub(crate) fn records(input: &[u8]) {
                 assert!(said.starts_with(&heard), "what comes out is what was said");
                 match fed {
                     Ok(fed) if !fed.peer_closed => {
-                        assert!(answered.is_empty(), "nothing is answered before the end")
+                        assert!(answered.is_empty(), "nothing is answered before the end");
                     }
                     ended => return end(session, &mut opposite, ended.is_ok(), answered),
                 }

@@ -123,7 +123,7 @@ fn wheel(script: &Script) -> Costs {
         let arm =
             time(timers, || keys.iter().zip(&script.first).for_each(|(key, at)| wheel.arm(*key, later(*at))));
         let rearm = time(timers, || {
-            keys.iter().zip(&script.second).for_each(|(key, at)| wheel.arm(*key, later(*at)))
+            keys.iter().zip(&script.second).for_each(|(key, at)| wheel.arm(*key, later(*at)));
         });
         let mut fired = 0;
         let fire = time(timers, || {

@@ -62,7 +62,7 @@ fn main() -> anyhow::Result<()> {
 
     let mut store = Store::open(&ours)?;
     eprintln!("ingest: the online list");
-    let list = take_in(&mut store, |store, first, rows| presence_chunk(store, first, rows))?;
+    let list = take_in(&mut store, presence_chunk)?;
     eprintln!("ingest: the results");
     let key = DeviceKey::generate().map_err(|error| anyhow::anyhow!("{error}"))?.0;
     let results = take_in(&mut store, |store, first, rows| results_chunk(store, task, &key, first, rows))?;
@@ -106,7 +106,7 @@ fn make_site(path: &Path) -> anyhow::Result<TaskId> {
     let mut store = Store::create(path, site_code()?, NOW)?;
     store.add_server(ServerId(1), "bgb.example:10123")?;
     for first in (0..ROWS).step_by(20_000) {
-        let device = |number: u32| NewDevice { name: hostname(number), labels: BTreeMap::new().into() };
+        let device = |number: u32| NewDevice { name: hostname(number), labels: BTreeMap::new() };
         let new: Vec<_> = (first..first + 20_000).map(device).collect();
         store.add_devices(&new, NOW, |device, _| Ok(record(device)))?;
     }

@@ -41,7 +41,7 @@ impl World {
             Order::Cancel { task, .. } => {
                 own.cancelled.insert(*task);
                 if own.pushed_by_letter.contains(task) {
-                    return self.violated(format!("task {task} is pushed, and its cancel was read with it"));
+                    self.violated(format!("task {task} is pushed, and its cancel was read with it"));
                 }
             }
             Order::Head { time, .. } if *time > own.newest_head => {

@@ -30,6 +30,9 @@ const NAPS_APART: u64 = 5;
 /// How long the last answers may take.
 const KEPT_WITHIN: Duration = Duration::from_secs(60);
 
+/// A task, and when it was meant to be ordered.
+type Ordered = (TaskId, u64);
+
 /// What happens next, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Happening {
@@ -49,7 +52,7 @@ pub(super) fn run(mut run: Run, arguments: &MixedArguments) -> anyhow::Result<Va
     run.rest_until(begun_ns + part(MORNING_ENDS));
     let active = run.crew.progress().active.max(1);
 
-    let (mut ones, mut alls): (Vec<(TaskId, u64)>, Vec<(TaskId, u64)>) = Default::default();
+    let (mut ones, mut alls) = (Vec::<Ordered>::new(), Vec::<Ordered>::new());
     for (number, (at, what)) in plan(&part, arguments.tasks_per_second).into_iter().enumerate() {
         let intended_ns = begun_ns + at;
         run.rest_until(intended_ns);
@@ -105,7 +108,7 @@ fn plan(part: &impl Fn(u64) -> u64, tasks_per_second: f64) -> Vec<(u64, Happenin
 }
 
 /// From the moments at which the tasks were meant to be ordered to their devices' having them; and how many nobody has had.
-fn latencies_of(run: &mut Run, tasks: &[(TaskId, u64)]) -> anyhow::Result<(Latencies, u64)> {
+fn latencies_of(run: &mut Run, tasks: &[Ordered]) -> anyhow::Result<(Latencies, u64)> {
     let (mut latencies, mut missing) = (Latencies::default(), 0);
     for (task, intended_ns) in tasks {
         let times = run.crew.task_times(*task, *intended_ns)?;
