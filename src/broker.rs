@@ -70,8 +70,8 @@ pub struct Broker {
     generation: Generation,
     sequence: u64,
     version: i64,
-    /// The newest head's time, and when it was read, in milliseconds of monotonic time.
-    head: Option<(UnixMillis, u64)>,
+    /// The site's time by the heads that were read, as of a moment of monotonic time in milliseconds.
+    site: Option<(UnixMillis, u64)>,
     /// The most that the wall clock was ahead of monotonic time since everything was read last, in milliseconds.
     lead_ms: i64,
     trouble: Option<Trouble>,
@@ -135,7 +135,7 @@ impl Broker {
             generation: Generation([0; 16]),
             sequence: 0,
             version: 0,
-            head: None,
+            site: None,
             lead_ms: lead_ms(now),
             trouble: None,
         };
@@ -226,13 +226,18 @@ impl Broker {
 
     /// What ended before this is not needed any more: the wall clock, or the site's time where that is earlier.
     fn over_before(&self, now: Now) -> UnixMillis {
-        let site = self.head.map(|(time, read_ms)| time.plus(now.mono_ms.saturating_sub(read_ms)));
-        site.map_or(unix(now), |site| site.min(unix(now)))
+        self.site_time(now).map_or(unix(now), |site| site.min(unix(now)))
     }
 
+    fn site_time(&self, now: Now) -> Option<UnixMillis> {
+        self.site.map(|(time, at_ms)| time.plus(now.mono_ms.saturating_sub(at_ms)))
+    }
+
+    /// A head that is read late sets nothing back.
     fn hear_head(&mut self, time: Option<UnixMillis>, now: Now) {
-        let newest = self.head.map(|(time, _)| time);
-        self.head = time.filter(|_| time > newest).map(|time| (time, now.mono_ms)).or(self.head);
+        if time > self.site_time(now) {
+            self.site = time.map(|time| (time, now.mono_ms));
+        }
     }
 
     /// Hands rows to the shards: the head first, since what is over is judged by it, and cancels before all else, so that what was cancelled

@@ -50,6 +50,8 @@ pub(crate) struct ActiveTasks {
     cancels: BTreeMap<TaskId, Cancel>,
     /// Tasks that were active before a reset and have not come again.
     before_reset: BTreeMap<TaskId, ActiveTask>,
+    /// Devices whose hello knew a task that was not here yet: they have it when it comes.
+    named: BTreeMap<TaskId, RoaringBitmap>,
     /// When tasks and cancels end.
     ends: BTreeSet<(UnixMillis, TaskId)>,
     /// For each slot the last sign-in whose hello knew its task.
@@ -152,6 +154,7 @@ impl ActiveTasks {
             held_ever: 0,
             cancels: BTreeMap::new(),
             before_reset: BTreeMap::new(),
+            named: BTreeMap::new(),
             ends: BTreeSet::new(),
             known_at: Vec::new(),
             sign_ins: 0,
@@ -176,7 +179,10 @@ impl ActiveTasks {
         let cancel = self.cancels.get(&order.id).map(|cancel| Arc::clone(&cancel.signed));
         let (had, finished, cancel) = match self.before_reset.remove(&order.id) {
             Some(before) => (before.had, before.finished, cancel.or(before.cancel)),
-            None => (RoaringBitmap::new(), RoaringBitmap::new(), cancel),
+            None => {
+                let named = self.named.remove(&order.id).unwrap_or_default();
+                (named & order.targets.devices(), RoaringBitmap::new(), cancel)
+            }
         };
         let (id, expires) = (order.id, order.expires);
         let root = order.targets.digest().root;
@@ -385,6 +391,9 @@ impl ActiveTasks {
         for task in self.before_reset.values_mut() {
             task.had.remove(device.0);
         }
+        for devices in self.named.values_mut() {
+            devices.remove(device.0);
+        }
         for known in known {
             self.on_known(device, *known, &mut found);
         }
@@ -404,7 +413,7 @@ impl ActiveTasks {
 
     fn on_known(&mut self, device: DeviceId, known: KnownTask, found: &mut SignInTasks) {
         let KnownTask { task: id, state } = known;
-        let cancel = self.cancels.get(&id).map(|cancel| &cancel.signed);
+        let cancel = self.cancels.get(&id).map(|cancel| Arc::clone(&cancel.signed));
         let active = self.by_id.get(&id).copied();
         let task = match active {
             Some(slot) => Some(&mut self.tasks[slot]),
@@ -423,14 +432,24 @@ impl ActiveTasks {
                 }
             }
             None if active.is_some() => return,
+            None if !state.is_final() => self.note_named(id, device),
             None => {}
         }
         if let Some(slot) = active {
             self.known_at[slot] = self.sign_ins;
         }
         if let Some(cancel) = cancel.filter(|_| !state.is_final()) {
-            found.cancels.push(Arc::clone(cancel));
+            found.cancels.push(cancel);
         }
+    }
+
+    /// A hello knows a task that is not here, and has not ended it.
+    fn note_named(&mut self, task: TaskId, device: DeviceId) {
+        // Ids sort by the time of their making: the oldest go first.
+        while self.named.len() >= self.active_max && !self.named.contains_key(&task) {
+            self.named.pop_first();
+        }
+        self.named.entry(task).or_default().insert(device.0);
     }
 
     fn release(&mut self, slot: Slot, devices: Option<Arc<RoaringBitmap>>) -> Step {

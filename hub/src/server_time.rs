@@ -1,7 +1,9 @@
 //! The server's time: what it judges the validity of tasks and certificates by.
 //!
-//! It is the later of the wall clock and the newest head's time plus the ticks since. So a wall clock that is behind
-//! does not push what has expired. It also keeps the newest head itself, for those who are to hear of it.
+//! It is the later of the wall clock and the site's time: what heads told, plus the ticks since. So a wall clock that is behind
+//! does not push what has expired. Each head is a moment that has passed when it is heard, some sooner and some later: the latest that any of
+//! them leads to is nearest to the truth, and a head that comes late sets nothing back. It also keeps the newest head itself, for those who are
+//! to hear of it.
 
 use std::sync::Arc;
 
@@ -19,6 +21,8 @@ pub(crate) struct ServerTime {
 struct Head {
     signed: Arc<[u8]>,
     time: UnixMillis,
+    /// The site's time when it was heard.
+    site: UnixMillis,
     heard: Tick,
 }
 
@@ -31,7 +35,8 @@ impl ServerTime {
     /// Takes a head, if it is newer than the present one.
     pub(crate) fn on_head(&mut self, signed: Arc<[u8]>, time: UnixMillis) {
         if self.head.as_ref().is_none_or(|head| time > head.time) {
-            self.head = Some(Head { signed, time, heard: self.now.tick });
+            let site = self.head.as_ref().map_or(time, |_| self.site_time().max(time));
+            self.head = Some(Head { signed, time, site, heard: self.now.tick });
         }
     }
 
@@ -49,10 +54,10 @@ impl ServerTime {
         self.now.unix.max(self.site_time())
     }
 
-    /// The site's time, as far as heads tell: the newest one's and the ticks since, or the wall clock where there is none. What is over by
+    /// The site's time, as far as heads tell, or the wall clock where there is none. What is over by
     /// it may be forgotten: a wall clock that is ahead may be set back, and what it made seem over is not then.
     pub(crate) fn site_time(&self) -> UnixMillis {
-        self.head.as_ref().map_or(self.now.unix, |head| head.time.plus(self.since_ms(head)))
+        self.head.as_ref().map_or(self.now.unix, |head| head.site.plus(self.since_ms(head)))
     }
 
     /// The tick at which the site's time will be `time`, as far as can be told now; the present one when it has passed.
@@ -103,6 +108,18 @@ mod tests {
         time.set(at(30, 900_000));
         assert_eq!((time.site_time(), time.time()), (UnixMillis(52_000), UnixMillis(900_000)));
         assert_eq!(time.tick_of_site(UnixMillis(52_150)), Tick(32));
+    }
+
+    #[test]
+    fn a_head_that_is_heard_late_sets_nothing_back() {
+        let mut time = ServerTime::default();
+        time.set(at(10, 0));
+        time.on_head(vec![1].into(), UnixMillis(50_000));
+        time.set(at(810, 0));
+        time.on_head(vec![2].into(), UnixMillis(110_000));
+        assert_eq!((time.head(), time.site_time()), (vec![2], UnixMillis(130_000)));
+        time.on_head(vec![3].into(), UnixMillis(140_000));
+        assert_eq!(time.site_time(), UnixMillis(140_000));
     }
 
     #[test]

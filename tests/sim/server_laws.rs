@@ -9,6 +9,7 @@ use bgb_hub::{ChannelKey, Order};
 use bgb_protocol::file::presence::PresenceRow;
 use bgb_protocol::ids::{DeviceId, TaskId, UnixMillis};
 use bgb_protocol::message::TaskPush;
+use bgb_protocol::task::SignedCancel;
 
 use crate::forger::HeardPush;
 use crate::model::Bar;
@@ -101,6 +102,59 @@ impl World {
                 return self
                     .violated(format!("server {} has not heard that task {task} is cancelled", server + 1));
             }
+            if let Some(device) = self.not_taken_back(server, process, task).filter(|_| is_to_know) {
+                return self.violated(format!(
+                    "device {device} has task {task}, is signed in on server {}, and was not told of its cancel",
+                    server + 1
+                ));
+            }
+        }
+    }
+
+    /// Every task that is cancelled: a server that can read the queue again may have to catch up.
+    pub(crate) fn on_all_cancels_due(&mut self) {
+        let cancelled: Vec<TaskId> = self
+            .model
+            .tasks
+            .keys()
+            .copied()
+            .filter(|task| self.model.cancelled_since(*task).is_some())
+            .collect();
+        cancelled.into_iter().for_each(|task| self.on_cancel_due(task));
+    }
+
+    /// A device that has been signed in for a while and does read, has the task by all that the server was told, and has not answered it.
+    fn not_taken_back(&self, server: usize, process: &Process, task: TaskId) -> Option<DeviceId> {
+        let has_it = |(shard, device, active): &(usize, DeviceId, &Active)| {
+            let conn =
+                self.conn_of(server, *shard, active.channel).and_then(|id| self.network.conns.get(&id));
+            let is_settled = active.since_ms + HEEDED_WITHIN_MS <= self.now_ms;
+            let has = active.known_open.contains(&task) || active.pushed.contains(&task);
+            let is_answered = self.model.results_heard.contains(&(task, *device));
+            is_settled && conn.is_some_and(|conn| !conn.is_choked) && has && !is_answered
+        };
+        let shards = process.shards.iter().enumerate();
+        let mut sessions = shards
+            .flat_map(|(shard, own)| own.active.iter().map(move |(device, active)| (shard, *device, active)));
+        sessions
+            .find(|session| has_it(session) && !session.2.taken_back.contains(&task))
+            .map(|(_, device, _)| device)
+    }
+
+    pub(crate) fn on_cancel_written(
+        &mut self,
+        server: usize,
+        shard: usize,
+        channel: ChannelKey,
+        signed: &[u8],
+    ) {
+        let Ok(cancel) = SignedCancel::decode(signed) else {
+            return self.violated("a cancel that is sent cannot be read".to_owned());
+        };
+        let Some(process) = self.servers[server].process.as_mut() else { return };
+        let mut sessions = process.shards[shard].active.values_mut();
+        if let Some(active) = sessions.find(|active| active.channel == channel) {
+            active.taken_back.insert(cancel.statement().task);
         }
     }
 
@@ -242,6 +296,8 @@ impl World {
             session: row.session,
             since_ms: now_ms,
             known: present.known,
+            known_open: present.known_open,
+            taken_back: BTreeSet::new(),
             pushed: BTreeSet::new(),
         };
         if own.active.insert(device, active).is_some() {

@@ -241,6 +241,7 @@ impl World {
         }
         self.servers[server].queue_shown_ms = self.now_ms;
         self.after(HEEDED_WITHIN_MS, Event::BarsDue);
+        self.after(LOOK_MS + HEEDED_WITHIN_MS, Event::AllCancelsDue);
         let life = self.servers[server].life;
         self.after(LOOK_MS + HEEDED_WITHIN_MS, Event::PushesDue { server, life });
         self.site.link(&self.link_of(server));

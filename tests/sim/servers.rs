@@ -184,7 +184,10 @@ pub(crate) struct Active {
     pub(crate) session: SessionNumber,
     pub(crate) since_ms: u64,
     pub(crate) known: BTreeSet<TaskId>,
+    pub(crate) known_open: BTreeSet<TaskId>,
     pub(crate) pushed: BTreeSet<TaskId>,
+    /// Whose cancel went out to it.
+    pub(crate) taken_back: BTreeSet<TaskId>,
 }
 
 /// What is behind a channel's key.
@@ -194,6 +197,8 @@ pub(crate) struct Channel {
     pub(crate) fingerprint: [u8; 32],
     /// Tasks that the hello named.
     pub(crate) known: BTreeSet<TaskId>,
+    /// Those of them that had not ended.
+    pub(crate) known_open: BTreeSet<TaskId>,
     /// Results that were said here and are not known to be kept.
     owed: Vec<TaskId>,
     /// When something was heard here last, and how long it may stay silent from then on.
@@ -282,6 +287,7 @@ impl World {
             conn: id,
             fingerprint,
             known: BTreeSet::new(),
+            known_open: BTreeSet::new(),
             owed: Vec::new(),
             heard_ms: self.now_ms,
             silent_ms_max: HELLO_TICKS * TICK_MS,
@@ -334,6 +340,8 @@ impl World {
             AgentMessage::Hello(hello) => {
                 if let Some(own) = self.channel_mut(server, shard, channel) {
                     own.known = hello.known_tasks.iter().map(|known| known.task).collect();
+                    let open = hello.known_tasks.iter().filter(|known| !known.state.is_final());
+                    own.known_open = open.map(|known| known.task).collect();
                 }
             }
             AgentMessage::Result(result) => {
@@ -483,6 +491,7 @@ impl World {
                 Ok(task) => self.on_push(server, shard, channel, id, task.statement().task, push),
                 Err(error) => self.violated(format!("a task that is pushed cannot be read: {error}")),
             },
+            ServerMessage::Cancel(signed) => self.on_cancel_written(server, shard, channel, signed),
             ServerMessage::Welcome(welcome) => {
                 if let Some(own) = self.channel_mut(server, shard, channel) {
                     own.silent_ms_max = u64::from(welcome.keepalive_secs) * 1_500;

@@ -64,6 +64,7 @@ pub(crate) enum Event {
     // server_laws.rs
     BarsDue,
     CancelDue(TaskId),
+    AllCancelsDue,
     PushesDue { server: usize, life: u64 },
     DoubleCheck { server: usize, life: u64, device: DeviceId },
     // writers.rs
@@ -279,6 +280,7 @@ impl World {
             Event::ServerFails { server, life } => self.on_server_fails(server, life),
             Event::BarsDue => self.on_bars_due(),
             Event::CancelDue(task) => self.on_cancel_due(task),
+            Event::AllCancelsDue => self.on_all_cancels_due(),
             Event::PushesDue { server, life } => self.on_pushes_due(server, life),
             Event::DoubleCheck { server, life, device } => self.on_double_check(server, life, device),
             Event::SpoolTurn { server, life } => self.on_spool_turn(server, life),

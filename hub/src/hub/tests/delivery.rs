@@ -318,6 +318,18 @@ fn a_cancel_that_is_read_before_its_task_is_taken_from_those_who_have_it() {
 }
 
 #[test]
+fn a_cancel_that_is_read_before_its_task_reaches_those_who_knew_the_task_before_the_hub_did() {
+    let mut rig = Rig::new();
+    let (knows, other) = (rig.open(1), rig.open(2));
+    rig.hello(knows, knowing(1, &[(1, TaskState::Received)]));
+    rig.hello(other, hello(1));
+    assert!(cancels(&rig.cancel(1)).is_empty(), "nobody knows whose it is yet");
+    let told = cancels(&rig.start_task(1, &[1, 3]));
+    assert_eq!(told, [knows], "not those whom it does not concern");
+    assert!(pushes(&rig.turn()).is_empty());
+}
+
+#[test]
 fn a_cancel_that_comes_while_the_wall_clock_is_ahead_holds_when_it_is_right_again() {
     let mut rig = Rig::new();
     rig.order(Order::Head { signed: vec![1].into(), time: START });
