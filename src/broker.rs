@@ -253,6 +253,7 @@ impl Broker {
             Order::Cancel { .. } => 1,
             _ => 2,
         });
+        // The queue holds one at a time.
         if let Some(Order::Head { time, .. }) = orders.first() {
             self.hear_head(Some(*time), now);
         }

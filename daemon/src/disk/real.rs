@@ -102,6 +102,12 @@ impl Disk for RealDisk {
 /// Opens a folder that is to be synced. That there is no descriptor for it at this moment says nothing about the disk: whoever is told that a
 /// sync failed must end, so it is waited for.
 fn open_folder(dir: &Path) -> io::Result<File> {
+    let opened = File::open(openable(dir));
+    if !opened.as_ref().is_err_and(is_out_of_descriptors) {
+        return opened;
+    }
+    let folder = dir.display();
+    tracing::warn!(%folder, "there is no descriptor left to sync a folder with; work waits for one: raise LimitNOFILE");
     when_there_is_a_descriptor(DESCRIPTOR_WAIT, || File::open(openable(dir)))
 }
 
