@@ -41,8 +41,10 @@ struct SeenTask {
 pub(super) struct Model {
     pub(super) tick: u64,
     wall_ahead_ms: u64,
-    /// The newest head: its time, and when it was heard.
-    head: Option<(UnixMillis, u64)>,
+    /// The newest head's time.
+    head: Option<UnixMillis>,
+    /// The latest time that a head has led to, and at which tick.
+    site: Option<(UnixMillis, u64)>,
     pub(super) channels: BTreeMap<ChannelKey, Seen>,
     tasks: BTreeMap<TaskId, SeenTask>,
     /// Tasks as they were before a reset, which has taken them away.
@@ -65,7 +67,7 @@ impl Model {
 
     /// The server's time: the wall clock, or the head's where that is later.
     pub(super) fn time(&self) -> UnixMillis {
-        let by_head = self.head.map(|(time, heard)| time.plus((self.tick - heard) * TICK_MS));
+        let by_head = self.site.map(|(time, heard)| time.plus((self.tick - heard) * TICK_MS));
         by_head.unwrap_or_default().max(self.now().unix)
     }
 
@@ -173,8 +175,10 @@ impl Model {
     }
 
     pub(super) fn on_head(&mut self, time: UnixMillis) {
-        if self.head.is_none_or(|(newest, _)| time > newest) {
-            self.head = Some((time, self.tick));
+        if self.head.is_none_or(|newest| time > newest) {
+            let site = self.site.map(|(site, heard)| site.plus((self.tick - heard) * TICK_MS));
+            self.site = Some((site.map_or(time, |site| site.max(time)), self.tick));
+            self.head = Some(time);
         }
     }
 
@@ -293,7 +297,7 @@ impl Model {
                     ServerMessage::KeepaliveAnswer(head) => head,
                     _ => unreachable!("it is one of these two"),
                 };
-                let newest = self.head.map(|(time, _)| time.0.to_be_bytes().to_vec()).unwrap_or_default();
+                let newest = self.head.map(|time| time.0.to_be_bytes().to_vec()).unwrap_or_default();
                 assert_eq!(*head, newest, "the head that is told is not the newest");
             }
             ServerMessage::ResultKept(task) => {
