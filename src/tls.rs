@@ -247,7 +247,8 @@ impl TlsSession {
     /// (handshake messages, tickets, alerts) to `records`.
     ///
     /// # Errors
-    /// The session is over; the alert that says so is in `records`.
+    /// The session is over. Where a record or the handshake is at fault, the alert that says so is in `records`; where the peer is not one of ours,
+    /// close_notify is to follow.
     pub fn feed(
         &mut self,
         mut received: &mut [u8],

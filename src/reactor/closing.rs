@@ -15,7 +15,8 @@ use super::{CLOSING_TICKS, Reactor, hub_key};
 use crate::tls::TlsFault;
 
 impl Reactor {
-    /// TLS or the peer's certificate is at fault: the alert has been sent, what follows is the end.
+    /// TLS or the peer's certificate is at fault: TLS's alert has been sent; where only the certificate is not one of ours, close_notify
+    /// is all that is said.
     pub(super) fn fail(&mut self, now: Now, channel: SlotKey, fault: &TlsFault) {
         self.close_for(now, channel, fault.reason(), &fault.detail);
     }

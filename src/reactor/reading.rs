@@ -201,7 +201,11 @@ impl Reactor {
         let fed = channel.feed(&mut received[..bytes], plaintext, records);
         self.send_records(now, key);
         match fed {
-            Err(fault) => self.fail(now, channel_key, &fault),
+            Err(fault) => {
+                // What was said before the fault, by whoever is known, is heard.
+                self.take_frames(now, channel_key);
+                self.fail(now, channel_key, &fault);
+            }
             Ok((progress, peer_closed)) => {
                 if let Progress::Opened(established) = progress {
                     self.open(now, key, channel_key, &established);

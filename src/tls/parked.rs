@@ -21,6 +21,8 @@ use zeroize::Zeroize as _;
 
 /// Type, version that is no longer one, and length (RFC 8446 section 5.1).
 pub(super) const HEADER_BYTES: usize = 5;
+/// The version that every record names (section 5.1).
+const VERSION: [u8; 2] = [3, 3];
 /// Most bytes inside a record.
 const PLAINTEXT_MAX: usize = 1 << 14;
 /// Most bytes of a protected record's body (section 5.2).
@@ -82,6 +84,23 @@ struct Refused {
 impl Refused {
     fn record(alert: AlertDescription, detail: impl Into<String>) -> Self {
         Self { alert, misstep: Misstep::BadRecord(detail.into()) }
+    }
+}
+
+impl Refused {
+    /// The peer asks for new keys (section 4.6.3); `update` is what follows the message's type: its length, and whether it wants new keys as well.
+    fn key_update(update: &[u8]) -> Self {
+        let wrong = |alert| Self::record(alert, format!("a KeyUpdate of {update:?}"));
+        match update {
+            // The rest of a message that is cut in two would change nothing.
+            [0, 0, 1, 0 | 1] | [0, 0, 1] | [0, 0] | [0] | [] => {
+                Self { alert: AlertDescription::CloseNotify, misstep: Misstep::KeysWornOut }
+            }
+            [0, 0, 1, _] => wrong(AlertDescription::IllegalParameter),
+            // Keys change with it, so nothing follows it in its record (section 5.1).
+            [0, 0, 1, _, ..] => wrong(AlertDescription::UnexpectedMessage),
+            _ => wrong(AlertDescription::DecodeError),
+        }
     }
 }
 
@@ -173,6 +192,10 @@ impl Parked {
         }
         let decrypter = decrypter
             .get_or_insert_with(|| self.suite.aead_alg.decrypter(receiving.aead_key(), receiving.aead_iv()));
+        // It is among what is authenticated (section 5.2), where rustls puts in what it must be.
+        if record[1..3] != VERSION {
+            return Err(Refused::record(AlertDescription::BadRecordMac, "a record of another version"));
+        }
         let body = &mut record[HEADER_BYTES..];
         let sealed = InboundOpaqueMessage::new(ContentType::ApplicationData, ProtocolVersion::TLSv1_2, body);
         let number = *received;
@@ -201,12 +224,13 @@ impl Parked {
                     format!("the peer has sent the alert {alert:?}"),
                 )),
             },
+            (ContentType::Alert, []) => {
+                Err(Refused::record(AlertDescription::UnexpectedMessage, "an alert that is empty"))
+            }
             (ContentType::Alert, _) => {
                 Err(Refused::record(AlertDescription::DecodeError, "an alert that is not two bytes long"))
             }
-            (ContentType::Handshake, [KEY_UPDATE, ..]) => {
-                Err(Refused { alert: AlertDescription::CloseNotify, misstep: Misstep::KeysWornOut })
-            }
+            (ContentType::Handshake, [KEY_UPDATE, update @ ..]) => Err(Refused::key_update(update)),
             (kind, _) => Err(Refused::record(
                 AlertDescription::UnexpectedMessage,
                 format!("a record of type {kind:?} after the handshake"),

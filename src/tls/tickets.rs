@@ -13,6 +13,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
@@ -47,6 +48,8 @@ pub(super) struct Tickets {
     clock: Clock,
     /// The newest first.
     keys: RwLock<Vec<Key>>,
+    /// The file does not have them all.
+    is_unsaved: AtomicBool,
 }
 
 struct Key {
@@ -79,7 +82,13 @@ impl Tickets {
             Err(SecretError::Missing { .. }) => Vec::new(),
             Err(error) => return Err(error.into()),
         };
-        let tickets = Self { path: path.to_owned(), authority: digest_bytes, clock, keys: RwLock::new(keys) };
+        let tickets = Self {
+            path: path.to_owned(),
+            authority: digest_bytes,
+            clock,
+            keys: RwLock::new(keys),
+            is_unsaved: AtomicBool::new(false),
+        };
         if let Err(error) = tickets.rotate() {
             // A disk without room must not keep a fleet out.
             tracing::warn!(error = %format!("{error:#}"), "session tickets go on with the keys that are there, or with one that ends with this process");
@@ -101,26 +110,30 @@ impl Tickets {
     /// the file, and so no reactor may.
     ///
     /// # Errors
-    /// When a new key cannot be made or kept: then the present ones go on.
+    /// When a new key cannot be made, and the present ones go on; or when the keys cannot be kept, and end with the process unless a later call
+    /// can.
     pub(super) fn rotate(&self) -> anyhow::Result<()> {
         let now_secs = self.now_secs();
         let is_fresh = |key: &Key| key.made_secs <= now_secs && now_secs - key.made_secs < MAKES_SECS;
-        if self.keys.read().first().is_some_and(is_fresh) {
+        let has_fresh = self.keys.read().first().is_some_and(is_fresh);
+        if has_fresh && !self.is_unsaved.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let made = Key::draw(now_secs)?;
-        let opens = |key: &&Key| now_secs.saturating_sub(key.made_secs) < OPENS_SECS;
-        let mut file = Zeroizing::new(Vec::with_capacity(512));
+        if !has_fresh {
+            let made = Key::draw(now_secs)?;
+            let mut keys = self.keys.write();
+            keys.retain(|key| now_secs.saturating_sub(key.made_secs) < OPENS_SECS);
+            keys.insert(0, made);
+            self.is_unsaved.store(true, Ordering::Relaxed);
+        }
+        let mut file = Zeroizing::new(Vec::with_capacity(1_024));
         file.extend_from_slice(MAGIC);
         file.extend_from_slice(&self.authority);
-        made.write(&mut file);
-        self.keys.read().iter().filter(opens).for_each(|key| key.write(&mut file));
+        self.keys.read().iter().for_each(|key| key.write(&mut file));
         replace(&self.path, &file).with_context(|| {
             format!("{}: the keys of session tickets cannot be kept", self.path.display())
         })?;
-        let mut keys = self.keys.write();
-        keys.retain(|key| opens(&key));
-        keys.insert(0, made);
+        self.is_unsaved.store(false, Ordering::Relaxed);
         Ok(())
     }
 

@@ -280,7 +280,8 @@ fn records_of_the_largest_size_are_taken_and_larger_ones_are_not() {
 fn a_peer_that_closes_is_heard_to_its_last_word_and_no_further() {
     compare(&Outcome::closed(b"the end"), None, |device, out| {
         device.seal(b"the end", out);
-        device.close(out);
+        device.put_one(ContentType::Alert, &[WARNING, AlertDescription::CloseNotify.into()], out);
+        device.put_one(ContentType::ApplicationData, b"nobody hears this", out);
     });
     compare(&Outcome::closed(b"the end"), None, |device, out| {
         device.seal(b"the end", out);
@@ -297,11 +298,16 @@ fn an_alert_ends_the_connection() {
         device.put_one(ContentType::Alert, &[FATAL, AlertDescription::InternalError.into()], out);
         device.seal(b"more", out);
     });
-    for cut_short in [&[FATAL][..], &[]] {
+    for wrong in [&[FATAL][..], &[FATAL, 80, 0]] {
         compare(&Outcome::failed(b"", AlertDescription::DecodeError), None, |device, out| {
-            device.put_one(ContentType::Alert, cut_short, out);
+            device.put_one(ContentType::Alert, wrong, out);
         });
     }
+    // As section 5.4 demands; rustls says something else.
+    let rustls_says = Some(Some(AlertDescription::DecodeError));
+    compare(&Outcome::failed(b"", AlertDescription::UnexpectedMessage), rustls_says, |device, out| {
+        device.put_one(ContentType::Alert, &[], out);
+    });
 }
 
 #[test]
@@ -315,6 +321,18 @@ fn a_byte_that_was_changed_ends_the_connection() {
             out[last.min(start.saturating_add(at))] ^= 1;
             device.seal(b"more", out);
         });
+    }
+    // Of the header each byte counts. rustls looks at one of the two of the version.
+    let bench = Bench::new(BOTH_SUITES[0]);
+    let (parked, client, _) = bench.parked(&[]);
+    let device = device_end(client);
+    for at in 0..HEADER_BYTES {
+        let (mut device, mut bytes) = (device.again(), Vec::new());
+        device.seal(b"word", &mut bytes);
+        device.seal(&[0; 300], &mut bytes);
+        bytes[at] ^= 1;
+        let outcome = feed_parked(&parked, &device, &[&bytes]);
+        assert!(outcome.plaintext.is_empty() && outcome.end.is_err(), "byte {at}: {outcome:?}");
     }
     // Too short for a tag.
     compare(&Outcome::failed(b"", AlertDescription::BadRecordMac), None, |_, out| {
@@ -350,6 +368,35 @@ fn what_does_not_belong_after_a_handshake_ends_the_connection() {
         compare(&unexpected, Some(Some(AlertDescription::BadRecordMac)), |_, out| {
             out.extend_from_slice(&[kind, 3, 3, 0, 2, 1, 0]);
         });
+    }
+}
+
+#[test]
+fn padding_is_taken_off_and_a_record_of_nothing_but_padding_ends_the_connection() {
+    let padded = ContentType::from(0);
+    compare(&Outcome::goes_on(b"word"), None, |device, out| {
+        device.put_one(padded, b"word\x17\0\0", out);
+    });
+    // As section 5.4 demands; rustls ends it without a word.
+    compare(&Outcome::failed(b"", AlertDescription::UnexpectedMessage), Some(None), |device, out| {
+        device.put_one(padded, b"\0\0\0", out);
+    });
+}
+
+#[test]
+fn a_key_update_that_is_none_is_answered_as_what_it_is() {
+    let cases = [
+        (&[24, 0, 0, 1, 2][..], AlertDescription::IllegalParameter),
+        (&[24, 0, 0, 1, 0, 24, 0, 0, 1, 0], AlertDescription::UnexpectedMessage),
+        (&[24, 0, 0, 2, 0, 0], AlertDescription::DecodeError),
+    ];
+    let bench = Bench::new(BOTH_SUITES[0]);
+    let (parked, client, _) = bench.parked(&[]);
+    let device = device_end(client);
+    for (said, alert) in cases {
+        let (mut device, mut bytes) = (device.again(), Vec::new());
+        device.put_one(ContentType::Handshake, said, &mut bytes);
+        assert_eq!(feed_parked(&parked, &device, &[&bytes]), Outcome::failed(b"", alert), "{said:?}");
     }
 }
 

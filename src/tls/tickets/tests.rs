@@ -135,3 +135,23 @@ fn a_disk_that_takes_no_keys_keeps_nobody_out() {
         "it ended with its process"
     );
 }
+
+#[test]
+fn keys_change_also_while_the_disk_takes_none_and_are_kept_as_soon_as_it_does() {
+    let bench = Bench::new();
+    let tickets = bench.open(AUTHORITY);
+    let away = bench.folder.path().join("away");
+    // The folder's new file cannot be made where a folder has its name.
+    std::fs::create_dir_all(bench.path().with_extension("new").join("in the way")).unwrap();
+    let first = tickets.encrypt(b"state").unwrap();
+    for _ in 0..9 {
+        bench.pass(DAY_SECS);
+        assert!(tickets.rotate().is_err());
+    }
+    let late = tickets.encrypt(b"state").unwrap();
+    assert_ne!(first[..ID_BYTES], late[..ID_BYTES]);
+    assert_eq!(tickets.decrypt(&first), None);
+    std::fs::rename(bench.path().with_extension("new"), away).unwrap();
+    tickets.rotate().unwrap();
+    assert_eq!(bench.open(AUTHORITY).decrypt(&late).as_deref(), Some(b"state".as_slice()));
+}
