@@ -229,14 +229,14 @@ mod tests {
     fn what_people_wrote_around_the_table_stays() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("BENCHMARKS.md");
-        fs::write(&file, format!("above\n{BEGIN}\nold\n{END}\nbelow\n")).unwrap();
+        fs::write(&file, format!("above\n{BEGIN}\nformer\n{END}\nbelow\n")).unwrap();
         let line = json!({"bench": "idle", "figures": {"bytes_per_connection": 990.4}, "floor": {}, "ratio": 0.967, "holds": true});
         fs::write(folder.path().join("idle.json"), line.to_string()).unwrap();
         let arguments = ReportArguments { lines: folder.path().to_owned(), file: file.clone() };
         run(&arguments).unwrap();
         let text = fs::read_to_string(&file).unwrap();
         assert!(
-            text.starts_with("above\n") && text.ends_with("\nbelow\n") && !text.contains("old"),
+            text.starts_with("above\n") && text.ends_with("\nbelow\n") && !text.contains("former"),
             "{text}"
         );
         assert!(text.contains("| 990 bytes |  | 0.97 | 1,024 bytes or less | yes |"), "{text}");
