@@ -85,6 +85,15 @@ struct Trouble {
     pending: Vec<(u64, Step)>,
 }
 
+/// How rows come to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    /// All of them, after a reset.
+    Anew,
+    /// Those behind the ones before.
+    On,
+}
+
 /// What is done about a queue that stays unreadable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -195,7 +204,7 @@ impl Broker {
         }
         if let Some(last) = rows.last() {
             self.sequence = last.sequence;
-            self.hand_on(now, rows);
+            self.hand_on(now, rows, Reading::On);
         }
         self.version = version;
         Ok(())
@@ -213,7 +222,7 @@ impl Broker {
         }
         self.tell(&Letter::SignIns(false));
         self.tell(&Letter::Orders(Arc::from([Order::Reset])));
-        self.hand_on(now, snapshot.rows);
+        self.hand_on(now, snapshot.rows, Reading::Anew);
         self.tell(&Letter::SignIns(true));
         self.reader = Some(reader);
         self.generation = snapshot.generation;
@@ -240,23 +249,25 @@ impl Broker {
         }
     }
 
-    /// Hands rows to the shards: the head first, since what is over is judged by it, and cancels before all else, so that what was cancelled
-    /// long ago is not begun for a moment.
-    fn hand_on(&mut self, now: Now, rows: Vec<QueueRow>) {
+    /// Hands rows to the shards: cancels before all else, so that what was cancelled is not begun for a moment. Where nothing is known yet the head
+    /// comes before them, since what is over is judged by it; else it comes behind, since a task may have waited for the time that it tells.
+    fn hand_on(&mut self, now: Now, rows: Vec<QueueRow>, reading: Reading) {
         self.metrics.queue_rows.add(rows.len() as u64);
         if let Some(last) = rows.last() {
             self.metrics.queue_sequence.set(last.sequence);
         }
         let mut orders: Vec<_> = rows.into_iter().filter_map(|row| self.order(now, &row)).collect();
         orders.sort_by_key(|order| match order {
-            Order::Head { .. } => 0,
+            Order::Head { .. } if reading == Reading::Anew => 0,
             Order::Cancel { .. } => 1,
             _ => 2,
         });
         // The queue holds one at a time.
-        if let Some(Order::Head { time, .. }) = orders.first() {
-            self.hear_head(Some(*time), now);
-        }
+        let head = orders.iter().find_map(|order| match order {
+            Order::Head { time, .. } => Some(*time),
+            _ => None,
+        });
+        self.hear_head(head, now);
         for batch in orders.chunks(BATCH_ROWS) {
             self.tell(&Letter::Orders(Arc::from(batch)));
         }
