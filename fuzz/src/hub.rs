@@ -63,17 +63,19 @@ pub(crate) fn hub(data: &[u8]) {
 
 impl World {
     fn new() -> Self {
-        let hub = Hub::new(HubOptions {
+        let mut hub = Hub::new(HubOptions {
             server: ServerId(1),
             sessions_max: 6,
             keepalive_secs: 30,
             hello_ticks: 100,
-            active_tasks_max: 4,
+            active_tasks_max: model::ACTIVE_TASKS_MAX,
             other_servers: vec!["two.example.org:10123".to_owned()],
             reconnect_window_secs: 60,
             jitter_seed: 1,
         });
-        Self { hub, model: Model::default(), generations: 0, tasks: BTreeMap::new(), tasks_ever: 0 }
+        let model = Model::default();
+        hub.advance(model.now());
+        Self { hub, model, generations: 0, tasks: BTreeMap::new(), tasks_ever: 0 }
     }
 
     fn step(&mut self, bytes: &mut Bytes<'_>) {
@@ -114,7 +116,8 @@ impl World {
             (15, _) => self.order_other(device, bytes),
             (16, _) => self.order_policy(bytes),
             (17, _) => {
-                self.model.on_wall_jump(bytes.wide());
+                let jump_ms = bytes.wide() as i64;
+                self.model.on_wall_jump(if jump_ms % 4 == 0 { -jump_ms } else { jump_ms });
                 self.advance();
             }
             (18 | 19, _) => self.wait(bytes.wide()),
@@ -238,7 +241,7 @@ impl World {
                 let order = self.task(bytes);
                 let (task, expires) = (order.id, order.expires);
                 self.model.on_cancel(task, expires);
-                Order::Cancel { task, signed: Arc::from([1; 8]), expires }
+                Order::Cancel { task, signed: Arc::from(task.bytes()), expires }
             }
             2 => Order::Block { device },
             3 => Order::Unblock { device },

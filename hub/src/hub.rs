@@ -243,6 +243,7 @@ impl Hub {
             Order::Supersede { device, boot, session } => self.on_supersede(device, boot, session),
             Order::Head { signed, time } => self.time.on_head(signed, time),
             Order::Reset => {
+                self.time.on_reset();
                 self.admission.on_reset();
                 self.tasks.on_reset();
                 self.policies.on_reset();

@@ -4,6 +4,9 @@
 //! does not push what has expired. Each head is a moment that has passed when it is heard, some sooner and some later: the latest that any of
 //! them leads to is nearest to the truth, and a head that comes late sets nothing back. It also keeps the newest head itself, for those who are
 //! to hear of it.
+//!
+//! It does not go back by itself either: what has been released by it is released. A wall clock that is set back is waited for; where that
+//! is more than slewing does, the caller has all orders come again, and from [`ServerTime::on_reset`] on it goes by the clock as it is.
 
 use std::sync::Arc;
 
@@ -14,6 +17,8 @@ use crate::time::{Now, TICK_MS, Tick};
 #[derive(Debug, Default)]
 pub(crate) struct ServerTime {
     now: Now,
+    /// The latest that the wall clock has shown since everything was read last.
+    reached: UnixMillis,
     head: Option<Head>,
 }
 
@@ -30,6 +35,12 @@ impl ServerTime {
     /// Takes the caller's clocks; monotonic time that goes back stands still.
     pub(crate) fn set(&mut self, now: Now) {
         self.now = Now { tick: self.now.tick.max(now.tick), unix: now.unix };
+        self.reached = self.reached.max(now.unix);
+    }
+
+    /// All orders come again: nothing hangs on what the wall clock has shown before.
+    pub(crate) fn on_reset(&mut self) {
+        self.reached = self.now.unix;
     }
 
     /// Takes a head, if it is newer than the present one.
@@ -51,13 +62,13 @@ impl ServerTime {
 
     /// The server's time.
     pub(crate) fn time(&self) -> UnixMillis {
-        self.now.unix.max(self.site_time())
+        self.reached.max(self.site_time())
     }
 
     /// The site's time, as far as heads tell, or the wall clock where there is none. What is over by
     /// it may be forgotten: a wall clock that is ahead may be set back, and what it made seem over is not then.
     pub(crate) fn site_time(&self) -> UnixMillis {
-        self.head.as_ref().map_or(self.now.unix, |head| head.site.plus(self.since_ms(head)))
+        self.head.as_ref().map_or(self.reached, |head| head.site.plus(self.since_ms(head)))
     }
 
     /// The tick at which the site's time will be `time`, as far as can be told now; the present one when it has passed.
@@ -97,6 +108,19 @@ mod tests {
         assert_eq!(time.time(), UnixMillis(52_000));
         time.set(at(30, 60_000));
         assert_eq!(time.time(), UnixMillis(60_000));
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_set_back_is_waited_for_until_everything_comes_again() {
+        let mut time = ServerTime::default();
+        time.set(at(10, 60_000));
+        time.set(at(11, 59_500));
+        assert_eq!((time.time(), time.wall()), (UnixMillis(60_000), UnixMillis(59_500)));
+        time.set(at(20, 60_400));
+        assert_eq!(time.time(), UnixMillis(60_400));
+        time.set(at(21, 30_000));
+        time.on_reset();
+        assert_eq!(time.time(), UnixMillis(30_000));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::faults::Weather;
 use crate::model::Witness;
 use crate::network::{ConnId, End, Farewell, Way};
 use crate::servers::{SERVERS, address_of, server_at};
-use crate::site;
+use crate::site::{self, Shown};
 use crate::tally::Kind;
 use crate::trace::{said_by_agent, said_by_server};
 use crate::world::{EPOCH_UNIX_MS, Event, World};
@@ -45,6 +45,8 @@ pub(crate) struct Machine {
     /// The wall clock less the true time.
     pub(crate) skew_ms: i64,
     pub(crate) reads_slowly: bool,
+    /// Where it was at the last look in peace, and since when.
+    pub(crate) whereabouts: Option<(Option<Shown>, u64)>,
     /// It is a copy of another one, and calls itself the same device.
     pub(crate) is_copy: bool,
     /// The next error of the disk is its machine's death.
@@ -110,6 +112,7 @@ impl Machine {
             power: Power::Off,
             skew_ms: if dice.chance(weather.skew_per_mille) { draw_skew(dice) } else { 0 },
             reads_slowly: false,
+            whereabouts: None,
             is_copy: false,
             is_dying: false,
             syncs_to_fail: 0,
@@ -141,6 +144,7 @@ impl Machine {
             conn: None,
             power: Power::Off,
             reads_slowly: false,
+            whereabouts: None,
             is_copy: true,
             is_dying: false,
             syncs_to_fail: 0,

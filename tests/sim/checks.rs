@@ -15,6 +15,7 @@ use crate::agents::Power;
 use crate::faults::MENDED_MS;
 use crate::network::End;
 use crate::servers::{Channel, SimServer, SimShard};
+use crate::site::Shown;
 use crate::tally::Kind;
 use crate::world::{Event, World};
 
@@ -24,6 +25,8 @@ const ONLINE_WITHIN_MS: u64 = 5_000;
 const ANYBODY_WITHIN_MS: u64 = 300_000;
 /// Presence is true within two keepalive limits and this (invariant 7).
 const PRESENCE_MARGIN_MS: u64 = 10_000;
+/// How often it is looked whether the site shows the truth.
+const PRESENCE_CHECK_MS: u64 = 2_000;
 /// How long after their expiry, or after everybody has them, tasks are over on a device that is online: the longest action modelled,
 /// and then as many short ones as queue up.
 const OVER_AFTER_MS: u64 = 240_000;
@@ -50,12 +53,18 @@ impl World {
     pub(crate) fn start_peace(&mut self) {
         self.check_site();
         self.after(MENDED_MS, Event::PeaceTasks);
-        let limit_ms = u64::from(self.weather.keepalive_secs) * 1_500;
-        let presence_ms = 2 * limit_ms + PRESENCE_MARGIN_MS;
+        let presence_ms = self.presence_ms();
         let all_ms = MENDED_MS + ANYBODY_WITHIN_MS;
         self.after(MENDED_MS + ONLINE_WITHIN_MS, Event::CheckSteady);
         self.after(all_ms, Event::CheckAll);
+        self.after(MENDED_MS, Event::CheckPresence);
         self.after(MENDED_MS + presence_ms.max(all_ms + OVER_AFTER_MS), Event::End);
+    }
+
+    /// How long the site may be wrong about a device, in peace (invariant 7).
+    fn presence_ms(&self) -> u64 {
+        let limit_ms = u64::from(self.weather.keepalive_secs) * 1_500;
+        2 * limit_ms + PRESENCE_MARGIN_MS
     }
 
     /// Some tasks for everybody, which everybody must have ended when the world does.
@@ -113,6 +122,34 @@ impl World {
             }
         }
         self.after(ONLINE_WITHIN_MS, Event::CheckSteady);
+    }
+
+    /// The site shows where each device is, once nothing has changed about that for as long as it may be wrong (invariant 7).
+    pub(crate) fn check_presence(&mut self) {
+        let shown = self.site.sessions_shown();
+        for agent in 0..self.machines.len() {
+            // Of two that call themselves the same device the site may show either.
+            if self.is_cloned(agent) {
+                continue;
+            }
+            let truth = self.steady_since_ms(agent).and_then(|_| self.truth(agent));
+            let machine = &mut self.machines[agent];
+            let (device, before) = (machine.device, machine.whereabouts);
+            if before.is_none_or(|(before, _)| before != truth) {
+                machine.whereabouts = Some((truth, self.now_ms));
+                continue;
+            }
+            let is_settled = before.is_some_and(|(_, since_ms)| self.now_ms >= since_ms + self.presence_ms());
+            let online = shown.iter().find(|(shown, _, is_online)| *shown == device && *is_online);
+            let online = online.map(|(_, session, _)| *session);
+            if is_settled && online != truth {
+                let ms = self.presence_ms();
+                self.violated(format!(
+                    "device {device} is shown as {online:?}, and has been {truth:?} for {ms} ms"
+                ));
+            }
+        }
+        self.after(PRESENCE_CHECK_MS, Event::CheckPresence);
     }
 
     /// The device has every valid task that was released to it by `by`, and knows of every cancel.
@@ -222,10 +259,7 @@ impl World {
     }
 
     /// Where the device really is online, and with which session.
-    fn truth(
-        &self,
-        agent: usize,
-    ) -> Option<(usize, bgb_protocol::ids::BootId, bgb_protocol::ids::SessionNumber)> {
+    fn truth(&self, agent: usize) -> Option<Shown> {
         let conn = self.network.conns.get(&self.machines[agent].conn?)?;
         let (boot, session) = conn.session?;
         Some((conn.server, boot, session))

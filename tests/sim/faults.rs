@@ -30,11 +30,19 @@ const BAD_LUCK_MS: u64 = 300;
 /// clock is set right.
 const CLOCK_SET_BEFORE_MS: u64 = 61_000;
 
+/// So many worlds in a thousand last for more than an hour, and have an hour's work to lose.
+const LONG_PER_MILLE: u64 = 30;
+/// In those the database is copied at this time, and the copy put back so long after.
+const OLD_COPY_AT_MS: u64 = 300_000;
+const OLD_COPY_AGE_MS: u64 = 3_600_000;
+
 /// What a seed decides once and for all.
 #[derive(Clone, Debug)]
 pub(crate) struct Weather {
     pub(crate) agents: usize,
     pub(crate) heals_at_ms: u64,
+    /// The database is put back to a copy of an hour ago.
+    pub(crate) is_long: bool,
     /// From one fault to the next, on average.
     pub(crate) fault_gap_ms: u64,
     /// From one act of the administrator to the next, on average.
@@ -65,11 +73,18 @@ pub(crate) struct Weather {
 
 impl Weather {
     pub(crate) fn draw(dice: &mut Dice) -> Self {
+        let is_long = dice.chance(LONG_PER_MILLE);
+        let old_copy_back_ms = OLD_COPY_AT_MS + OLD_COPY_AGE_MS;
         Self {
             agents: dice.between(2, 6) as usize,
-            heals_at_ms: dice.between(180_000, 1_200_000),
-            fault_gap_ms: dice.pick(&[2_000, 5_000, 12_000, 30_000]),
-            task_gap_ms: dice.pick(&[6_000, 15_000, 40_000]),
+            heals_at_ms: if is_long {
+                dice.between(old_copy_back_ms + 180_000, old_copy_back_ms + 600_000)
+            } else {
+                dice.between(180_000, 1_200_000)
+            },
+            is_long,
+            fault_gap_ms: if is_long { 30_000 } else { dice.pick(&[2_000, 5_000, 12_000, 30_000]) },
+            task_gap_ms: if is_long { 40_000 } else { dice.pick(&[6_000, 15_000, 40_000]) },
             validity_ms_max: dice.pick(&[90_000, 300_000, 1_200_000]),
             keepalive_secs: dice.pick(&[20, 45, 120, 300, 900]),
             reconnect_window_secs: dice.pick(&[5, 20, 60]),
@@ -96,6 +111,10 @@ impl World {
         self.after(self.weather.fault_gap_ms, Event::FaultDue);
         self.after(self.weather.heals_at_ms - CLOCK_SET_BEFORE_MS, Event::ClocksSet);
         self.after(self.weather.heals_at_ms, Event::Heal);
+        if self.weather.is_long {
+            self.after(OLD_COPY_AT_MS, Event::CopyKept);
+            self.after(OLD_COPY_AT_MS + OLD_COPY_AGE_MS, Event::OldCopyPutBack);
+        }
     }
 
     pub(crate) fn on_clocks_set(&mut self) {
@@ -178,6 +197,8 @@ impl World {
             95 | 96 => self.let_certificate_end(agent),
             97 => self.clone_some_device(agent),
             98 => self.switch_off_for_good(agent),
+            // Its copy is kept for its hour.
+            _ if self.weather.is_long => {}
             _ if self.copy.is_none() => self.back_up(),
             _ => self.restore_database(),
         }

@@ -44,6 +44,9 @@ pub(crate) fn run_in_processes(end: u64) -> Summary {
                     let last = end.min(first + SEEDS_PER_PROCESS);
                     let heard = || show_progress(done.fetch_add(1, Ordering::Relaxed) + 1, end, begun);
                     let told = run_process(first, last, heard);
+                    for (_, violation) in &told.violations {
+                        eprintln!("{}", violation.lines().next().unwrap_or_default());
+                    }
                     summary.lock().expect("no thread panics while it adds up").take_in(told);
                 }
             });

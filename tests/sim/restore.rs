@@ -40,10 +40,17 @@ impl World {
             return self.violated(format!("the database cannot be copied: {error}"));
         }
         self.say(format_args!("the database is copied"));
+        self.tally.count(Kind::DatabaseCopied);
         let tasks = self.model.tasks.iter();
         let tasks = tasks.map(|(task, facts)| (*task, (facts.rings.len(), facts.cancelled))).collect();
         let (bars, policies) = (self.model.bars(), self.model.policies.clone());
         self.copy = Some(Copy { file, tasks, bars, policies, has_offices: self.site.has_offices });
+    }
+
+    /// The copy of an hour ago takes the place of the database.
+    pub(crate) fn on_old_copy_put_back(&mut self) {
+        self.tally.count(Kind::RestoredFromAnHourAgo);
+        self.restore_database();
     }
 
     /// The last copy takes the place of the database.

@@ -192,6 +192,9 @@ impl World {
         for server in 0..self.servers.len() {
             let life = self.servers[server].life;
             let is_missed = self.dice.chance(100);
+            if is_missed {
+                self.tally.count(Kind::BellMissed);
+            }
             let after_ms = if is_missed { LOOK_MS } else { self.dice.between(1, BELL_MS_MAX) };
             self.after(after_ms, Event::BrokerLooks { server, life, rung: !is_missed });
         }

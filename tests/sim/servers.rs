@@ -204,6 +204,8 @@ pub(crate) struct Channel {
     /// When something was heard here last, and how long it may stay silent from then on.
     pub(crate) heard_ms: u64,
     pub(crate) silent_ms_max: u64,
+    /// Its hub was told that too much waits to be sent.
+    pub(crate) is_choked: bool,
 }
 
 impl Channel {
@@ -291,6 +293,7 @@ impl World {
             owed: Vec::new(),
             heard_ms: self.now_ms,
             silent_ms_max: HELLO_TICKS * TICK_MS,
+            is_choked: false,
         };
         let channel = hub_key(own.slots.insert(tenant));
         conn.server_end = End::Open;
@@ -396,6 +399,9 @@ impl World {
                 Some(Deed::Hold(channel)) => self.on_hold(server, shard, channel),
                 None => {
                     let Some((channel, is_choked)) = own.flows.pop_front() else { break };
+                    if let Some(tenant) = own.slots.tenant_mut(slot_key(channel)) {
+                        tenant.is_choked = is_choked;
+                    }
                     own.shard.handle_flow(now, channel, is_choked);
                 }
             }
@@ -486,6 +492,10 @@ impl World {
         let Some(id) = self.conn_of(server, shard, channel) else {
             return self.violated(format!("server {} speaks to {channel:?}, which is closed", server + 1));
         };
+        let waits = matches!(&message, ServerMessage::Task(_) | ServerMessage::Cancel(_));
+        if waits && self.channel_mut(server, shard, channel).is_some_and(|own| own.is_choked) {
+            return self.violated(format!("a task or cancel goes to {channel:?}, which does not read"));
+        }
         match &message {
             ServerMessage::Task(push) => match SignedTask::decode(&push.signed) {
                 Ok(task) => self.on_push(server, shard, channel, id, task.statement().task, push),
@@ -541,6 +551,9 @@ impl World {
             conn.is_choked = false;
             let (server, shard) = (conn.server, conn.shard);
             if let Some(channel) = conn.channel {
+                if let Some(own) = self.channel_mut(server, shard, channel) {
+                    own.is_choked = false;
+                }
                 self.with_shard(server, shard, |own, now| own.handle_flow(now, channel, false));
             }
         }

@@ -250,7 +250,7 @@ impl Site {
     }
 
     /// Devices that the site shows as online, or as gone, and with which session.
-    fn sessions_shown(&mut self) -> Vec<(DeviceId, Shown, bool)> {
+    pub(crate) fn sessions_shown(&mut self) -> Vec<(DeviceId, Shown, bool)> {
         let sql = "SELECT number, server, boots, session, presence = 1 FROM device WHERE presence IN (1, 2)";
         let mut statement = self.watch().prepare_cached(sql).expect("the database has these columns");
         let read = |row: &rusqlite::Row<'_>| {
@@ -374,6 +374,7 @@ impl World {
             Err(error) => {
                 let error = error.replace(&*self.site.root().to_string_lossy(), "");
                 self.say(format_args!("the manager cannot start: {error}"));
+                self.tally.count(Kind::ManagerCannotStart);
                 self.expect_reason("a manager that starts", before, false, &error);
                 let after_ms = self.dice.between(500, START_AGAIN_MS_MAX);
                 self.start_manager_after(after_ms);

@@ -84,11 +84,14 @@ pub(crate) enum Event {
     // faults.rs and checks.rs
     FaultDue,
     ClocksSet,
+    CopyKept,
+    OldCopyPutBack,
     Heal,
     PeaceTasks,
     CheckSilent,
     CheckSteady,
     CheckAll,
+    CheckPresence,
     End,
 }
 
@@ -296,11 +299,14 @@ impl World {
             Event::UnblockDue { device } => self.on_unblock_due(device),
             Event::FaultDue => self.on_fault_due(),
             Event::ClocksSet => self.on_clocks_set(),
+            Event::CopyKept => self.back_up(),
+            Event::OldCopyPutBack => self.on_old_copy_put_back(),
             Event::Heal => self.on_heal(),
             Event::PeaceTasks => self.start_peace_tasks(),
             Event::CheckSilent => self.check_silent(),
             Event::CheckSteady => self.check_steady(),
             Event::CheckAll => self.check_all(),
+            Event::CheckPresence => self.check_presence(),
             Event::End => {
                 self.check_end();
                 self.is_over = true;

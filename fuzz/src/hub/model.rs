@@ -2,8 +2,9 @@
 //!
 //! It sees every output and knows no inside of the hub. Laws: an output names an open channel, and `Close` is its last word on it; a
 //! device is online once; nothing is pushed twice on one session, nor to a device that is no target, has answered, or whose task is
-//! cancelled, not yet valid or over; results are numbered without a gap and acknowledged once they are durable; policy comes whole, with
-//! proofs; the head is the newest. And once the hub has no more to do, whoever reads has everything that is due.
+//! cancelled, not yet valid or over; a cancel goes to those who have its task, once; results are numbered without a gap and acknowledged once
+//! they are durable; policy comes whole, with proofs; the head is the newest. And once the hub has no more to do, whoever reads has everything
+//! that is due, and was told of the cancel of everything that it has.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,6 +16,9 @@ use bgb_protocol::message::{KnownTask, PolicyPart, ServerMessage};
 use roaring::RoaringBitmap;
 
 const START: UnixMillis = UnixMillis(1_700_000_000_000);
+/// Tasks that may be active at a time, and how many the hub remembers through a reset.
+pub(super) const ACTIVE_TASKS_MAX: usize = 4;
+const REMEMBERED_MAX: usize = 2 * ACTIVE_TASKS_MAX;
 
 /// A channel that is open.
 #[derive(Debug)]
@@ -23,6 +27,9 @@ pub(super) struct Seen {
     pub(super) is_online: bool,
     is_choked: bool,
     has: BTreeSet<TaskId>,
+    /// Tasks that its hello named and that the hub did not hold then, which it may take for had as long as it remembers; and those that it named
+    /// more than once, of whose cancel it is told as often.
+    named: Vec<TaskId>,
     claimed: Option<(BootId, SessionNumber)>,
     /// Requests for policy that it made.
     requests: BTreeSet<u32>,
@@ -40,7 +47,9 @@ struct SeenTask {
 #[derive(Default)]
 pub(super) struct Model {
     pub(super) tick: u64,
-    wall_ahead_ms: u64,
+    wall_ahead_ms: i64,
+    /// The latest that the wall clock showed before it was set back, since everything was read last.
+    reached: UnixMillis,
     /// The newest head's time.
     head: Option<UnixMillis>,
     /// The latest time that a head has led to, and at which tick.
@@ -62,13 +71,22 @@ pub(super) struct Model {
 
 impl Model {
     pub(super) fn now(&self) -> Now {
-        Now { tick: Tick(self.tick), unix: START.plus(self.tick * TICK_MS + self.wall_ahead_ms) }
+        Now { tick: Tick(self.tick), unix: self.wall() }
     }
 
-    /// The server's time: the wall clock, or the head's where that is later.
+    fn wall(&self) -> UnixMillis {
+        UnixMillis(START.plus(self.tick * TICK_MS).0.saturating_add_signed(self.wall_ahead_ms))
+    }
+
+    /// The server's time: the wall clock, which is waited for where it was set back, or the head's where that is later.
     pub(super) fn time(&self) -> UnixMillis {
+        self.site_time().max(self.reached).max(self.wall())
+    }
+
+    /// The site's time: what heads have told, or the wall clock where there is none. What is over by it may be forgotten.
+    fn site_time(&self) -> UnixMillis {
         let by_head = self.site.map(|(time, heard)| time.plus((self.tick - heard) * TICK_MS));
-        by_head.unwrap_or_default().max(self.now().unix)
+        by_head.unwrap_or_else(|| self.reached.max(self.wall()))
     }
 
     pub(super) fn at(&self, place: u32) -> Option<ChannelKey> {
@@ -79,8 +97,9 @@ impl Model {
         self.channels.iter().filter(|(_, seen)| seen.is_online)
     }
 
-    pub(super) fn on_wall_jump(&mut self, ahead_ms: u64) {
-        self.wall_ahead_ms += ahead_ms;
+    pub(super) fn on_wall_jump(&mut self, by_ms: i64) {
+        self.reached = self.reached.max(self.wall());
+        self.wall_ahead_ms += by_ms;
     }
 
     pub(super) fn on_opened(&mut self, channel: ChannelKey, device: DeviceId) {
@@ -89,6 +108,7 @@ impl Model {
             is_online: false,
             is_choked: false,
             has: BTreeSet::new(),
+            named: Vec::new(),
             claimed: None,
             requests: BTreeSet::new(),
             answer: None,
@@ -119,13 +139,13 @@ impl Model {
     pub(super) fn on_granted(&mut self, channel: ChannelKey, known: &[KnownTask]) {
         let device = self.channels[&channel].device;
         for KnownTask { task, state } in known {
-            if !self.is_held_for(*task, device) {
-                continue;
-            }
-            if state.is_final() {
-                self.finished.insert((device, *task));
-            } else if let Some(seen) = self.channels.get_mut(&channel) {
-                seen.has.insert(*task);
+            let is_held = self.is_held_for(*task, device);
+            let Some(seen) = self.channels.get_mut(&channel) else { continue };
+            match (is_held, state.is_final()) {
+                (true, true) => _ = self.finished.insert((device, *task)),
+                (true, false) if seen.has.insert(*task) => {}
+                (_, false) => seen.named.push(*task),
+                (false, true) => {}
             }
         }
     }
@@ -150,7 +170,7 @@ impl Model {
     }
 
     pub(super) fn on_task(&mut self, order: Arc<TaskOrder>) {
-        if order.expires > self.time() {
+        if order.expires > self.site_time() {
             self.tasks.entry(order.id).or_insert(SeenTask { order, releases: Vec::new() });
         }
     }
@@ -169,7 +189,7 @@ impl Model {
     }
 
     pub(super) fn on_cancel(&mut self, task: TaskId, expires: UnixMillis) {
-        if expires > self.time() {
+        if expires > self.site_time() {
             self.cancelled.insert(task, expires);
         }
     }
@@ -199,6 +219,11 @@ impl Model {
         for (id, task) in std::mem::take(&mut self.tasks) {
             self.remembered.insert(id, task);
         }
+        while self.remembered.len() > REMEMBERED_MAX {
+            let oldest = self.remembered.pop_first().map(|(task, _)| task);
+            oldest.into_iter().for_each(|task| self.forget_progress(task));
+        }
+        self.reached = self.wall();
     }
 
     /// What the devices have of tasks that did not come again is forgotten.
@@ -220,7 +245,7 @@ impl Model {
     }
 
     pub(super) fn drop_expired(&mut self) {
-        let time = self.time();
+        let time = self.site_time();
         let both = self.tasks.iter().chain(&self.remembered);
         let over: Vec<_> = both.filter(|(_, task)| task.order.expires <= time).map(|(id, _)| *id).collect();
         for task in over {
@@ -312,7 +337,15 @@ impl Model {
                 );
             }
             ServerMessage::Policy(part) => see_part(seen, part, &self.policies),
-            ServerMessage::Cancel(_) => assert!(seen.is_online, "a cancel for one who is not online"),
+            ServerMessage::Cancel(signed) => {
+                let task =
+                    TaskId::from_bytes(signed[..].try_into().expect("a cancel's bytes are its task's here"));
+                assert!(seen.is_online, "a cancel for one who is not online");
+                assert!(self.cancelled.contains_key(&task), "a task is taken back that is not cancelled");
+                let named = seen.named.iter().position(|named| *named == task);
+                let has = seen.has.remove(&task) || named.map(|place| seen.named.remove(place)).is_some();
+                assert!(has, "a task is taken back from one who does not have it");
+            }
             ServerMessage::Task(_) | ServerMessage::Drain(_) | ServerMessage::Refused(_) => {}
         }
     }
@@ -347,10 +380,17 @@ impl Model {
                     *from <= time && devices.as_ref().is_none_or(|devices| devices.contains(seen.device.0))
                 });
                 let is_due = is_released
+                    && task.order.expires > time
                     && task.order.targets.contains(seen.device)
                     && !self.cancelled.contains_key(id)
                     && !self.finished.contains(&(seen.device, *id));
-                assert!(!is_due || seen.has.contains(id), "{channel:?} lacks task {id}");
+                let has = seen.has.contains(id) || seen.named.contains(id);
+                assert!(!is_due || has, "{channel:?} lacks task {id}");
+                let is_over = !self.cancelled.contains_key(id) || self.finished.contains(&(seen.device, *id));
+                assert!(
+                    is_over || !seen.has.contains(id),
+                    "{channel:?} was not told that task {id} is cancelled"
+                );
             }
         }
         let mut waiting = self.unacknowledged.iter().filter(|(number, ..)| *number <= self.durable);
