@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::bench::Bench;
 use crate::flood::FloodArguments;
 use crate::floor::writes::ReaderArguments;
+use crate::peers::PeersArguments;
 use crate::sources::Sources;
 use crate::worker::WorkerArguments;
 
@@ -44,6 +45,8 @@ pub(crate) enum Command {
     Size(SizeArguments),
     /// Measures one of the goals, and the floor beside it: ends in a line of JSON
     Bench(BenchArguments),
+    /// Measures other people's servers beside ours, under the same load
+    Peers(PeersArguments),
     /// Writes the table of BENCHMARKS.md from the lines of benchmarks
     #[command(hide = true)]
     Report(ReportArguments),

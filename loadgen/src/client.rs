@@ -4,5 +4,7 @@
 //! their mistakes. An agent here is honest nevertheless: it verifies what it is told, signs what it answers and resumes its sessions.
 
 pub(crate) mod agent; // what is said: hello, keepalives, tasks, answers
+pub(crate) mod speaker; // an agent, or a client of another server
+pub(crate) mod subscriber; // what clients of other servers say, for comparison
 pub(crate) mod tls; // whom to trust, who one is, tickets
 pub(crate) mod transport; // a socket and the TLS on it

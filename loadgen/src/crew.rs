@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use bgb_protocol::ids::TaskId;
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
+use crate::client::subscriber::Dialect;
 use crate::clock::now_ns;
 use crate::measure::{Cost, Latencies};
 use crate::sources::Sources;
@@ -72,6 +73,8 @@ pub(crate) struct Connects {
 pub(crate) struct TaskTimes {
     pub(crate) latencies: Latencies,
     pub(crate) count: u64,
+    /// When the first one had it, and the last one.
+    pub(crate) first_ns: u64,
     pub(crate) last_ns: u64,
     /// How long its frame is.
     pub(crate) frame_bytes: usize,
@@ -94,6 +97,19 @@ impl Crew {
     /// # Errors
     /// When one cannot be started, or cannot read its part.
     pub(crate) fn start(fleet: &Path, count: usize, sources: Option<Sources>) -> anyhow::Result<Self> {
+        Self::start_speaking(fleet, count, sources, None)
+    }
+
+    /// The same, of clients that speak what another server does.
+    ///
+    /// # Errors
+    /// As of [`start`](Self::start).
+    pub(crate) fn start_speaking(
+        fleet: &Path,
+        count: usize,
+        sources: Option<Sources>,
+        dialect: Option<Dialect>,
+    ) -> anyhow::Result<Self> {
         let interrupted = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&interrupted))?;
         let (told, reports) = unbounded();
@@ -105,6 +121,7 @@ impl Crew {
             command.arg("worker").arg("--fleet").arg(fleet);
             command.args(["--first", &first.to_string(), "--count", &(end - first).to_string()]);
             command.args(sources.map(|sources| format!("--sources={sources}")));
+            command.args(dialect.map(|dialect| format!("--dialect={}", dialect.name())));
             let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
             let mut process = spawned.with_context(|| format!("{}: cannot be started", program.display()))?;
             let (input, output) = (process.stdin.take(), process.stdout.take());
@@ -254,9 +271,9 @@ impl Crew {
     /// When a worker does not answer.
     pub(crate) fn task_times(&mut self, task: TaskId, origin_ns: u64) -> anyhow::Result<TaskTimes> {
         self.tell(&Command::TellTask { task, origin_ns })?;
-        let mut sum = TaskTimes::default();
+        let mut sum = TaskTimes { first_ns: u64::MAX, ..TaskTimes::default() };
         self.answers(|report| {
-            let Report::Task { task: of, latencies, count, last_ns, frame_bytes } = report else {
+            let Report::Task { task: of, latencies, count, first_ns, last_ns, frame_bytes } = report else {
                 return Ok(false);
             };
             if of != task {
@@ -264,6 +281,7 @@ impl Crew {
             }
             sum.latencies.add(&latencies)?;
             (sum.count, sum.last_ns) = (sum.count + count, sum.last_ns.max(last_ns));
+            sum.first_ns = sum.first_ns.min(first_ns);
             sum.frame_bytes = sum.frame_bytes.max(frame_bytes);
             Ok(true)
         })?;

@@ -9,6 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
@@ -20,6 +21,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 
+use crate::authority::{Authority, Issued, Named};
 use crate::manager::Manager;
 
 /// A device's record is shorter than this: a certificate, a key and a number.
@@ -69,11 +71,7 @@ impl Fleet {
         if count == 0 {
             bail!("a fleet has one device at least");
         }
-        let create = |path: &Path| fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        fs::DirBuilder::new().mode(0o700).create(folder).with_context(|| {
-            format!("{}: the fleet's folder cannot be made; name one that is not there", folder.display())
-        })?;
-        let mut devices = BufWriter::new(create(&folder.join("devices.bin"))?);
+        let mut devices = begin(folder)?;
         let mut fleet: Option<Self> = None;
         let mut made = 0;
         while made < count {
@@ -89,10 +87,41 @@ impl Fleet {
             fleet.get_or_insert_with(|| Self::of(first, manager.site(), count));
             told(made);
         }
-        devices.flush()?;
         let fleet = fleet.context("there is no device")?;
-        create(&folder.join("fleet.toml"))?.write_all(toml::to_string(&fleet)?.as_bytes())?;
+        fleet.finish(folder, devices)?;
         Ok(fleet)
+    }
+
+    /// Clients of a server that is no site's, in `folder`, which must not be there yet: `count` of them, with certificates of `authority`.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub(crate) fn make_of(
+        authority: &Authority,
+        folder: &Path,
+        server: SocketAddr,
+        count: usize,
+    ) -> anyhow::Result<()> {
+        let mut devices = begin(folder)?;
+        for number in 1..=count as u32 {
+            let Issued { certificate, key, .. } = authority.issue(Named::Name(&format!("load-{number}")))?;
+            let certificate = certificate.to_vec();
+            write_record(&mut devices, &Member { number: DeviceId(number), certificate, key })?;
+        }
+        let fleet = Self {
+            site: "LAB".to_owned(),
+            authority_pem: authority.pem(),
+            task_keys: Vec::new(),
+            servers: vec![server.to_string()],
+            devices: count,
+        };
+        fleet.finish(folder, devices)
+    }
+
+    /// Writes `fleet.toml`: the fleet is whole by that.
+    fn finish(&self, folder: &Path, mut devices: BufWriter<File>) -> anyhow::Result<()> {
+        devices.flush()?;
+        Ok(create(&folder.join("fleet.toml"))?.write_all(toml::to_string(self)?.as_bytes())?)
     }
 
     fn of(bundle: &DeviceBundle, site: &str, devices: usize) -> Self {
@@ -177,6 +206,18 @@ impl Member {
             key: key.secret_pkcs8_der().to_vec(),
         })
     }
+}
+
+/// Makes a fleet's folder; the file of its devices.
+fn begin(folder: &Path) -> anyhow::Result<BufWriter<File>> {
+    fs::DirBuilder::new().mode(0o700).create(folder).with_context(|| {
+        format!("{}: the fleet's folder cannot be made; name one that is not there", folder.display())
+    })?;
+    Ok(BufWriter::new(create(&folder.join("devices.bin"))?))
+}
+
+fn create(path: &Path) -> std::io::Result<File> {
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn write_record(out: &mut impl std::io::Write, member: &Member) -> anyhow::Result<()> {

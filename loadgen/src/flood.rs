@@ -12,7 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::client::tls::TlsOfSite;
+use crate::client::tls::{ALPN, TlsOfSite};
 use crate::fleet::Fleet;
 
 /// Addresses that it comes from, in a network that no agent of a run has.
@@ -97,7 +97,8 @@ impl Flooded {
 /// What a device of the fleet says first.
 fn recorded(fleet: &Fleet, folder: &std::path::Path, server: SocketAddr) -> anyhow::Result<Vec<u8>> {
     let members = Fleet::members(folder, 0, 1)?;
-    let device = TlsOfSite::new(&fleet.authority()?)?.device(&members[0].certificate, &members[0].key)?;
+    let device =
+        TlsOfSite::new(&fleet.authority()?, Some(ALPN))?.device(&members[0].certificate, &members[0].key)?;
     let mut hello = Vec::new();
     device.session(server.ip(), false)?.write_to(&mut hello)?;
     Ok(hello)

@@ -52,7 +52,7 @@ pub(crate) struct Lab {
 }
 
 /// A program that was started, and is ended when this is dropped.
-struct Running {
+pub(crate) struct Running {
     name: &'static str,
     process: Child,
 }
@@ -124,7 +124,7 @@ impl Lab {
 
     /// The servers' processes.
     pub(crate) fn server_pids(&self) -> Vec<u32> {
-        self.servers.iter().map(|server| server.process.id()).collect()
+        self.servers.iter().map(Running::pid).collect()
     }
 
     /// Starts so many servers, and waits until they take connections.
@@ -153,16 +153,32 @@ impl Lab {
 
 impl Running {
     fn start(name: &'static str, config: &Path, logs: &Path) -> anyhow::Result<Self> {
+        Self::start_program(name, Command::new(beside(name)?).arg("--config").arg(config), logs)
+    }
+
+    /// Starts a program; what it says goes into a log in `logs`.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub(crate) fn start_program(
+        name: &'static str,
+        command: &mut Command,
+        logs: &Path,
+    ) -> anyhow::Result<Self> {
         let log = fs::OpenOptions::new().create(true).append(true).open(logs.join(format!("{name}.log")))?;
-        let process = Command::new(beside(name)?)
-            .arg("--config")
-            .arg(config)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("{name} cannot be started"))?;
+        let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let process = command.spawn().with_context(|| format!("{name} cannot be started"))?;
         Ok(Self { name, process })
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Whether it has not ended.
+    pub(crate) fn is_running(&mut self) -> bool {
+        matches!(self.process.try_wait(), Ok(None))
     }
 
     fn kill(&mut self) {
@@ -211,7 +227,7 @@ fn beside(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// A loopback address that no other lab has at this moment: by the number of the process.
-fn own_address() -> Ipv4Addr {
+pub(crate) fn own_address() -> Ipv4Addr {
     let pid = std::process::id();
     Ipv4Addr::new(127, 32 + (pid >> 14 & 15) as u8, (pid >> 7 & 127) as u8, (pid & 127) as u8 + 1)
 }
@@ -222,7 +238,7 @@ fn edit(path: &Path, change: impl FnOnce(&mut Table)) -> anyhow::Result<()> {
     Ok(fs::write(path, table.to_string())?)
 }
 
-fn wait_for(what: &str, is_there: impl Fn() -> bool) -> anyhow::Result<()> {
+pub(crate) fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) -> anyhow::Result<()> {
     let deadline = Instant::now() + START;
     while !is_there() {
         if Instant::now() >= deadline {

@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))] // A test that cannot go on should stop where it stands.
 
 mod arguments; // what people type
+mod authority; // certificates for those who belong to no site
 mod bench; // the goals, and the floors beside them
 mod client; // one agent: what it says, over which TLS and socket
 mod clock; // time that all processes share
@@ -17,6 +18,7 @@ mod floor; // what the machine does at its best
 mod lab; // a site of its own
 mod manager; // the manager's API
 mod measure; // histograms, and what a process costs
+mod peers; // other people's servers under the same load
 mod plots; // pictures of what was measured
 mod report; // BENCHMARKS.md
 mod scenario; // connect, idle, fanout, trickle, mixed, soak, fleet, storm
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Command::Devices(own) => make_devices(own),
         Command::Worker(own) => worker::run(own),
         Command::Bench(own) => bench::run(own),
+        Command::Peers(own) => peers::run(own),
         Command::Report(own) => report::run(own),
         Command::FloodWorker(own) => flood::run(own),
         Command::FloorReader(own) => floor::writes::run_reader(own),

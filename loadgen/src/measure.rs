@@ -130,15 +130,18 @@ impl Cost {
     /// Of the process with this number; all of it 0 where it is gone.
     pub(crate) fn of(pid: u32) -> Self {
         let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        // The name in brackets may hold anything; after it come the state and then numbers.
         let stat = read("stat");
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |place: usize| fields.get(place).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let ticks = |place| number_in(&stat, place).unwrap_or(0);
         let per_second = rustix::param::clock_ticks_per_second() as f64;
         let status = read("status");
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = resident.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0);
         Self { cpu_secs: (ticks(11) + ticks(12)) as f64 / per_second, resident_bytes: kib * 1024 }
+    }
+
+    /// Of the process and those that it has started.
+    pub(crate) fn of_family(pid: u32) -> Self {
+        children_of(pid).into_iter().map(Self::of_family).fold(Self::of(pid), Self::plus)
     }
 
     /// Two processes together.
@@ -153,6 +156,22 @@ impl Cost {
     pub(crate) fn since(self, before: Self) -> Self {
         Self { cpu_secs: self.cpu_secs - before.cpu_secs, resident_bytes: self.resident_bytes }
     }
+}
+
+/// A number of `/proc/PID/stat`. The name in brackets may hold anything; after it come the state (0) and then numbers.
+fn number_in(stat: &str, place: usize) -> Option<u64> {
+    stat.rsplit(')').next()?.split_whitespace().nth(place)?.parse().ok()
+}
+
+/// Processes that the process has started and that are there.
+fn children_of(pid: u32) -> Vec<u32> {
+    let is_child = |of: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{of}/stat")).unwrap_or_default();
+        number_in(&stat, 1) == Some(pid.into())
+    };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter(is_child).collect()
 }
 
 /// How many descriptors the process has open; 0 where it is gone.
@@ -185,6 +204,12 @@ mod tests {
         let cost = Cost::of(std::process::id());
         assert!(cost.resident_bytes > 100 * 1024, "{cost:?}");
         assert_eq!(Cost::of(0), Cost::default());
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let family = Cost::of_family(std::process::id());
+        assert!(children_of(std::process::id()).contains(&child.id()));
+        assert!(family.resident_bytes > cost.resident_bytes.min(Cost::of(child.id()).resident_bytes));
+        child.kill().unwrap();
+        child.wait().unwrap();
         assert!(descriptors(std::process::id()) >= 3 && descriptors(0) == 0);
     }
 }

@@ -11,8 +11,16 @@ use serde_json::Value;
 
 use crate::arguments::ReportArguments;
 
-const BEGIN: &str = "<!-- measured: written by make bench -->";
-const END: &str = "<!-- measured: end -->";
+/// The marks around a table that is measured.
+pub(crate) struct Marks {
+    begin: &'static str,
+    end: &'static str,
+}
+
+const GOALS: Marks =
+    Marks { begin: "<!-- measured: written by make bench -->", end: "<!-- measured: end -->" };
+pub(crate) const PEERS: Marks =
+    Marks { begin: "<!-- peers: written by make bench-peers -->", end: "<!-- peers: end -->" };
 
 /// A row of the table: the bench, what it is about, and which of its figures is shown, with its unit.
 struct Row {
@@ -115,15 +123,22 @@ const ROWS: &[Row] = &[
 /// # Errors
 /// When a line is none, or the file has no marks.
 pub(crate) fn run(arguments: &ReportArguments) -> anyhow::Result<()> {
-    let path = &arguments.file;
+    write_between(&arguments.file, GOALS, &table(&arguments.lines)?)
+}
+
+/// Writes a table between its marks in the file, below what commit and machine it is of.
+///
+/// # Errors
+/// When the file has no marks.
+pub(crate) fn write_between(path: &Path, marks: Marks, table: &str) -> anyhow::Result<()> {
+    let Marks { begin, end } = marks;
     let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-    let Some((before, rest)) = text.split_once(BEGIN) else {
-        bail!("{} has no line {BEGIN}", path.display())
+    let Some((before, rest)) = text.split_once(begin) else {
+        bail!("{} has no line {begin}", path.display())
     };
-    let Some((_, after)) = rest.split_once(END) else { bail!("{} has no line {END}", path.display()) };
-    let table = table(&arguments.lines)?;
+    let Some((_, after)) = rest.split_once(end) else { bail!("{} has no line {end}", path.display()) };
     let machine = machine();
-    fs::write(path, format!("{before}{BEGIN}\n\n{machine}\n\n{table}\n{END}{after}"))
+    fs::write(path, format!("{before}{begin}\n\n{machine}\n\n{table}\n{end}{after}"))
         .with_context(|| format!("{}", path.display()))
 }
 
@@ -165,7 +180,7 @@ fn shown(figures: &Value, asked: &[(&str, &str)]) -> String {
 }
 
 /// Three digits at the least, thousands apart.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     let decimals = match value.abs() {
         value if value >= 100.0 => 0,
         value if value >= 10.0 => 1,
@@ -229,7 +244,7 @@ mod tests {
     fn what_people_wrote_around_the_table_stays() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("BENCHMARKS.md");
-        fs::write(&file, format!("above\n{BEGIN}\nformer\n{END}\nbelow\n")).unwrap();
+        fs::write(&file, format!("above\n{}\nformer\n{}\nbelow\n", GOALS.begin, GOALS.end)).unwrap();
         let line = json!({"bench": "idle", "figures": {"bytes_per_connection": 990.4}, "floor": {}, "ratio": 0.967, "holds": true});
         fs::write(folder.path().join("idle.json"), line.to_string()).unwrap();
         let arguments = ReportArguments { lines: folder.path().to_owned(), file: file.clone() };

@@ -84,6 +84,7 @@ pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
         Command::Devices(_)
         | Command::Worker(_)
         | Command::Bench(_)
+        | Command::Peers(_)
         | Command::Report(_)
         | Command::FloodWorker(_)
         | Command::FloorReader(_) => bail!("that is no scenario"),

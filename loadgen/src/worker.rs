@@ -20,7 +20,8 @@ use crossbeam_channel::unbounded;
 use mio::{Poll, Token, Waker};
 
 use crate::client::agent::Site;
-use crate::client::tls::TlsOfSite;
+use crate::client::subscriber::Dialect;
+use crate::client::tls::{ALPN, TlsOfSite};
 use crate::fleet::Fleet;
 use crowd::{Crowd, CrowdOptions};
 use link::{Command, Report};
@@ -43,6 +44,9 @@ pub(crate) struct WorkerArguments {
     /// The network from which agents connect, one address each.
     #[arg(long)]
     pub(crate) sources: Option<crate::sources::Sources>,
+    /// What the agents' places are taken by: clients of another server.
+    #[arg(long)]
+    pub(crate) dialect: Option<Dialect>,
 }
 
 /// Runs until the standard input ends.
@@ -52,7 +56,8 @@ pub(crate) struct WorkerArguments {
 pub(crate) fn run(arguments: &WorkerArguments) -> anyhow::Result<()> {
     raise_descriptors();
     let fleet = Fleet::read(&arguments.fleet)?;
-    let tls = TlsOfSite::new(&fleet.authority()?)?;
+    let alpn = arguments.dialect.map_or(Some(ALPN), Dialect::alpn);
+    let tls = TlsOfSite::new(&fleet.authority()?, alpn)?;
     let site = Arc::new(Site { code: fleet.code()?, task_keys: fleet.trusted()? });
     let members = Fleet::members(&arguments.fleet, arguments.first, arguments.count)?;
     let poll = Poll::new()?;
@@ -73,6 +78,7 @@ pub(crate) fn run(arguments: &WorkerArguments) -> anyhow::Result<()> {
         servers: fleet.servers.iter().map(|text| resolve(text)).collect::<anyhow::Result<_>>()?,
         sources: arguments.sources,
         first: arguments.first,
+        dialect: arguments.dialect,
     };
     let mut crowd = Crowd::new(options, &tls, &site, &members, poll)?;
     drop(members);

@@ -48,6 +48,8 @@ pub(crate) enum Heard {
     Welcome { keepalive_secs: u32, slot_secs: Option<u32> },
     /// A task: it is had from now on, and is to be carried out by [`Agent::carry_out`].
     Task(Box<TaskPush>),
+    /// A message of another server, which has no more to it.
+    Message(TaskId),
     /// A result is kept.
     Kept,
     /// It is to come back within so many seconds.

@@ -17,8 +17,8 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 
-/// The name of the conversation, as both sides say it in ALPN (RFC 7301).
-const ALPN: &[u8] = b"bgb/1";
+/// The name of our conversation, as both sides say it in ALPN (RFC 7301).
+pub(crate) const ALPN: &[u8] = b"bgb/1";
 
 /// What all devices of a site share.
 pub(crate) struct TlsOfSite {
@@ -91,11 +91,11 @@ impl ClientSessionStore for Tickets {
 }
 
 impl TlsOfSite {
-    /// Trusts `authority`, a certificate in DER form.
+    /// Trusts `authority`, a certificate in DER form; what is spoken inside is called `alpn`, if it is called anything.
     ///
     /// # Errors
     /// When it cannot be trusted.
-    pub(crate) fn new(authority: &[u8]) -> anyhow::Result<Self> {
+    pub(crate) fn new(authority: &[u8], alpn: Option<&[u8]>) -> anyhow::Result<Self> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         roots
@@ -108,7 +108,7 @@ impl TlsOfSite {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_webpki_verifier(verifier)
             .with_no_client_auth();
-        base.alpn_protocols = vec![ALPN.to_vec()];
+        base.alpn_protocols = alpn.into_iter().map(<[u8]>::to_vec).collect();
         Ok(Self { provider, base })
     }
 

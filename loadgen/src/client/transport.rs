@@ -1,6 +1,6 @@
 //! A connection of one agent: a socket that never blocks, and the TLS on it.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr};
 
 use mio::net::TcpStream;
@@ -8,6 +8,9 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::tls::{TlsOfDevice, TlsSession};
+
+/// A line that a server says before TLS is shorter.
+const FIRST_LINE_BYTES_MAX: usize = 4_096;
 
 /// A connection, from its first packet on.
 pub(crate) struct Transport {
@@ -18,8 +21,17 @@ pub(crate) struct Transport {
 
 /// How far it is. TLS begins when the other side is there: a ticket is good for one attempt, and must not be spent on nobody.
 enum Stage {
-    Connecting { tls: TlsOfDevice, server: IpAddr, resumes: bool },
+    Connecting { tls: TlsOfDevice, server: IpAddr, how: How },
     Speaking(Box<TlsSession>),
+}
+
+/// How a connection begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    /// Whether the device's ticket is used.
+    pub(crate) resumes: bool,
+    /// Whether the server says a line before TLS begins.
+    pub(crate) server_speaks_first: bool,
 }
 
 /// What a look at a connection came to.
@@ -47,7 +59,7 @@ impl Transport {
         server: SocketAddr,
         source: Option<IpAddr>,
         tls: &TlsOfDevice,
-        resumes: bool,
+        how: How,
         registry: &Registry,
         token: Token,
     ) -> io::Result<Self> {
@@ -64,13 +76,13 @@ impl Transport {
         }
         let mut socket = TcpStream::from_std(socket.into());
         registry.register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)?;
-        let stage = Stage::Connecting { tls: tls.clone(), server: server.ip(), resumes };
+        let stage = Stage::Connecting { tls: tls.clone(), server: server.ip(), how };
         Ok(Self { socket, stage, was_handshaking: true })
     }
 
     /// The TLS, once the other side is there.
     fn speak(&mut self) -> io::Result<Option<(&mut TlsSession, &mut TcpStream)>> {
-        if let Stage::Connecting { tls, server, resumes } = &self.stage {
+        if let Stage::Connecting { tls, server, how } = &self.stage {
             if let Some(error) = self.socket.take_error()? {
                 return Err(error);
             }
@@ -78,7 +90,10 @@ impl Transport {
                 Err(error) if is_not_yet(&error) => return Ok(None),
                 peer => peer?,
             };
-            let session = tls.session(*server, *resumes).map_err(io::Error::other)?;
+            if how.server_speaks_first && !has_spoken(&mut self.socket)? {
+                return Ok(None);
+            }
+            let session = tls.session(*server, how.resumes).map_err(io::Error::other)?;
             self.stage = Stage::Speaking(Box::new(session));
         }
         match &mut self.stage {
@@ -138,6 +153,16 @@ impl Transport {
     pub(crate) fn end(mut self, registry: &Registry) {
         // One that was never registered, or is gone, needs nothing.
         let _ = registry.deregister(&mut self.socket);
+    }
+}
+
+/// Reads the line that a server says first, which it says at once and goes on with TLS; whether it was there.
+fn has_spoken(socket: &mut TcpStream) -> io::Result<bool> {
+    match socket.read(&mut [0; FIRST_LINE_BYTES_MAX]) {
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(_) => Ok(true),
+        Err(error) if is_not_yet(&error) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use rustix::time::{ClockId, clock_gettime};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, ServerConfig, ServerConnection};
 use serde::Serialize;
+
+use crate::authority::{Authority, Issued, Named};
 
 /// Handshakes that are not counted: caches and branch predictors are warm then.
 const WARM_UP: u32 = 50;
@@ -43,19 +44,13 @@ struct Sides {
 
 impl Sides {
     fn new() -> anyhow::Result<Self> {
-        let mut of_authority = CertificateParams::new(Vec::<String>::new())?;
-        of_authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(of_authority, KeyPair::generate()?)?;
+        let authority = Authority::new()?;
         let issue = |name: &str| -> anyhow::Result<(CertificateDer<'static>, PrivateKeyDer<'static>)> {
-            let mut params = CertificateParams::new(Vec::<String>::new())?;
-            params.subject_alt_names = vec![SanType::DnsName(name.try_into()?)];
-            let key = KeyPair::generate()?;
-            let certificate = params.signed_by(&key, &authority)?;
-            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-            Ok((certificate.der().clone(), key))
+            let Issued { certificate, key, .. } = authority.issue(Named::Name(name))?;
+            Ok((certificate, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key))))
         };
         let mut roots = RootCertStore::empty();
-        roots.add(authority.der().clone())?;
+        roots.add(authority.certificate().clone())?;
         let (roots, provider) = (Arc::new(roots), Arc::new(aws_lc_rs::default_provider()));
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider)).build()?;

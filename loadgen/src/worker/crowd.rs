@@ -22,8 +22,10 @@ use mio::{Events, Poll, Token};
 use super::WAKER;
 use super::link::{Command, Progress, Report};
 use crate::client::agent::{Agent, Heard, Site};
+use crate::client::speaker::Speaker;
+use crate::client::subscriber::{Dialect, Subscriber};
 use crate::client::tls::{TlsOfDevice, TlsOfSite};
-use crate::client::transport::{Looked, Resumed, Transport};
+use crate::client::transport::{How, Looked, Resumed, Transport};
 use crate::clock::{SECOND_NS, now_ns};
 use crate::fleet::Member;
 use crate::measure::Latencies;
@@ -44,6 +46,8 @@ pub(crate) struct CrowdOptions {
     pub(crate) sources: Option<Sources>,
     /// Place of the first agent in the fleet.
     pub(crate) first: usize,
+    /// What is spoken where it is not ours.
+    pub(crate) dialect: Option<Dialect>,
 }
 
 /// See the module.
@@ -66,7 +70,7 @@ pub(crate) struct Crowd {
 
 /// One agent and its connection.
 struct Client {
-    agent: Agent,
+    speaker: Speaker,
     tls: TlsOfDevice,
     transport: Option<Transport>,
     /// When it was meant to connect.
@@ -130,10 +134,21 @@ impl Crowd {
     ) -> anyhow::Result<Self> {
         // A later run's sessions have higher numbers.
         let session = SessionNumber(unix().0 / 1_000 * 1_000);
+        let speaker = |member: &Member| match options.dialect {
+            Some(dialect) => Ok(Speaker::Subscriber(Subscriber::new(dialect, member.number.0))),
+            None => {
+                let key = DeviceKey::from_pkcs8(&member.key).map_err(|error| anyhow::anyhow!("{error}"))?;
+                anyhow::Ok(Speaker::Agent(Agent::new(
+                    Arc::clone(site),
+                    member.number,
+                    Arc::new(key),
+                    session,
+                )))
+            }
+        };
         let client = |member: &Member| {
-            let key = DeviceKey::from_pkcs8(&member.key).map_err(|error| anyhow::anyhow!("{error}"))?;
             anyhow::Ok(Client {
-                agent: Agent::new(Arc::clone(site), member.number, Arc::new(key), session),
+                speaker: speaker(member)?,
                 tls: tls.device(&member.certificate, &member.key)?,
                 transport: None,
                 intended_ns: 0,
@@ -235,7 +250,7 @@ impl Crowd {
             }
             Command::Nap { one_in, turn } => {
                 for place in (turn..self.clients.len()).step_by(one_in.max(1)) {
-                    if self.clients[place].agent.is_active() {
+                    if self.clients[place].speaker.is_active() {
                         self.end(place);
                         self.come_back(place);
                     }
@@ -255,8 +270,10 @@ impl Crowd {
                 let Had { at_ns, frame_bytes } = self.had.remove(&task).unwrap_or_default();
                 let mut latencies = Latencies::default();
                 at_ns.iter().for_each(|at_ns| latencies.record_ns(at_ns.saturating_sub(origin_ns)));
-                let (last_ns, count) = (at_ns.last().copied().unwrap_or_default(), at_ns.len() as u64);
-                Report::Task { task, latencies: latencies.pack(), count, last_ns, frame_bytes }.say()?;
+                let (first_ns, last_ns) = (at_ns.first().copied().unwrap_or(u64::MAX), at_ns.last().copied());
+                let (last_ns, count) = (last_ns.unwrap_or_default(), at_ns.len() as u64);
+                let latencies = latencies.pack();
+                Report::Task { task, latencies, count, first_ns, last_ns, frame_bytes }.say()?;
             }
             Command::Unreadable { line, error } => {
                 Report::Trouble { what: format!("{line:?} is no command: {error}") }.say()?;
@@ -303,7 +320,9 @@ impl Crowd {
         let client = &mut self.clients[place];
         client.serial += 1;
         let registry = self.poll.registry();
-        let made = Transport::connect(server, source, &client.tls, self.pace.resumes, registry, Token(place));
+        let server_speaks_first = self.options.dialect.is_some_and(Dialect::server_speaks_first);
+        let how = How { resumes: self.pace.resumes, server_speaks_first };
+        let made = Transport::connect(server, source, &client.tls, how, registry, Token(place));
         match made {
             Ok(transport) => {
                 client.transport = Some(transport);
@@ -339,7 +358,7 @@ impl Crowd {
                 Resumed::No => self.connects.full += 1,
             }
             self.out.clear();
-            client.agent.greet(&mut self.out);
+            client.speaker.greet(&mut self.out);
             if transport.send(&self.out).is_err() {
                 return self.lose(place);
             }
@@ -355,9 +374,13 @@ impl Crowd {
     /// An agent has heard something; `false` when it was nothing that a server says.
     fn hear(&mut self, place: usize, plain: &[u8]) -> bool {
         let mut heard = Vec::new();
-        let was_active = self.clients[place].agent.is_active();
-        if let Err(what) = self.clients[place].agent.hear(plain, |one| heard.push(one)) {
+        let was_active = self.clients[place].speaker.is_active();
+        self.out.clear();
+        if let Err(what) = self.clients[place].speaker.hear(plain, |one| heard.push(one), &mut self.out) {
             let _ = Report::Trouble { what: format!("a server says what cannot be read: {what}") }.say();
+            return false;
+        }
+        if !self.out.is_empty() && !self.say(place) {
             return false;
         }
         let now = now_ns();
@@ -369,18 +392,13 @@ impl Crowd {
                 }
                 Heard::Welcome { .. } => {}
                 Heard::Task(push) => {
-                    self.progress.had += 1;
                     match SignedTask::decode(&push.signed) {
-                        Ok(task) => {
-                            let had = self.had.entry(task.statement().task).or_default();
-                            had.at_ns.push(now);
-                            let shortest = Some(had.frame_bytes).filter(|bytes| *bytes > 0);
-                            had.frame_bytes = shortest.map_or(plain.len(), |bytes| bytes.min(plain.len()));
-                        }
+                        Ok(task) => self.note_had(task.statement().task, now, plain.len()),
                         Err(_) => self.progress.refused += 1,
                     }
                     self.work.push_back((place, push));
                 }
+                Heard::Message(id) => self.note_had(id, now, plain.len()),
                 Heard::Kept => self.progress.kept += 1,
                 Heard::Drain { window_secs } => self.clients[place].window_secs = window_secs,
                 Heard::Refused(reason) => {
@@ -389,6 +407,14 @@ impl Crowd {
             }
         }
         true
+    }
+
+    fn note_had(&mut self, task: TaskId, now: u64, bytes: usize) {
+        self.progress.had += 1;
+        let had = self.had.entry(task).or_default();
+        had.at_ns.push(now);
+        let shortest = Some(had.frame_bytes).filter(|bytes| *bytes > 0);
+        had.frame_bytes = shortest.map_or(bytes, |shortest| shortest.min(bytes));
     }
 
     fn welcome(&mut self, place: usize, now: u64, keepalive_secs: u32) {
@@ -411,11 +437,11 @@ impl Crowd {
     }
 
     fn keep_alive(&mut self, place: usize) {
-        if !self.clients[place].agent.is_active() {
+        if !self.clients[place].speaker.is_active() {
             return;
         }
         self.out.clear();
-        Agent::keep_alive(&mut self.out);
+        self.clients[place].speaker.keep_alive(&mut self.out);
         if self.say(place) {
             self.plan_keepalive(place, now_ns());
         }
@@ -423,7 +449,8 @@ impl Crowd {
 
     fn carry_out(&mut self, place: usize, push: &TaskPush) {
         self.out.clear();
-        match self.clients[place].agent.carry_out(push, unix(), &mut self.out) {
+        let Speaker::Agent(agent) = &mut self.clients[place].speaker else { return };
+        match agent.carry_out(push, unix(), &mut self.out) {
             Ok(_) => {
                 if self.say(place) {
                     self.progress.answered += 1;
@@ -457,12 +484,12 @@ impl Crowd {
         let client = &mut self.clients[place];
         let Some(transport) = client.transport.take() else { return };
         transport.end(self.poll.registry());
-        if client.agent.is_active() {
+        if client.speaker.is_active() {
             self.progress.active -= 1;
         } else {
             self.progress.connecting -= 1;
         }
-        client.agent.lose();
+        client.speaker.lose();
     }
 
     /// Who was lost comes back as a real agent does: within the window that it was told, or with full jitter.

@@ -69,7 +69,7 @@ pub(crate) enum Report {
     /// What connecting took, from the intended moment to the welcome, and how many resumed.
     Connects { latencies: Packed, full: u64, resumed: u64, last_ns: u64 },
     /// When a task was had.
-    Task { task: TaskId, latencies: Packed, count: u64, last_ns: u64, frame_bytes: usize },
+    Task { task: TaskId, latencies: Packed, count: u64, first_ns: u64, last_ns: u64, frame_bytes: usize },
     /// Something is wrong with the run, not with the server.
     Trouble { what: String },
 }

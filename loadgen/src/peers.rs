@@ -1,0 +1,255 @@
+//! `bgb-loadgen peers`: the same connections, the same load, at our server and at other people's, one after the other in one run.
+//!
+//! Each server is started on loopback with mutual TLS and as many clients; measured are connecting (full handshakes), resting and one message to
+//! everybody. Our own agents verify each task and its proof and sign an answer, which the server keeps; the others' clients only hear.
+
+mod program; // other servers: configurations and processes
+mod publisher; // whoever publishes there
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bgb_protocol::action::Action;
+use bgb_protocol::api::{ALL_DEVICES, Target};
+use bgb_protocol::ids::TaskId;
+use serde::Serialize;
+
+use crate::authority::Authority;
+use crate::clock::{SECOND_NS, now_ns};
+use crate::crew::{Crew, Waited};
+use crate::fleet::Fleet;
+use crate::lab::{Lab, LabOptions};
+use crate::measure::{Cost, Latencies, Summary};
+use crate::report;
+use crate::worker::link::{Command, Progress};
+use program::{Peer, RunningPeer};
+use publisher::Publisher;
+
+/// What connecting left behind settles within this.
+const SETTLE_NS: u64 = 3 * SECOND_NS;
+/// Messages to everybody; the median of them counts.
+const MESSAGES: u8 = 7;
+/// Handshakes under way at the most: few enough for the slowest.
+const WINDOW: usize = 64;
+/// How long connecting may take for each client, and a message to everybody.
+const PER_CONNECT: Duration = Duration::from_millis(30);
+const HAD_WITHIN: Duration = Duration::from_secs(60);
+/// In peace before a message, in nanoseconds.
+const PAUSE_NS: u64 = SECOND_NS;
+
+/// What came of one server.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    server: String,
+    settings: String,
+    connections: usize,
+    connects_per_second: f64,
+    cpu_us_per_connect: f64,
+    kib_per_connection: f64,
+    fan_out_per_second: f64,
+    cpu_us_per_push: f64,
+    latency: Summary,
+}
+
+/// `bgb-loadgen peers`.
+#[derive(clap::Args)]
+pub(crate) struct PeersArguments {
+    /// Connections at each server
+    #[arg(long, default_value_t = 15_000)]
+    pub(crate) agents: usize,
+    /// The file with the table, between marks of its own; without it the table is only printed
+    #[arg(long)]
+    pub(crate) file: Option<std::path::PathBuf>,
+}
+
+/// Measures all of them, and says the table and a line of JSON.
+///
+/// # Errors
+/// When one cannot be measured.
+pub(crate) fn run(arguments: &PeersArguments) -> anyhow::Result<()> {
+    crate::worker::raise_descriptors();
+    let mut rows = Vec::new();
+    for reactors in [1, 2] {
+        rows.push(ours(arguments.agents, reactors)?);
+    }
+    for peer in [Peer::Mosquitto, Peer::Nats, Peer::Nchan { workers: 1 }, Peer::Nchan { workers: 2 }] {
+        let row = theirs(peer, arguments.agents);
+        rows.push(row.with_context(|| format!("{peer:?}"))?);
+    }
+    let table = table(&rows);
+    if let Some(file) = &arguments.file {
+        report::write_between(file, report::PEERS, &table)?;
+    }
+    println!("{table}");
+    println!("{}", serde_json::json!({"bench": "peers", "figures": rows}));
+    Ok(())
+}
+
+fn ours(agents: usize, reactors: usize) -> anyhow::Result<Row> {
+    let server = format!("bgb-server {}", env!("CARGO_PKG_VERSION"));
+    eprintln!("bgb-loadgen: {server}, {reactors} reactors");
+    let options =
+        LabOptions { devices: agents, reactors, servers: 1, connections_max: agents, has_strangers: false };
+    let lab = Lab::make(&options, |how_far| eprintln!("bgb-loadgen: {how_far}"))?;
+    let (pid, manager) = (lab.server_pids()[0], lab.api()?);
+    let crew = Crew::start(&lab.fleet(), agents, None)?;
+    let settings = format!("{reactors} {}", if reactors == 1 { "reactor" } else { "reactors" });
+    let mut contest = Contest { crew, agents, cost: Box::new(move || Cost::of(pid)), answers: true };
+    contest.measure(server, settings, |_| {
+        Ok(manager.start_task(Action::Ping, Target::Collection(ALL_DEVICES.to_owned()))?.task)
+    })
+}
+
+fn theirs(peer: Peer, agents: usize) -> anyhow::Result<Row> {
+    let server = peer.version()?;
+    eprintln!("bgb-loadgen: {server}, {}", peer.settings());
+    let folder = tempfile::Builder::new().prefix("bgb-loadgen-").tempdir()?;
+    let authority = Authority::new()?;
+    let running = RunningPeer::start(peer, &authority, folder.path(), agents)?;
+    let fleet = folder.path().join("fleet");
+    Fleet::make_of(&authority, &fleet, running.address, agents)?;
+    let crew = Crew::start_speaking(&fleet, agents, None, Some(peer.dialect()))?;
+    let mut publisher = Publisher::connect(peer.dialect(), &authority, running.address)?;
+    let pid = running.pid();
+    let mut contest = Contest { crew, agents, cost: Box::new(move || Cost::of_family(pid)), answers: false };
+    contest.measure(server, peer.settings(), |number| {
+        let id = TaskId::from_bytes([number; 16]);
+        publisher.publish(id)?;
+        Ok(id)
+    })
+}
+
+/// A server with its clients.
+struct Contest {
+    crew: Crew,
+    agents: usize,
+    cost: Box<dyn Fn() -> Cost>,
+    /// Whether clients answer what they hear.
+    answers: bool,
+}
+
+impl Contest {
+    fn measure(
+        &mut self,
+        server: String,
+        settings: String,
+        mut publish: impl FnMut(u8) -> anyhow::Result<TaskId>,
+    ) -> anyhow::Result<Row> {
+        let all = self.agents as u64;
+        let empty = (self.cost)();
+        let from_ns = now_ns();
+        let upto = self.agents;
+        let command =
+            Command::Connect { upto, from_ns, gap_ns: 0, window: WINDOW, resumes: false, returns: false };
+        self.crew.tell(&command)?;
+        let within = HAD_WITHIN.max(PER_CONNECT * self.agents as u32);
+        self.wait(within, "connect", |progress| progress.active >= upto)?;
+        let connected = (self.cost)().since(empty);
+        let connects = self.crew.connects()?;
+        let seconds = connects.last_ns.saturating_sub(from_ns) as f64 / SECOND_NS as f64;
+        self.crew.rest_until(now_ns() + SETTLE_NS);
+        let grown = (self.cost)().resident_bytes.saturating_sub(empty.resident_bytes);
+        let (mut rates, mut costs_us, mut latencies) = (Vec::new(), Vec::new(), Latencies::default());
+        for number in 1..=MESSAGES {
+            self.crew.rest_until(now_ns() + PAUSE_NS);
+            let (before, progress, origin_ns) = ((self.cost)(), self.crew.progress(), now_ns());
+            let id = publish(number)?;
+            self.wait(HAD_WITHIN, "have it", |now| now.had >= progress.had + all)?;
+            let spent = (self.cost)().since(before);
+            if self.answers {
+                self.wait(HAD_WITHIN, "be answered", |now| now.kept >= progress.kept + all)?;
+            }
+            let times = self.crew.task_times(id, origin_ns)?;
+            anyhow::ensure!(times.count == all, "{} of {all} have the message", times.count);
+            let seconds = times.last_ns.saturating_sub(times.first_ns) as f64 / SECOND_NS as f64;
+            rates.push((all - 1) as f64 / seconds.max(1e-9));
+            costs_us.push(spent.cpu_secs * 1e6 / all as f64);
+            latencies.add(&times.latencies.pack())?;
+        }
+        Ok(Row {
+            server,
+            settings,
+            connections: self.agents,
+            connects_per_second: all as f64 / seconds.max(1e-9),
+            cpu_us_per_connect: connected.cpu_secs * 1e6 / all as f64,
+            kib_per_connection: grown as f64 / 1_024.0 / all as f64,
+            fan_out_per_second: median(&mut rates),
+            cpu_us_per_push: median(&mut costs_us),
+            latency: latencies.summary(),
+        })
+    }
+
+    /// Waits; what does not come about is an error, since a comparison of halves is none.
+    fn wait(
+        &mut self,
+        within: Duration,
+        what: &str,
+        is_done: impl FnMut(&Progress) -> bool,
+    ) -> anyhow::Result<()> {
+        let agents = self.agents;
+        let show = |progress: &Progress, passed: Duration| {
+            format!("{}: {} of {agents} connected, {} had", passed.as_secs(), progress.active, progress.had)
+        };
+        match self.crew.wait(within, is_done, show) {
+            Waited::Done => Ok(()),
+            Waited::Interrupted => anyhow::bail!("interrupted"),
+            Waited::TooLong => anyhow::bail!(
+                "not all of {agents} {what} within {} s: {:?}; {}",
+                within.as_secs(),
+                self.crew.progress(),
+                self.crew.troubles.join("; ")
+            ),
+        }
+    }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut table = String::from(
+        "| server | settings | connects a second | CPU of a connect, us | memory of a connection, KiB | to everybody, a second | CPU of a push, us | push p50, ms | push p99, ms |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---:|\n",
+    );
+    for row in rows {
+        let Row { server, settings, latency, .. } = row;
+        let numbers = [
+            row.connects_per_second,
+            row.cpu_us_per_connect,
+            row.kib_per_connection,
+            row.fan_out_per_second,
+            row.cpu_us_per_push,
+            latency.p50_ms,
+            latency.p99_ms,
+        ];
+        let numbers = numbers.map(report::number).join(" | ");
+        table.push_str(&format!("| {server} | {settings} | {numbers} |\n"));
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_shows_each_figure_with_three_digits() {
+        let latency = Latencies::default().summary();
+        let row = Row {
+            server: "server 1.0".to_owned(),
+            settings: "1 thread".to_owned(),
+            connections: 10,
+            connects_per_second: 1_234.5,
+            cpu_us_per_connect: 567.8,
+            kib_per_connection: 0.98,
+            fan_out_per_second: 55_555.5,
+            cpu_us_per_push: 17.25,
+            latency,
+        };
+        let table = table(&[row]);
+        assert!(table.contains("| server 1.0 | 1 thread | 1,234 | 568 | 0.98 | 55,556 | 17.2 |"), "{table}");
+        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
+    }
+}
