@@ -36,8 +36,10 @@ use bgb_site::queue_reader::{QueueReader, QueueRow};
 
 use crate::courier::StatusLine;
 use crate::metrics::ServerMetrics;
+use crate::presence::FullListWanted;
 use crate::reactor::mailbox::Mailbox;
 use crate::shard::Letter;
+use crate::writers::Shared;
 
 pub use bell::Bell;
 
@@ -66,6 +68,7 @@ pub struct Broker {
     shards: Arc<[Mailbox<Letter>]>,
     status: StatusLine,
     metrics: Arc<ServerMetrics>,
+    full_list: FullListWanted,
     reader: Option<QueueReader>,
     generation: Generation,
     sequence: u64,
@@ -131,15 +134,16 @@ impl Broker {
     pub fn start(
         options: BrokerOptions,
         shards: Arc<[Mailbox<Letter>]>,
-        status: StatusLine,
-        metrics: Arc<ServerMetrics>,
+        shared: Shared,
         now: Now,
     ) -> anyhow::Result<Self> {
+        let Shared { metrics, status, full_list } = shared;
         let mut broker = Self {
             options,
             shards,
             status,
             metrics,
+            full_list,
             reader: None,
             generation: Generation([0; 16]),
             sequence: 0,
@@ -219,6 +223,7 @@ impl Broker {
         if self.generation != snapshot.generation && self.sequence > 0 {
             let text = "the site database was restored; every order is read anew".to_owned();
             self.status.say(StatusId::GenerationChanged, unix(now), "queue", text);
+            self.full_list.ask();
         }
         self.tell(&Letter::SignIns(false));
         self.tell(&Letter::Orders(Arc::from([Order::Reset])));

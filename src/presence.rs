@@ -1,6 +1,7 @@
 //! Presence: who is online at this server, told to the site in `.BOS` files.
 //!
-//! A full list every five minutes, deltas every few seconds while anything changes. Rows wait in their encoded form, some
+//! A full list every five minutes, deltas every few seconds while anything changes. Another full list is due at once when the site's database
+//! was restored ([`FullListWanted`]): it has forgotten what deltas have told. Rows wait in their encoded form, some
 //! hundred bytes a device, in the order of device numbers, so that a full list is one walk.
 //!
 //! Each row names its session. A session's end changes the list only if the list still names that very session: the end of an
@@ -10,6 +11,8 @@
 //! [`PresenceList`] is the machine, driven by time and input; its thread is in [`crate::server`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::ReplaceError;
@@ -20,9 +23,30 @@ use bgb_protocol::ids::{BootId, DeviceId, SessionNumber, UnixMillis};
 
 use crate::outgoing::Outgoing;
 
+/// Somebody wants a full list before its time. Whoever has a clone of it may ask.
+#[derive(Clone, Debug, Default)]
+pub struct FullListWanted(Arc<AtomicBool>);
+
+impl FullListWanted {
+    /// Asks; the list is written as soon as a delta would be.
+    pub fn ask(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn is_asked(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// What the list holds from now on is what was asked for.
+    fn take(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
 /// See the module.
 pub struct PresenceList {
     outgoing: Outgoing,
+    full_wanted: FullListWanted,
     online: BTreeMap<DeviceId, Row>,
     /// Devices that came or whose row changed since the last file.
     came: BTreeSet<DeviceId>,
@@ -85,9 +109,10 @@ impl PresenceList {
     /// An empty list. Its first file is a full one, a delta's time after the start: it tells the site that the sessions of the
     /// server's former life are over, and who is back already.
     #[must_use]
-    pub fn new(outgoing: Outgoing, pace: PresencePace, now: Now) -> Self {
+    pub fn new(outgoing: Outgoing, pace: PresencePace, full_wanted: FullListWanted, now: Now) -> Self {
         Self {
             outgoing,
+            full_wanted,
             online: BTreeMap::new(),
             came: BTreeSet::new(),
             went: BTreeMap::new(),
@@ -128,8 +153,13 @@ impl PresenceList {
     /// When the next file is due, in milliseconds of monotonic time ([`Now::mono_ms`]).
     #[must_use]
     pub fn next_due_ms(&self) -> u64 {
+        let soon_ms = self.last_file_ms + self.delta_ms;
         let changed = !self.came.is_empty() || !self.went.is_empty();
-        if changed { self.next_full_ms.min(self.last_file_ms + self.delta_ms) } else { self.next_full_ms }
+        if changed || self.full_wanted.is_asked() {
+            self.next_full_ms.min(soon_ms)
+        } else {
+            self.next_full_ms
+        }
     }
 
     /// Writes the file that is due, if one is. Gives its kind.
@@ -141,8 +171,8 @@ impl PresenceList {
         if now.mono_ms < self.next_due_ms() {
             return Ok(None);
         }
-        let kind =
-            if now.mono_ms >= self.next_full_ms { FileKind::PresenceFull } else { FileKind::PresenceDelta };
+        let is_full = now.mono_ms >= self.next_full_ms || self.full_wanted.is_asked();
+        let kind = if is_full { FileKind::PresenceFull } else { FileKind::PresenceDelta };
         self.write(kind, now)?;
         Ok(Some(kind))
     }
@@ -167,11 +197,17 @@ impl PresenceList {
     fn write(&mut self, kind: FileKind, now: Now) -> Result<(), ReplaceError> {
         let mut builder = FileBuilder::new();
         if kind == FileKind::PresenceFull {
+            self.full_wanted.take();
             self.online.values().for_each(|row| builder.push_encoded(&row.encoded));
         } else {
             self.changed_rows(&mut builder);
         }
-        self.outgoing.put(kind, self.sequence + 1, UnixMillis(now.unix_ms), builder)?;
+        let put = self.outgoing.put(kind, self.sequence + 1, UnixMillis(now.unix_ms), builder);
+        if put.is_err() && kind == FileKind::PresenceFull {
+            // It is still owed.
+            self.full_wanted.ask();
+        }
+        put?;
         self.sequence += 1;
         self.came.clear();
         self.went.clear();

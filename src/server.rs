@@ -32,6 +32,7 @@ use crossbeam_channel::{Receiver, bounded, select, tick};
 use self::starting::Starting;
 use crate::config::ServerConfig;
 use crate::courier::StatusLine;
+use crate::presence::FullListWanted;
 use crate::reactor::listener;
 use crate::reactor::mailbox::Mailbox;
 use crate::shard::Letter;
@@ -101,7 +102,8 @@ impl Server {
         let admin = admin::bind(config.admin, "server.toml")?;
         let (status, messages) = StatusLine::new();
         let (fault_line, fault) = bounded(16);
-        let shared = Shared { metrics: Arc::default(), status: status.clone() };
+        let shared =
+            Shared { metrics: Arc::default(), status: status.clone(), full_list: FullListWanted::default() };
         starting::warn_of_limits(&config, &status);
 
         let lock = starting::lock_spool(&config)?;

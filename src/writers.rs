@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::courier::{Courier, StatusLine};
 use crate::metrics::ServerMetrics;
-use crate::presence::{PresenceList, Told};
+use crate::presence::{FullListWanted, PresenceList, Told};
 use crate::reactor::mailbox::Mailbox;
 use crate::shard::{Letter, SpoolItem};
 use crate::spool::{Spool, SpoolError};
@@ -51,6 +51,8 @@ pub struct Shared {
     pub metrics: Arc<ServerMetrics>,
     /// Where status messages go.
     pub status: StatusLine,
+    /// By this the broker asks the presence list for all of it.
+    pub full_list: FullListWanted,
 }
 
 impl Writer {

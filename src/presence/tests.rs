@@ -15,7 +15,7 @@ const PACE: PresencePace = PresencePace { full_ms: 300_000, delta_ms: 3_000 };
 fn list(disk: &SimDisk) -> PresenceList {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
     let outgoing = Outgoing::open(disk, Path::new("/spool"), "LAB".parse().unwrap(), ServerId(1), 7).unwrap();
-    PresenceList::new(outgoing, PACE, at(0))
+    PresenceList::new(outgoing, PACE, FullListWanted::default(), at(0))
 }
 
 fn at(ms: u64) -> Now {
@@ -74,6 +74,24 @@ fn files(disk: &SimDisk) -> Vec<(FileKind, u64, Vec<PresenceRow>)> {
         (header.kind, header.sequence, seen)
     };
     disk.list(folder).unwrap().into_iter().map(|entry| read(entry.name)).collect()
+}
+
+#[test]
+fn a_full_list_that_is_asked_for_is_written_as_soon_as_a_delta_would_be_and_once() {
+    let disk = SimDisk::new();
+    let mut list = list(&disk);
+    let wanted = list.full_wanted.clone();
+    list.handle_told(told(online(5, 1)));
+    assert_eq!(list.handle_time(at(3_000)).unwrap(), Some(FileKind::PresenceFull));
+    wanted.ask();
+    assert_eq!(list.next_due_ms(), 6_000);
+    assert_eq!(list.handle_time(at(5_999)).unwrap(), None);
+    disk.set_full(true);
+    assert!(list.handle_time(at(6_000)).is_err());
+    disk.set_full(false);
+    assert_eq!(list.handle_time(at(6_001)).unwrap(), Some(FileKind::PresenceFull), "it is still owed");
+    assert_eq!(list.next_due_ms(), 306_001);
+    assert_eq!(files(&disk).last().unwrap().2, [online(5, 1)]);
 }
 
 #[test]

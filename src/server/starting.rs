@@ -92,7 +92,7 @@ impl<'a> Starting<'a> {
             full_ms: u64::from(config.presence_full_seconds) * 1000,
             delta_ms: u64::from(config.presence_delta_seconds) * 1000,
         };
-        let list = PresenceList::new(outgoing.clone(), pace, Now::read());
+        let list = PresenceList::new(outgoing.clone(), pace, shared.full_list.clone(), Now::read());
         let (presence_rows, presence_inbox) = bounded(PRESENCE_ROWS_MAX);
         let of_presence = Shared::clone(shared);
         let presence_writer = Writer::start("presence", fault, move |stop| {
@@ -185,8 +185,7 @@ pub(super) fn read_queue(
         refuse_after_ms: u64::from(config.queue_unreadable_refuse_seconds) * 1_000,
     };
     let bell = Bell::watch(&config.bell);
-    let (shards, metrics) = (Arc::clone(shards), Arc::clone(&shared.metrics));
-    let broker = Broker::start(options, shards, shared.status.clone(), metrics, Now::read())?;
+    let broker = Broker::start(options, Arc::clone(shards), Shared::clone(shared), Now::read())?;
     Ok((broker, bell))
 }
 

@@ -31,7 +31,8 @@ fn bench(disk: &SimDisk) -> Bench {
     let (items, inbox) = bounded(16);
     let durable: Arc<AtomicU64> = Arc::default();
     let shards = Arc::from([doorway.mailbox.clone()]);
-    let shared = Shared { metrics: Arc::default(), status: StatusLine::new().0 };
+    let shared =
+        Shared { metrics: Arc::default(), status: StatusLine::new().0, full_list: FullListWanted::default() };
     let spooler = Spooler::new(spool, inbox, vec![Arc::clone(&durable)], shards, shared);
     Bench { spooler, items, durable, _doorway: doorway }
 }

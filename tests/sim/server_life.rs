@@ -16,7 +16,7 @@ use bgb_server::broker::{Broker, BrokerOptions};
 use bgb_server::courier::{Courier, StatusLine};
 use bgb_server::directory::{Directory, ShardId};
 use bgb_server::outgoing::Outgoing;
-use bgb_server::presence::{PresenceList, PresencePace};
+use bgb_server::presence::{FullListWanted, PresenceList, PresencePace};
 use bgb_server::reactor::mailbox::{Mailbox, mailbox};
 use bgb_server::shard::{Letter, Links, Shard};
 use bgb_server::spool::Spool;
@@ -105,7 +105,8 @@ impl World {
         let number = ServerId(server as u32 + 1);
         let now = self.host_now(self.servers[server].clock.off_ms());
         let (status, messages) = StatusLine::new();
-        let shared = Shared { metrics: Arc::default(), status: status.clone() };
+        let shared =
+            Shared { metrics: Arc::default(), status: status.clone(), full_list: FullListWanted::default() };
         let (mut boxes, mut mailboxes, mut polls) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..SHARDS {
             let poll = mio::Poll::new()?;
@@ -121,7 +122,7 @@ impl World {
         let (spool_items, spool_inbox) = bounded(self.weather.spool_items);
         let spooler = Spooler::new(spool, spool_inbox, durable.clone(), Arc::clone(&shards), shared.clone());
         let pace = PresencePace { full_ms: self.weather.presence_full_ms, delta_ms: PRESENCE_DELTA_MS };
-        let presence = PresenceList::new(outgoing.clone(), pace, now);
+        let presence = PresenceList::new(outgoing.clone(), pace, shared.full_list.clone(), now);
         let courier = Courier::new(outgoing, inbox_of(server));
 
         let directory = Arc::new(Directory::default());
@@ -145,7 +146,7 @@ impl World {
             server: number,
             refuse_after_ms: REFUSE_AFTER_MS,
         };
-        let broker = Broker::start(options, shards, status, shared.metrics, now).map_err(|error| {
+        let broker = Broker::start(options, shards, shared, now).map_err(|error| {
             let why = format!("{error:#}").replace(&*self.site.root().to_string_lossy(), "");
             Unstarted { why, of_queue: true }
         })?;
