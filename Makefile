@@ -1,6 +1,6 @@
 # Thin on purpose: each goal is a line or two; what takes more is in scripts/.
 
-.PHONY: help setup build demo test test-faults sim sim-plants fuzz bench fmt lint
+.PHONY: help setup build demo test test-faults sim sim-plants fuzz bench bench-peers fmt lint
 .DEFAULT_GOAL := help
 
 help: ## shows this list
@@ -34,6 +34,9 @@ fuzz: ## fuzzes one target: T=frame SECONDS=60, or RUNS=1000000 (fuzz/corpus has
 
 bench: ## measures all goals, each with its floor, and writes BENCHMARKS.md; some 25 minutes
 	@scripts/bench
+
+bench-peers: ## measures mosquitto, NATS and nginx with nchan beside our server, and writes their table; some 15 minutes
+	@scripts/bench-peers
 
 bench-%: ## measures one goal, and ends in a line of JSON: idle, connect, fanout, latency, storm, ingest, wheel, sessions, follow, growth
 	@scripts/bench $*
