@@ -215,6 +215,12 @@ impl Shard {
         &self.hub
     }
 
+    /// Whether a task is on its way to many, and not with all of them yet.
+    #[must_use]
+    pub fn is_fanning_out(&self) -> bool {
+        self.hub.is_fanning_out()
+    }
+
     /// Whether something waits for the spool, the presence list or another shard: then it is to be called again soon.
     #[must_use]
     pub fn is_backed_up(&self) -> bool {

@@ -174,6 +174,12 @@ fn children_of(pid: u32) -> Vec<u32> {
     numbers.filter(is_child).collect()
 }
 
+/// The one in the middle; the values are sorted by that. 0 where there is none.
+pub(crate) fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
 /// How many descriptors the process has open; 0 where it is gone.
 pub(crate) fn descriptors(pid: u32) -> u64 {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count() as u64)
@@ -197,6 +203,11 @@ mod tests {
         assert!(one.to_hgrm().lines().last().unwrap().contains("Total count    =          100"));
         assert!(one.add(&Packed("zz".to_owned())).is_err());
         assert!(one.add(&Packed("00".to_owned())).is_err());
+    }
+
+    #[test]
+    fn a_median_is_the_one_in_the_middle() {
+        assert_eq!((median(&mut [3.0, 1.0, 2.0]), median(&mut [])), (2.0, 0.0));
     }
 
     #[test]

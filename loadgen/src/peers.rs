@@ -19,7 +19,7 @@ use crate::clock::{SECOND_NS, now_ns};
 use crate::crew::{Crew, Waited};
 use crate::fleet::Fleet;
 use crate::lab::{Lab, LabOptions};
-use crate::measure::{Cost, Latencies, Summary};
+use crate::measure::{Cost, Latencies, Summary, median};
 use crate::report;
 use crate::worker::link::{Command, Progress};
 use program::{Peer, RunningPeer};
@@ -203,11 +203,6 @@ impl Contest {
     }
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
-}
-
 fn table(rows: &[Row]) -> String {
     let mut table = String::from(
         "| server | settings | connects a second | CPU of a connect, us | memory of a connection, KiB | to everybody, a second | CPU of a push, us | push p50, ms | push p99, ms |\n\
@@ -250,6 +245,5 @@ mod tests {
         };
         let table = table(&[row]);
         assert!(table.contains("| server 1.0 | 1 thread | 1,234 | 568 | 0.98 | 55,556 | 17.2 |"), "{table}");
-        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
     }
 }

@@ -27,6 +27,8 @@ use crate::tls::{Established, TlsSession};
 const ACCEPTS_PER_TURN: usize = 64;
 /// Sockets read in one turn, one read each.
 const READS_PER_TURN: usize = 512;
+/// And while a task is on its way to many: those who have it answer at once, and what they say would make the others wait for the task.
+const READS_PER_TURN_BESIDE_FAN_OUT: usize = 32;
 /// How long a peer may take to show who it is (docs/promises.md: 10 s before authentication).
 const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
 /// And how long when it is crowded: whoever begins handshakes and leaves them must not take the places of those who end them.
@@ -119,7 +121,8 @@ impl Reactor {
     }
 
     pub(super) fn read(&mut self, now: Now) {
-        for _ in 0..READS_PER_TURN.min(self.readable.len()) {
+        let most = if self.shard.is_fanning_out() { READS_PER_TURN_BESIDE_FAN_OUT } else { READS_PER_TURN };
+        for _ in 0..most.min(self.readable.len()) {
             let Some(key) = self.readable.pop_front() else { return };
             self.read_one(now, key);
         }

@@ -99,6 +99,12 @@ impl Hub {
         self.fan_out();
     }
 
+    /// Whether a task or a cancel is on its way to many, and not with all of them yet.
+    #[must_use]
+    pub fn is_fanning_out(&self) -> bool {
+        !self.fan_outs.is_empty()
+    }
+
     /// Whether work is left over.
     pub(super) fn is_behind(&self) -> bool {
         !self.line.is_empty() || !self.fan_outs.is_empty() || self.is_draining() || self.has_timers_due()

@@ -1,4 +1,5 @@
-//! Tasks to everybody, one after the other: from the moment at which the order is given to each agent's having it, and to the last one's.
+//! Tasks to everybody, one after the other: from the moment at which the order is given to each agent's having it, and to the last one's; and
+//! from the first one's having it to the last one's, which is the server's own part.
 //!
 //! The next is given when everybody has answered the one before: else the agents' signatures would be measured.
 
@@ -10,7 +11,7 @@ use bgb_protocol::api::{ALL_DEVICES, Target};
 
 use crate::arguments::FanoutArguments;
 use crate::clock::{SECOND_NS, now_ns};
-use crate::measure::{Cost, Latencies};
+use crate::measure::{Cost, Latencies, median};
 use crate::scenario::Run;
 
 /// What TLS 1.3 puts around a frame: header, type and tag (RFC 8446, 5.2).
@@ -22,6 +23,8 @@ pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<V
     run.connect(true, true)?;
     let all = run.crew.progress().active as u64;
     let (mut latencies, mut last_ms, mut costs_us) = (Latencies::default(), Vec::new(), Vec::new());
+    let (mut accepted_ms, mut spread_ms) = (Vec::new(), Vec::new());
+    let ms = |from_ns: u64, to_ns: u64| to_ns.saturating_sub(from_ns) as f64 * 1_000.0 / SECOND_NS as f64;
     let mut frame_bytes = 0;
     for number in 1..=arguments.tasks {
         if run.is_partial {
@@ -30,6 +33,7 @@ pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<V
         let (before, progress) = (run.server_cost(), run.crew.progress());
         let origin_ns = now_ns();
         let task = run.manager.start_task(Action::Ping, Target::Collection(ALL_DEVICES.to_owned()))?.task;
+        accepted_ms.push(ms(origin_ns, now_ns()));
         let is_had = |now: &crate::worker::link::Progress| now.had >= progress.had + all;
         run.wait(ANSWERED_WITHIN, is_had, |now, _| {
             format!("task {number}: {} of {all} have it", now.had - progress.had)
@@ -41,20 +45,25 @@ pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<V
         let times = run.crew.task_times(task, origin_ns)?;
         run.is_partial |= times.count < all;
         frame_bytes = times.frame_bytes;
-        last_ms.push(times.last_ns.saturating_sub(origin_ns) as f64 * 1_000.0 / SECOND_NS as f64);
+        last_ms.push(ms(origin_ns, times.last_ns));
+        spread_ms.push(ms(times.first_ns, times.last_ns));
         if let (Some(before), Some(after)) = (before, run.server_cost()) {
             let Cost { cpu_secs, .. } = after.since(before);
             costs_us.push(cpu_secs * 1e6 / all.max(1) as f64);
         }
         latencies.add(&times.latencies.pack())?;
     }
-    last_ms.sort_by(f64::total_cmp);
-    let median_ms = last_ms.get(last_ms.len() / 2).copied().unwrap_or_default();
+    let from_first_to_last_ms = median(&mut spread_ms);
+    run.figure("accepted_median_ms", median(&mut accepted_ms));
+    run.figure("from_first_to_last_ms", &spread_ms);
+    let median_ms = median(&mut last_ms);
     run.figure("tasks", last_ms.len());
     run.figure("push_record_bytes", frame_bytes + RECORD_OVERHEAD);
     run.figure("last_has_it_ms", &last_ms);
     run.figure("last_has_it_median_ms", median_ms);
-    run.figure("pushes_per_second", all as f64 * 1_000.0 / median_ms.max(1e-9));
+    run.figure("from_first_to_last_median_ms", from_first_to_last_ms);
+    let pushes = all.saturating_sub(1) as f64;
+    run.figure("pushes_per_second", pushes * 1_000.0 / from_first_to_last_ms.max(1e-9));
     run.figure("server_cpu_us_per_task_and_answer", &costs_us);
     run.latencies = Some(latencies);
     run.end("fanout")
