@@ -87,8 +87,47 @@ fn time_that_goes_back_is_taken_as_standing_still() {
 }
 
 #[test]
-fn an_entry_has_16_bytes() {
-    assert_eq!(size_of::<Entry>(), 16);
+fn an_entry_has_16_bytes_and_a_block_half_a_kib() {
+    assert_eq!((size_of::<Entry>(), size_of::<Block>()), (16, 512));
+}
+
+#[test]
+fn a_timer_that_is_moved_later_keeps_its_record_and_one_that_is_moved_earlier_gets_another() {
+    let mut wheel = Wheel::new();
+    wheel.arm(5, Tick(100));
+    wheel.arm(5, Tick(300));
+    assert_eq!((wheel.records, wheel.len(), wheel.next_deadline()), (1, 1, Some(Tick(64))));
+    wheel.arm(5, Tick(50));
+    assert_eq!((wheel.records, wheel.next_deadline()), (2, Some(Tick(50))));
+    wheel.arm(5, Tick(100));
+    assert!(expired(&mut wheel, 99).is_empty());
+    assert_eq!(expired(&mut wheel, 100), [5]);
+    assert!(expired(&mut wheel, 1_000).is_empty());
+    assert_eq!(wheel.records, 0);
+}
+
+#[test]
+fn records_that_count_no_more_are_swept() {
+    let mut wheel = Wheel::new();
+    for round in 0..1_000_000_u64 {
+        let key = (round % 10) as u32;
+        wheel.cancel(key);
+        wheel.arm(key, Tick(20_000_000 - round));
+        assert!(wheel.records <= 2 * 10 + LEFT_LYING_MAX + 1);
+    }
+    assert!(wheel.blocks.len() <= LEFT_LYING_MAX / BLOCK_RECORDS + LISTS, "{}", wheel.blocks.len());
+    assert_eq!(expired(&mut wheel, 20_000_000).len(), 10);
+}
+
+#[test]
+fn blocks_of_slots_that_are_over_are_used_again() {
+    let mut wheel = Wheel::new();
+    for round in 0..50_u64 {
+        (0..10_000).for_each(|key| wheel.arm(key, Tick(round * 10_000 + 1 + u64::from(key) % 9_000)));
+        assert_eq!(expired(&mut wheel, round * 10_000 + 9_999).len(), 10_000);
+    }
+    assert!(wheel.is_empty() && wheel.records == 0);
+    assert!(wheel.blocks.len() <= 2 * (10_000 / BLOCK_RECORDS + LISTS), "{}", wheel.blocks.len());
 }
 
 #[derive(Clone, Debug)]
