@@ -1,10 +1,10 @@
 # Thin on purpose: each goal is a line or two; what takes more is in scripts/.
 
-.PHONY: help setup build demo test test-faults sim sim-plants fuzz bench bench-peers fmt lint
+.PHONY: help setup build demo test test-faults sim sim-plants fuzz bench bench-peers bench-micro bench-instructions fmt lint
 .DEFAULT_GOAL := help
 
 help: ## shows this list
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## installs what is missing on this machine (asks apt only for that)
 	@scripts/setup
@@ -37,6 +37,13 @@ bench: ## measures all goals, each with its floor, and writes BENCHMARKS.md; som
 
 bench-peers: ## measures mosquitto, NATS and nginx with nchan beside our server, and writes their table; some 15 minutes
 	@scripts/bench-peers
+
+bench-micro: ## measures codecs, slots and TLS at rest beside floors and rivals (criterion)
+	cargo bench --locked -p bgb-protocol --bench codecs
+	cargo bench --locked -p bgb-server --bench transport
+
+bench-instructions: ## counts the instructions of single operations under valgrind
+	@scripts/bench-instructions
 
 bench-%: ## measures one goal, and ends in a line of JSON: idle, connect, fanout, latency, storm, ingest, wheel, sessions, follow, growth
 	@scripts/bench $*
