@@ -266,4 +266,7 @@ pub(crate) struct FleetArguments {
 pub(crate) struct StormArguments {
     #[command(flatten)]
     pub(crate) run: RunArguments,
+    /// Everybody's ticket is so many days old when the server comes back: its programs had a wall clock that was so far behind (libfaketime)
+    #[arg(long, default_value_t = 0)]
+    pub(crate) ticket_days: u32,
 }

@@ -32,7 +32,16 @@ pub(crate) struct LabOptions {
     pub(crate) connections_max: usize,
     /// Whether addresses of this machine count as strangers', whose handshakes are limited.
     pub(crate) has_strangers: bool,
+    /// By so many days the wall clocks of all its programs are behind, until [`Lab::come_to_the_present`].
+    pub(crate) days_ago: u32,
 }
+
+/// Debian's places of libfaketime, in its variant for programs with threads.
+const FAKETIME: [&str; 3] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/faketime/libfaketimeMT.so.1",
+];
 
 /// Ports of the first server: for agents, and for its metrics; those of the next are this much higher.
 const SERVER_PORT: u16 = 10_123;
@@ -46,8 +55,9 @@ const MANAGER_ADMIN_PORT: u16 = 10_126;
 pub(crate) struct Lab {
     // In the order in which they go: the folder last.
     servers: Vec<Running>,
-    _manager: Running,
+    manager: Option<Running>,
     address: Ipv4Addr,
+    days_ago: u32,
     folder: TempDir,
 }
 
@@ -74,6 +84,7 @@ impl Lab {
             let (listen, admin) = (server_of(address, number), admin_of(address, number));
             let made_by = if number == 1 { "init" } else { "server-add" };
             let mut command = Command::new(beside("bgb")?);
+            set_back(&mut command, options.days_ago)?;
             command.args(["site", made_by]).arg(&site);
             if number == 1 {
                 command.args(["--code", "LAB"]).args(of_manager);
@@ -93,15 +104,34 @@ impl Lab {
                 }
             })?;
         }
-        let manager = Running::start("bgb-manager", &site.join("manager.toml"), folder.path())?;
-        wait_for("the manager", || TcpStream::connect(api).is_ok())?;
-        let mut lab = Self { servers: Vec::new(), _manager: manager, address, folder };
+        let days_ago = options.days_ago;
+        let mut lab = Self { servers: Vec::new(), manager: None, address, days_ago, folder };
+        lab.start_manager()?;
         lab.start_servers(options.servers.max(1))?;
         let manager = lab.api()?;
         Fleet::make(&manager, &lab.fleet(), options.devices, |made| {
             told(&format!("making devices: {made} of {}", options.devices));
         })?;
         Ok(lab)
+    }
+
+    fn start_manager(&mut self) -> anyhow::Result<()> {
+        let config = self.site().join("manager.toml");
+        self.manager = Some(Running::start("bgb-manager", &config, self.folder.path(), self.days_ago)?);
+        let api = SocketAddr::from((self.address, API_PORT));
+        wait_for("the manager", || TcpStream::connect(api).is_ok())
+    }
+
+    /// Programs that are started from now on have the time as it is; the manager is started again. The servers are not to run.
+    ///
+    /// # Errors
+    /// When the manager does not start.
+    pub(crate) fn come_to_the_present(&mut self) -> anyhow::Result<()> {
+        if std::mem::take(&mut self.days_ago) == 0 {
+            return Ok(());
+        }
+        self.manager = None;
+        self.start_manager()
     }
 
     /// The site's folder.
@@ -134,7 +164,7 @@ impl Lab {
     pub(crate) fn start_servers(&mut self, count: usize) -> anyhow::Result<()> {
         for number in 1..=count {
             let config = server_config(&self.site(), number);
-            self.servers.push(Running::start("bgb-server", &config, self.folder.path())?);
+            self.servers.push(Running::start("bgb-server", &config, self.folder.path(), self.days_ago)?);
         }
         for number in 1..=count {
             wait_for("the server", || is_ready(admin_of(self.address, number)))?;
@@ -152,8 +182,10 @@ impl Lab {
 }
 
 impl Running {
-    fn start(name: &'static str, config: &Path, logs: &Path) -> anyhow::Result<Self> {
-        Self::start_program(name, Command::new(beside(name)?).arg("--config").arg(config), logs)
+    fn start(name: &'static str, config: &Path, logs: &Path, days_ago: u32) -> anyhow::Result<Self> {
+        let mut command = Command::new(beside(name)?);
+        set_back(&mut command, days_ago)?;
+        Self::start_program(name, command.arg("--config").arg(config), logs)
     }
 
     /// Starts a program; what it says goes into a log in `logs`.
@@ -201,6 +233,20 @@ impl Drop for Running {
         eprintln!("bgb-loadgen: {} does not end, and is killed", self.name);
         self.kill();
     }
+}
+
+/// Has a program believe that it is so many days ago; its monotonic clocks stay as they are.
+fn set_back(command: &mut Command, days: u32) -> anyhow::Result<()> {
+    if days == 0 {
+        return Ok(());
+    }
+    let library = FAKETIME.into_iter().find(|path| Path::new(path).exists());
+    let library = library.context(
+        "libfaketime is not installed, and nothing can be some days old; scripts/setup faults installs it",
+    )?;
+    command.env("LD_PRELOAD", library).env("FAKETIME", format!("-{days}d"));
+    command.env("DONT_FAKE_MONOTONIC", "1").env("NO_FAKE_STAT", "1");
+    Ok(())
 }
 
 fn server_config(site: &Path, number: usize) -> PathBuf {

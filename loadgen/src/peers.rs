@@ -88,8 +88,14 @@ pub(crate) fn run(arguments: &PeersArguments) -> anyhow::Result<()> {
 fn ours(agents: usize, reactors: usize) -> anyhow::Result<Row> {
     let server = format!("bgb-server {}", env!("CARGO_PKG_VERSION"));
     eprintln!("bgb-loadgen: {server}, {reactors} reactors");
-    let options =
-        LabOptions { devices: agents, reactors, servers: 1, connections_max: agents, has_strangers: false };
+    let options = LabOptions {
+        devices: agents,
+        reactors,
+        servers: 1,
+        connections_max: agents,
+        has_strangers: false,
+        days_ago: 0,
+    };
     let lab = Lab::make(&options, |how_far| eprintln!("bgb-loadgen: {how_far}"))?;
     let (pid, manager) = (lab.server_pids()[0], lab.api()?);
     let crew = Crew::start(&lab.fleet(), agents, None)?;

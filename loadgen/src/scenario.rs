@@ -79,7 +79,7 @@ pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
         Command::Mixed(own) => mixed::run(Run::begin(&own.run)?, own),
         Command::Soak(own) => soak::run(Run::begin(&own.run)?, own),
         Command::Fleet(own) => fleet::run(Run::begin(&own.run)?, own),
-        Command::Storm(own) => storm::run(Run::begin(&own.run)?),
+        Command::Storm(own) => storm::run(Run::begin_days_ago(&own.run, own.ticket_days)?),
         Command::Size(own) => size::run(Run::begin(&own.run)?, own),
         Command::Devices(_)
         | Command::Worker(_)
@@ -93,15 +93,20 @@ pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
 
 impl Run {
     fn begin(arguments: &RunArguments) -> anyhow::Result<Self> {
-        Self::begin_with(arguments, false)
+        Self::begin_with(arguments, false, 0)
+    }
+
+    /// The same at programs whose wall clocks are so many days behind.
+    fn begin_days_ago(arguments: &RunArguments, days_ago: u32) -> anyhow::Result<Self> {
+        Self::begin_with(arguments, false, days_ago)
     }
 
     /// The same at servers that take addresses of this machine for strangers'.
     fn begin_among_strangers(arguments: &RunArguments) -> anyhow::Result<Self> {
-        Self::begin_with(arguments, true)
+        Self::begin_with(arguments, true, 0)
     }
 
-    fn begin_with(arguments: &RunArguments, has_strangers: bool) -> anyhow::Result<Self> {
+    fn begin_with(arguments: &RunArguments, has_strangers: bool, days_ago: u32) -> anyhow::Result<Self> {
         if arguments.agents == 0 || arguments.window == 0 {
             bail!("--agents and --window are 1 at least");
         }
@@ -114,6 +119,7 @@ impl Run {
                     reactors: arguments.reactors,
                     servers: arguments.servers,
                     has_strangers,
+                    days_ago,
                     connections_max: connections_max.div_ceil(arguments.servers.max(1)),
                 };
                 Some(Lab::make(&options, |how_far| eprintln!("bgb-loadgen: {how_far}"))?)

@@ -1,5 +1,7 @@
 //! The server is killed and started again: how long until everybody is back, by tickets that the new process still takes.
 //!
+//! Where tickets are to be some days old, site, manager and servers begin with wall clocks that are so far behind, and go on with the right time.
+//!
 //! Beside it stands how fast everybody resumes in peace, over the same sockets: a storm cannot be over sooner than that.
 
 use serde_json::Value;
@@ -29,6 +31,7 @@ pub(super) fn run(mut run: Run) -> anyhow::Result<Value> {
         |progress| progress.active == 0,
         |progress, _| format!("the server is gone; {} have not noticed", progress.active),
     );
+    lab.come_to_the_present()?;
     lab.start_servers(servers)?;
     let listens_ns = now_ns();
     run.server_pids = lab.server_pids();
