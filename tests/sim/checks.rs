@@ -159,9 +159,12 @@ impl World {
         let now = self.unix();
         let mut missing: Vec<(TaskId, &str)> = Vec::new();
         for (task, facts) in self.model.tasks.iter().filter(|(_, facts)| facts.expires > now) {
-            // What its copy has answered is answered: no server pushes it again to the device that they both are.
-            let is_answered =
-                self.is_cloned(agent) && self.model.results_heard.contains(&(*task, machine.device));
+            // What its copy has answered, or said in a hello to have ended, is answered: no server pushes it again to the device that they
+            // both are.
+            let of_device = (*task, machine.device);
+            let is_said =
+                self.model.results_heard.contains(&of_device) || self.model.ends_named.contains(&of_device);
+            let is_answered = self.is_cloned(agent) && is_said;
             // One that has not begun by the agent's time, or that seems over by a clock that no head of this boot has set right, is set
             // aside until a head is asked for again, as often as heads are written.
             let judged_at = UnixMillis(self.witness(agent).own_now.0 - HEAD_INTERVAL_MS);

@@ -72,6 +72,8 @@ pub(crate) struct Model {
     pub(crate) acknowledged: BTreeMap<(TaskId, DeviceId), UnixMillis>,
     /// Results that some server has heard.
     pub(crate) results_heard: BTreeSet<(TaskId, DeviceId)>,
+    /// Tasks that a hello has named as ended, to some server.
+    pub(crate) ends_named: BTreeSet<(TaskId, DeviceId)>,
     pub(crate) pushed: BTreeSet<(TaskId, DeviceId)>,
     /// Cancels that an agent has taken in, durably.
     pub(crate) cancels_heard: BTreeSet<Entry>,

@@ -341,6 +341,9 @@ impl World {
         }
         match &message {
             AgentMessage::Hello(hello) => {
+                let device = self.machines[agent].device;
+                let ended = hello.known_tasks.iter().filter(|known| known.state.is_final());
+                self.model.ends_named.extend(ended.map(|known| (known.task, device)));
                 if let Some(own) = self.channel_mut(server, shard, channel) {
                     own.known = hello.known_tasks.iter().map(|known| known.task).collect();
                     let open = hello.known_tasks.iter().filter(|known| !known.state.is_final());
