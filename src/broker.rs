@@ -29,6 +29,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bgb_daemon::clock::Now;
 use bgb_hub::Order;
+use bgb_hub::site_clock::SiteClock;
 use bgb_protocol::ids::{Generation, ServerId, UnixMillis};
 use bgb_protocol::queue::QueueItem;
 use bgb_protocol::status::StatusId;
@@ -73,8 +74,8 @@ pub struct Broker {
     generation: Generation,
     sequence: u64,
     version: i64,
-    /// The site's time by the heads that were read, as of a moment of monotonic time in milliseconds.
-    site: Option<(UnixMillis, u64)>,
+    /// The site's time by the heads that were read.
+    site: SiteClock,
     /// The most that the wall clock was ahead of monotonic time since everything was read last, in milliseconds.
     lead_ms: i64,
     trouble: Option<Trouble>,
@@ -148,7 +149,7 @@ impl Broker {
             generation: Generation([0; 16]),
             sequence: 0,
             version: 0,
-            site: None,
+            site: SiteClock::default(),
             lead_ms: lead_ms(now),
             trouble: None,
         };
@@ -240,18 +241,11 @@ impl Broker {
 
     /// What ended before this is not needed any more: the wall clock, or the site's time where that is earlier.
     fn over_before(&self, now: Now) -> UnixMillis {
-        self.site_time(now).map_or(unix(now), |site| site.min(unix(now)))
+        self.site.time(now.mono_ms).map_or(unix(now), |site| site.min(unix(now)))
     }
 
-    fn site_time(&self, now: Now) -> Option<UnixMillis> {
-        self.site.map(|(time, at_ms)| time.plus(now.mono_ms.saturating_sub(at_ms)))
-    }
-
-    /// A head that is read late sets nothing back.
     fn hear_head(&mut self, time: Option<UnixMillis>, now: Now) {
-        if time > self.site_time(now) {
-            self.site = time.map(|time| (time, now.mono_ms));
-        }
+        time.into_iter().for_each(|time| _ = self.site.hear(time, now.mono_ms));
     }
 
     /// Hands rows to the shards: cancels before all else, so that what was cancelled is not begun for a moment. Where nothing is known yet the head
@@ -267,12 +261,11 @@ impl Broker {
             Order::Cancel { .. } => 1,
             _ => 2,
         });
-        // The queue holds one at a time.
-        let head = orders.iter().find_map(|order| match order {
+        let heads = orders.iter().filter_map(|order| match order {
             Order::Head { time, .. } => Some(*time),
             _ => None,
         });
-        self.hear_head(head, now);
+        self.hear_head(heads.max(), now);
         for batch in orders.chunks(BATCH_ROWS) {
             self.tell(&Letter::Orders(Arc::from(batch)));
         }

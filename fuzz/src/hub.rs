@@ -296,6 +296,7 @@ impl World {
     }
 
     fn drain(&mut self) {
+        self.model.pass_time();
         while let Some(output) = self.hub.poll_output() {
             match output {
                 Output::OrderRefused { refusal } => self.model.on_refused(&refusal),

@@ -32,6 +32,9 @@ const CANCELS_PER_ACTIVE_TASK: usize = 2;
 /// Releases that may wait for their time, for each task that may be active: a roll-out has some dozen rings.
 const HELD_PER_ACTIVE_TASK: usize = 16;
 
+/// Tasks that are not here, of which it is remembered that one hello has named them.
+const NAMED_MAX: usize = 64;
+
 /// Place of a task while it is active.
 pub(crate) type Slot = usize;
 
@@ -52,6 +55,8 @@ pub(crate) struct ActiveTasks {
     before_reset: BTreeMap<TaskId, ActiveTask>,
     /// Devices whose hello knew a task that was not here yet: they have it when it comes.
     named: BTreeMap<TaskId, RoaringBitmap>,
+    /// How many of them the present hello has named.
+    named_by_hello: usize,
     /// When tasks and cancels end.
     ends: BTreeSet<(UnixMillis, TaskId)>,
     /// For each slot the last sign-in whose hello knew its task.
@@ -155,6 +160,7 @@ impl ActiveTasks {
             cancels: BTreeMap::new(),
             before_reset: BTreeMap::new(),
             named: BTreeMap::new(),
+            named_by_hello: 0,
             ends: BTreeSet::new(),
             known_at: Vec::new(),
             sign_ins: 0,
@@ -391,9 +397,11 @@ impl ActiveTasks {
         for task in self.before_reset.values_mut() {
             task.had.remove(device.0);
         }
-        for devices in self.named.values_mut() {
+        self.named.retain(|_, devices| {
             devices.remove(device.0);
-        }
+            !devices.is_empty()
+        });
+        self.named_by_hello = 0;
         for known in known {
             self.on_known(device, *known, &mut found);
         }
@@ -445,6 +453,10 @@ impl ActiveTasks {
 
     /// A hello knows a task that is not here, and has not ended it.
     fn note_named(&mut self, task: TaskId, device: DeviceId) {
+        if self.named_by_hello == NAMED_MAX {
+            return;
+        }
+        self.named_by_hello += 1;
         // Ids sort by the time of their making: the oldest go first.
         while self.named.len() >= self.active_max && !self.named.contains_key(&task) {
             self.named.pop_first();

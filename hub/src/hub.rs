@@ -148,6 +148,8 @@ impl Hub {
             }
             Input::Choked { channel } => self.if_known(channel, Self::on_choked),
             Input::Flowing { channel } => self.if_known(channel, Self::on_flowing),
+            // What is cancelled by the next order must not go out before that is heard.
+            Input::Order(order @ Order::Cancel { .. }) => self.on_order(order),
             Input::Order(order) => {
                 self.on_order(order);
                 self.work();
@@ -243,7 +245,6 @@ impl Hub {
             Order::Supersede { device, boot, session } => self.on_supersede(device, boot, session),
             Order::Head { signed, time } => self.time.on_head(signed, time),
             Order::Reset => {
-                self.time.on_reset();
                 self.admission.on_reset();
                 self.tasks.on_reset();
                 self.policies.on_reset();

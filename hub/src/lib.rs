@@ -23,6 +23,7 @@ mod output;
 mod policies;
 mod server_time;
 mod session;
+pub mod site_clock;
 mod time;
 pub mod wheel;
 

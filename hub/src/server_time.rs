@@ -1,53 +1,32 @@
 //! The server's time: what it judges the validity of tasks and certificates by.
 //!
-//! It is the later of the wall clock and the site's time: what heads told, plus the ticks since. So a wall clock that is behind
-//! does not push what has expired. Each head is a moment that has passed when it is heard, some sooner and some later: the latest that any of
-//! them leads to is nearest to the truth, and a head that comes late sets nothing back. It also keeps the newest head itself, for those who are
-//! to hear of it.
-//!
-//! It does not go back by itself either: what has been released by it is released. A wall clock that is set back is waited for; where that
-//! is more than slewing does, the caller has all orders come again, and from [`ServerTime::on_reset`] on it goes by the clock as it is.
+//! It is the later of the wall clock and the site's time, as heads tell it ([`SiteClock`]). So a wall clock that is behind
+//! does not push what has expired. It also keeps the newest head itself, for those who are to hear of it.
 
 use std::sync::Arc;
 
 use bgb_protocol::ids::UnixMillis;
 
+use crate::site_clock::SiteClock;
 use crate::time::{Now, TICK_MS, Tick};
 
 #[derive(Debug, Default)]
 pub(crate) struct ServerTime {
     now: Now,
-    /// The latest that the wall clock has shown since everything was read last.
-    reached: UnixMillis,
-    head: Option<Head>,
-}
-
-#[derive(Debug)]
-struct Head {
-    signed: Arc<[u8]>,
-    time: UnixMillis,
-    /// The site's time when it was heard.
-    site: UnixMillis,
-    heard: Tick,
+    site: SiteClock,
+    head: Option<Arc<[u8]>>,
 }
 
 impl ServerTime {
     /// Takes the caller's clocks; monotonic time that goes back stands still.
     pub(crate) fn set(&mut self, now: Now) {
         self.now = Now { tick: self.now.tick.max(now.tick), unix: now.unix };
-        self.reached = self.reached.max(now.unix);
-    }
-
-    /// All orders come again: nothing hangs on what the wall clock has shown before.
-    pub(crate) fn on_reset(&mut self) {
-        self.reached = self.now.unix;
     }
 
     /// Takes a head, if it is newer than the present one.
     pub(crate) fn on_head(&mut self, signed: Arc<[u8]>, time: UnixMillis) {
-        if self.head.as_ref().is_none_or(|head| time > head.time) {
-            let site = self.head.as_ref().map_or(time, |_| self.site_time().max(time));
-            self.head = Some(Head { signed, time, site, heard: self.now.tick });
+        if self.site.hear(time, self.mono_ms()) {
+            self.head = Some(signed);
         }
     }
 
@@ -62,13 +41,13 @@ impl ServerTime {
 
     /// The server's time.
     pub(crate) fn time(&self) -> UnixMillis {
-        self.reached.max(self.site_time())
+        self.now.unix.max(self.site_time())
     }
 
     /// The site's time, as far as heads tell, or the wall clock where there is none. What is over by
     /// it may be forgotten: a wall clock that is ahead may be set back, and what it made seem over is not then.
     pub(crate) fn site_time(&self) -> UnixMillis {
-        self.head.as_ref().map_or(self.reached, |head| head.site.plus(self.since_ms(head)))
+        self.site.time(self.mono_ms()).unwrap_or(self.now.unix)
     }
 
     /// The tick at which the site's time will be `time`, as far as can be told now; the present one when it has passed.
@@ -76,8 +55,8 @@ impl ServerTime {
         self.now.tick.plus(time.since(self.site_time()).div_ceil(TICK_MS))
     }
 
-    fn since_ms(&self, head: &Head) -> u64 {
-        self.now.tick.since(head.heard).saturating_mul(TICK_MS)
+    fn mono_ms(&self) -> u64 {
+        self.now.tick.0.saturating_mul(TICK_MS)
     }
 
     /// The tick at which the server's time will be `time`, as far as can be told now; the present one when it has passed.
@@ -87,7 +66,7 @@ impl ServerTime {
 
     /// Bytes of the newest head; empty while there is none.
     pub(crate) fn head(&self) -> Vec<u8> {
-        self.head.as_ref().map_or_else(Vec::new, |head| head.signed.to_vec())
+        self.head.as_ref().map_or_else(Vec::new, |signed| signed.to_vec())
     }
 }
 
@@ -108,19 +87,6 @@ mod tests {
         assert_eq!(time.time(), UnixMillis(52_000));
         time.set(at(30, 60_000));
         assert_eq!(time.time(), UnixMillis(60_000));
-    }
-
-    #[test]
-    fn a_wall_clock_that_is_set_back_is_waited_for_until_everything_comes_again() {
-        let mut time = ServerTime::default();
-        time.set(at(10, 60_000));
-        time.set(at(11, 59_500));
-        assert_eq!((time.time(), time.wall()), (UnixMillis(60_000), UnixMillis(59_500)));
-        time.set(at(20, 60_400));
-        assert_eq!(time.time(), UnixMillis(60_400));
-        time.set(at(21, 30_000));
-        time.on_reset();
-        assert_eq!(time.time(), UnixMillis(30_000));
     }
 
     #[test]

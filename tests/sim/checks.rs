@@ -1,7 +1,7 @@
 //! What must have come about once the faults are over.
 //!
 //! At fixed times after the healing: whoever is online on a sound connection has every task within 5 s; after 300 s everybody is
-//! online and has them; at the end every end that an agent has journaled is counted, and the site's view of who is online is
+//! online and has them; every two seconds the site shows where each device is that has not moved for as long as it may be wrong; at the end every end that an agent has journaled is counted, and the site's view of who is online is
 //! the truth. Numbers of invariants are those of docs/promises.md.
 
 use bgb_hub::CloseReason;
@@ -58,6 +58,8 @@ impl World {
         self.after(MENDED_MS + ONLINE_WITHIN_MS, Event::CheckSteady);
         self.after(all_ms, Event::CheckAll);
         self.after(MENDED_MS, Event::CheckPresence);
+        // So that presence is looked at once it has to be true.
+        let presence_ms = presence_ms + 2 * PRESENCE_CHECK_MS;
         self.after(MENDED_MS + presence_ms.max(all_ms + OVER_AFTER_MS), Event::End);
     }
 
@@ -161,10 +163,7 @@ impl World {
         for (task, facts) in self.model.tasks.iter().filter(|(_, facts)| facts.expires > now) {
             // What its copy has answered, or said in a hello to have ended, is answered: no server pushes it again to the device that they
             // both are.
-            let of_device = (*task, machine.device);
-            let is_said =
-                self.model.results_heard.contains(&of_device) || self.model.ends_named.contains(&of_device);
-            let is_answered = self.is_cloned(agent) && is_said;
+            let is_answered = self.is_cloned(agent) && self.model.is_answered(*task, machine.device);
             // One that has not begun by the agent's time, or that seems over by a clock that no head of this boot has set right, is set
             // aside until a head is asked for again, as often as heads are written.
             let judged_at = UnixMillis(self.witness(agent).own_now.0 - HEAD_INTERVAL_MS);
@@ -178,6 +177,7 @@ impl World {
                 (None, None) if is_due => missing.push((*task, "task")),
                 (Some(state), Some(cancelled))
                     if !facts.is_disowned
+                        && !is_answered
                         && cancelled <= by
                         && !state.is_final()
                         && !self.model.cancels_heard.contains(&(*task, agent)) =>

@@ -394,6 +394,11 @@ impl Model {
         Ok(())
     }
 
+    /// Whether the device has answered the task, or said in a hello that it has ended.
+    pub(crate) fn is_answered(&self, task: TaskId, device: DeviceId) -> bool {
+        self.results_heard.contains(&(task, device)) || self.ends_named.contains(&(task, device))
+    }
+
     /// The site has gone back to when it had these tasks, each with so many releases, cancelled or not.
     pub(crate) fn on_restored(
         &mut self,

@@ -49,8 +49,11 @@ impl World {
 
     /// The copy of an hour ago takes the place of the database.
     pub(crate) fn on_old_copy_put_back(&mut self) {
-        self.tally.count(Kind::RestoredFromAnHourAgo);
+        let before = self.tally.of_kind(Kind::DatabaseRestored);
         self.restore_database();
+        if self.tally.of_kind(Kind::DatabaseRestored) > before {
+            self.tally.count(Kind::RestoredFromAnHourAgo);
+        }
     }
 
     /// The last copy takes the place of the database.

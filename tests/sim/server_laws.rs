@@ -130,7 +130,7 @@ impl World {
                 self.conn_of(server, *shard, active.channel).and_then(|id| self.network.conns.get(&id));
             let is_settled = active.since_ms + HEEDED_WITHIN_MS <= self.now_ms;
             let has = active.known_open.contains(&task) || active.pushed.contains(&task);
-            let is_answered = self.model.results_heard.contains(&(task, *device));
+            let is_answered = self.model.is_answered(task, *device);
             is_settled && conn.is_some_and(|conn| !conn.is_choked) && has && !is_answered
         };
         let shards = process.shards.iter().enumerate();

@@ -495,9 +495,10 @@ impl World {
         let Some(id) = self.conn_of(server, shard, channel) else {
             return self.violated(format!("server {} speaks to {channel:?}, which is closed", server + 1));
         };
-        let waits = matches!(&message, ServerMessage::Task(_) | ServerMessage::Cancel(_));
+        let waits =
+            matches!(&message, ServerMessage::Task(_) | ServerMessage::Cancel(_) | ServerMessage::Policy(_));
         if waits && self.channel_mut(server, shard, channel).is_some_and(|own| own.is_choked) {
-            return self.violated(format!("a task or cancel goes to {channel:?}, which does not read"));
+            return self.violated(format!("what could wait goes to {channel:?}, which does not read"));
         }
         match &message {
             ServerMessage::Task(push) => match SignedTask::decode(&push.signed) {

@@ -144,6 +144,11 @@ impl Tally {
         self.counts[kind as usize] += 1;
     }
 
+    /// How often it was seen.
+    pub(crate) fn of_kind(&self, kind: Kind) -> u64 {
+        self.counts[kind as usize]
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
         for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
             *mine += theirs;

@@ -18,6 +18,8 @@ use roaring::RoaringBitmap;
 const START: UnixMillis = UnixMillis(1_700_000_000_000);
 /// Tasks that may be active at a time, and how many the hub remembers through a reset.
 pub(super) const ACTIVE_TASKS_MAX: usize = 4;
+/// Heads by which a server tells the site's time (docs/promises.md).
+const HEADS: usize = 4;
 const REMEMBERED_MAX: usize = 2 * ACTIVE_TASKS_MAX;
 
 /// A channel that is open.
@@ -40,20 +42,31 @@ pub(super) struct Seen {
 #[derive(Debug)]
 struct SeenTask {
     order: Arc<TaskOrder>,
-    /// Devices, `None` for all targets, and the time from which they may have it.
-    releases: Vec<(Option<Arc<RoaringBitmap>>, UnixMillis)>,
+    releases: Vec<Release>,
+}
+
+/// To whom a task is released, `None` for all targets, and from when on: what has once taken effect stays, also where the wall clock is set back.
+#[derive(Debug)]
+struct Release {
+    devices: Option<Arc<RoaringBitmap>>,
+    from: UnixMillis,
+    has_come: bool,
+}
+
+impl SeenTask {
+    fn is_released_to(&self, device: DeviceId) -> bool {
+        self.releases.iter().any(|release| {
+            release.has_come && release.devices.as_ref().is_none_or(|devices| devices.contains(device.0))
+        })
+    }
 }
 
 #[derive(Default)]
 pub(super) struct Model {
     pub(super) tick: u64,
     wall_ahead_ms: i64,
-    /// The latest that the wall clock showed before it was set back, since everything was read last.
-    reached: UnixMillis,
-    /// The newest head's time.
-    head: Option<UnixMillis>,
-    /// The latest time that a head has led to, and at which tick.
-    site: Option<(UnixMillis, u64)>,
+    /// The times of the last heads, the newest first, and the ticks at which they were heard.
+    heads: VecDeque<(UnixMillis, u64)>,
     pub(super) channels: BTreeMap<ChannelKey, Seen>,
     tasks: BTreeMap<TaskId, SeenTask>,
     /// Tasks as they were before a reset, which has taken them away.
@@ -78,15 +91,27 @@ impl Model {
         UnixMillis(START.plus(self.tick * TICK_MS).0.saturating_add_signed(self.wall_ahead_ms))
     }
 
-    /// The server's time: the wall clock, which is waited for where it was set back, or the head's where that is later.
+    /// The server's time: the wall clock, or the heads' where that is later.
     pub(super) fn time(&self) -> UnixMillis {
-        self.site_time().max(self.reached).max(self.wall())
+        self.site_time().max(self.wall())
+    }
+
+    fn head(&self) -> Option<UnixMillis> {
+        self.heads.front().map(|(time, _)| *time)
+    }
+
+    /// What is released has come about, by now.
+    pub(super) fn pass_time(&mut self) {
+        let time = self.time();
+        for release in self.tasks.values_mut().flat_map(|task| &mut task.releases) {
+            release.has_come |= release.from <= time;
+        }
     }
 
     /// The site's time: what heads have told, or the wall clock where there is none. What is over by it may be forgotten.
     fn site_time(&self) -> UnixMillis {
-        let by_head = self.site.map(|(time, heard)| time.plus((self.tick - heard) * TICK_MS));
-        by_head.unwrap_or_else(|| self.reached.max(self.wall()))
+        let leads_to = |(time, heard): &(UnixMillis, u64)| time.plus((self.tick - heard) * TICK_MS);
+        self.heads.iter().map(leads_to).max().unwrap_or_else(|| self.wall())
     }
 
     pub(super) fn at(&self, place: u32) -> Option<ChannelKey> {
@@ -98,7 +123,6 @@ impl Model {
     }
 
     pub(super) fn on_wall_jump(&mut self, by_ms: i64) {
-        self.reached = self.reached.max(self.wall());
         self.wall_ahead_ms += by_ms;
     }
 
@@ -184,7 +208,8 @@ impl Model {
 
     pub(super) fn on_release(&mut self, task: TaskId, devices: Option<Arc<RoaringBitmap>>, from: UnixMillis) {
         if let Some(seen) = self.tasks.get_mut(&task) {
-            seen.releases.push((devices, from.max(seen.order.not_before)));
+            let from = from.max(seen.order.not_before);
+            seen.releases.push(Release { devices, from, has_come: false });
         }
     }
 
@@ -195,10 +220,9 @@ impl Model {
     }
 
     pub(super) fn on_head(&mut self, time: UnixMillis) {
-        if self.head.is_none_or(|newest| time > newest) {
-            let site = self.site.map(|(site, heard)| site.plus((self.tick - heard) * TICK_MS));
-            self.site = Some((site.map_or(time, |site| site.max(time)), self.tick));
-            self.head = Some(time);
+        if self.head().is_none_or(|newest| time > newest) {
+            self.heads.push_front((time, self.tick));
+            self.heads.truncate(HEADS);
         }
     }
 
@@ -223,7 +247,6 @@ impl Model {
             let oldest = self.remembered.pop_first().map(|(task, _)| task);
             oldest.into_iter().for_each(|task| self.forget_progress(task));
         }
-        self.reached = self.wall();
     }
 
     /// What the devices have of tasks that did not come again is forgotten.
@@ -300,9 +323,11 @@ impl Model {
 
     fn see_push(&mut self, channel: ChannelKey, task: &Arc<TaskOrder>, device: DeviceId) {
         let time = self.time();
-        assert!(self.tasks.contains_key(&task.id), "a task is pushed that there is not");
+        self.pass_time();
+        let is_released = self.tasks.get(&task.id).map(|seen| seen.is_released_to(device));
+        assert_eq!(is_released, Some(true), "a task is pushed that there is not, or that was not released");
         assert!(task.targets.contains(device), "a task is pushed to no target");
-        assert!(task.expires > time && task.not_before <= time, "a task is pushed out of its time");
+        assert!(task.expires > time, "a task is pushed that is over");
         assert!(!self.cancelled.contains_key(&task.id), "a cancelled task is pushed");
         assert!(!self.finished.contains(&(device, task.id)), "a task is pushed that was answered");
         let mut frame = Vec::new();
@@ -322,7 +347,7 @@ impl Model {
                     ServerMessage::KeepaliveAnswer(head) => head,
                     _ => unreachable!("it is one of these two"),
                 };
-                let newest = self.head.map(|time| time.0.to_be_bytes().to_vec()).unwrap_or_default();
+                let newest = self.head().map(|time| time.0.to_be_bytes().to_vec()).unwrap_or_default();
                 assert_eq!(*head, newest, "the head that is told is not the newest");
             }
             ServerMessage::ResultKept(task) => {
@@ -376,10 +401,7 @@ impl Model {
         let time = self.time();
         for (channel, seen) in self.online().filter(|(_, seen)| !seen.is_choked) {
             for (id, task) in &self.tasks {
-                let is_released = task.releases.iter().any(|(devices, from)| {
-                    *from <= time && devices.as_ref().is_none_or(|devices| devices.contains(seen.device.0))
-                });
-                let is_due = is_released
+                let is_due = task.is_released_to(seen.device)
                     && task.order.expires > time
                     && task.order.targets.contains(seen.device)
                     && !self.cancelled.contains_key(id)

@@ -135,8 +135,14 @@ impl Rig {
         channel
     }
 
+    /// A cancel is heard without a turn of the work, which comes at once.
     fn order(&mut self, order: Order) -> Vec<Output> {
-        self.input(Input::Order(order))
+        let is_cancel = matches!(order, Order::Cancel { .. });
+        let mut out = self.input(Input::Order(order));
+        if is_cancel {
+            out.extend(self.pass(0));
+        }
+        out
     }
 
     fn release(&mut self, task: TaskId) -> Vec<Output> {

@@ -377,3 +377,18 @@ fn what_a_wall_clock_that_is_ahead_ends_is_not_forgotten_before_the_heads_time_e
     rig.pass(HOUR_MS / TICK_MS);
     assert_eq!(rig.hub.next_deadline(), None);
 }
+
+#[test]
+fn a_task_whose_cancel_is_read_behind_another_does_not_go_out_in_between() {
+    let mut rig = Rig::new();
+    rig.sign_in(5);
+    rig.start_task(1, &[5]);
+    rig.order(task_order(2, &[5], rig.time(), HOUR_MS));
+    rig.order(Order::Release { task: task_id(2), devices: None, from: rig.time().plus(TICK_MS) });
+    // The release has come, and nobody has looked yet.
+    rig.tick += 1;
+    let mut out = rig.input(Input::Order(cancel_order(1, rig.time().plus(HOUR_MS))));
+    out.extend(rig.input(Input::Order(cancel_order(2, rig.time().plus(HOUR_MS)))));
+    out.extend(rig.pass(0));
+    assert!(pushes(&out).is_empty(), "{out:?}");
+}
