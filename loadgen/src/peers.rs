@@ -78,7 +78,7 @@ pub(crate) fn run(arguments: &PeersArguments) -> anyhow::Result<()> {
     }
     let table = table(&rows);
     if let Some(file) = &arguments.file {
-        report::write_between(file, report::PEERS, &table)?;
+        report::write_between(file, &report::PEERS, &table)?;
     }
     println!("{table}");
     println!("{}", serde_json::json!({"bench": "peers", "figures": rows}));

@@ -127,14 +127,14 @@ const ROWS: &[Row] = &[
 /// # Errors
 /// When a line is none, or the file has no marks.
 pub(crate) fn run(arguments: &ReportArguments) -> anyhow::Result<()> {
-    write_between(&arguments.file, GOALS, &table(&arguments.lines)?)
+    write_between(&arguments.file, &GOALS, &table(&arguments.lines)?)
 }
 
 /// Writes a table between its marks in the file, below what commit and machine it is of.
 ///
 /// # Errors
 /// When the file has no marks.
-pub(crate) fn write_between(path: &Path, marks: Marks, table: &str) -> anyhow::Result<()> {
+pub(crate) fn write_between(path: &Path, marks: &Marks, table: &str) -> anyhow::Result<()> {
     let Marks { begin, end } = marks;
     let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
     let Some((before, rest)) = text.split_once(begin) else {
