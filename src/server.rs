@@ -214,7 +214,7 @@ impl Server {
 
     fn rotate_tickets(&self) {
         if let Err(error) = self.tls.rotate_tickets() {
-            tracing::warn!(error = %format!("{error:#}"), "session tickets go on with the keys that are there; it is tried again in an hour");
+            tracing::warn!(error = %format!("{error:#}"), "there is no new key for session tickets, or it cannot be kept and ends with this process; it is tried again in an hour");
         }
     }
 

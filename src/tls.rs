@@ -109,7 +109,7 @@ impl TlsContext {
     /// Makes a new key for session tickets when it is time to. To be called about every hour, by no reactor: it writes a file.
     ///
     /// # Errors
-    /// When the new key cannot be kept: the present ones go on.
+    /// When there is no new key, and the present ones go on; or when it cannot be kept, and ends with the process unless a later call can.
     pub fn rotate_tickets(&self) -> anyhow::Result<()> {
         self.tickets.rotate()
     }

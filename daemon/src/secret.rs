@@ -104,7 +104,8 @@ pub fn read(path: &Path) -> Result<Vec<u8>, SecretError> {
     if mode & OTHERS_MASK != 0 {
         return Err(SecretError::OpenToOthers { path: owned(), mode });
     }
-    let mut bytes = Vec::new();
+    // One that grows would leave what it has held behind.
+    let mut bytes = Vec::with_capacity(metadata.len().min(SECRET_BYTES_MAX) as usize + 1);
     file.take(SECRET_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > SECRET_BYTES_MAX {
         return Err(SecretError::TooLong { path: owned() });

@@ -8,41 +8,67 @@ use bgb_server::tls::opposite::{Heard, OppositeEnd};
 use crate::bytes::Bytes;
 
 /// Content types that a record may bear: change_cipher_spec, alert, handshake, application data, and none at all.
-const KINDS: [u8; 5] = [20, 21, 22, 23, 0];
+const KINDS: [u8; 5] = [20, ALERT, 22, APPLICATION_DATA, 0];
+const ALERT: u8 = 21;
 const APPLICATION_DATA: u8 = 23;
+/// A warning that is passed over: user_canceled (RFC 8446, 6.1).
+const USER_CANCELED: [u8; 2] = [1, 90];
 /// Records in a row that may say nothing.
 const SILENT_MAX: u32 = 32;
+
+/// What was said, up to the first thing that is not as it must be.
+#[derive(Default)]
+struct Said {
+    plaintext: Vec<u8>,
+    silent: u32,
+    is_unsound: bool,
+}
+
+impl Said {
+    /// A record of this kind; of kind 0 its own last byte that is not zero says what it is.
+    fn add(&mut self, kind: u8, said: &[u8]) {
+        let (kind, content) = match (kind, said.iter().rposition(|byte| *byte != 0)) {
+            (0, Some(at)) => (said[at], &said[..at]),
+            (0, None) => (0, said),
+            _ => (kind, said),
+        };
+        let is_data = kind == APPLICATION_DATA;
+        self.silent = if is_data && !content.is_empty() { 0 } else { self.silent + 1 };
+        self.is_unsound |=
+            self.silent > SILENT_MAX || !(is_data || (kind, content) == (ALERT, &USER_CANCELED));
+        if !self.is_unsound {
+            self.plaintext.extend_from_slice(content);
+        }
+    }
+}
 
 pub(crate) fn records(input: &[u8]) {
     let mut bytes = Bytes(input);
     let (mut session, mut opposite) = OppositeEnd::of_a_connection_at_rest(bytes.byte() & 1 == 1);
-    let (mut stream, mut said, mut heard): (Vec<u8>, Vec<u8>, Vec<u8>) = Default::default();
-    let (mut is_sound, mut silent) = (true, 0);
+    let (mut stream, mut said, mut heard): (Vec<u8>, Said, Vec<u8>) = Default::default();
     while !bytes.is_empty() {
         match bytes.below(7) {
             0 | 1 => {
                 let piece = bytes.piece();
-                silent = if piece.is_empty() { silent + 1 } else { 0 };
-                is_sound &= silent <= SILENT_MAX;
-                said.extend_from_slice(piece);
+                said.add(APPLICATION_DATA, piece);
                 opposite.say(APPLICATION_DATA, piece, &mut stream);
             }
             2 => {
                 let kind = KINDS[usize::from(bytes.below(KINDS.len() as u8))];
                 let piece = bytes.piece();
-                silent = if piece.is_empty() { silent + 1 } else { 0 };
-                is_sound &= kind == APPLICATION_DATA && silent <= SILENT_MAX;
-                said.extend_from_slice(app_data(kind, piece));
+                said.add(kind, piece);
                 opposite.say(kind, piece, &mut stream);
             }
             3 => {
-                stream.extend_from_slice(bytes.piece());
-                is_sound = false;
+                let piece = bytes.piece();
+                stream.extend_from_slice(piece);
+                said.is_unsound |= !piece.is_empty();
             }
-            4 if !stream.is_empty() => {
+            // Once: a second time might mend it.
+            4 if !stream.is_empty() && !said.is_unsound => {
                 let at = bytes.wide() as usize % stream.len();
                 stream[at] ^= bytes.byte().max(1);
-                is_sound = false;
+                said.is_unsound = true;
             }
             5 => {
                 let piece = bytes.piece();
@@ -56,28 +82,22 @@ pub(crate) fn records(input: &[u8]) {
                 let mut received: Vec<u8> = stream.drain(..count).collect();
                 let mut answered = Vec::new();
                 let fed = session.feed(&mut received, &mut heard, &mut answered);
-                assert!(said.starts_with(&heard), "what comes out is what was said");
+                assert!(said.plaintext.starts_with(&heard), "what comes out is what was said");
                 match fed {
                     Ok(fed) if !fed.peer_closed => {
                         assert!(answered.is_empty(), "nothing is answered before the end");
                     }
-                    ended => return end(session, &mut opposite, ended.is_ok(), answered),
+                    ended => {
+                        assert!(said.is_unsound, "it ends, and nothing was wrong");
+                        return end(session, &mut opposite, ended.is_ok(), answered);
+                    }
                 }
             }
         }
     }
-    if is_sound {
+    if !said.is_unsound {
         assert!(session.feed(&mut stream, &mut heard, &mut Vec::new()).is_ok());
-        assert_eq!(heard, said, "all of it");
-    }
-}
-
-/// What of a record counts as said: all of application data, and of what is padded what stands before its type and the zeros after that.
-fn app_data(kind: u8, said: &[u8]) -> &[u8] {
-    match (kind, said.iter().rposition(|byte| *byte != 0)) {
-        (APPLICATION_DATA, _) => said,
-        (0, Some(at)) if said[at] == APPLICATION_DATA => &said[..at],
-        _ => &[],
+        assert_eq!(heard, said.plaintext, "all of it");
     }
 }
 
@@ -93,7 +113,9 @@ fn end(
         in_good_order,
         "a fault is told, and close_notify waits for what is still to be said"
     );
+    let told = answered.len();
     session.close(&mut answered);
+    assert!(in_good_order || answered.len() == told, "a fault is told once");
     let length = answered.len();
     session.seal(b"more", &mut answered);
     session.close(&mut answered);

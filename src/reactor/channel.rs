@@ -123,7 +123,7 @@ impl Channel {
     /// The second value says whether the peer has closed its half.
     ///
     /// # Errors
-    /// Why the channel ends; an alert that says so is in `records`.
+    /// Why the channel ends. Where TLS itself is at fault the alert that says so is in `records`; else close_notify is to follow.
     pub fn feed(
         &mut self,
         received: &mut [u8],

@@ -205,7 +205,8 @@ impl Reactor {
         self.send_records(now, key);
         match fed {
             Err(fault) => {
-                // What was said before the fault, by whoever is known, is heard.
+                // What was said before the fault, by whoever is known, is heard; where not even the alert could be written the connection is
+                // gone, and a result comes again with the device's next session.
                 self.take_frames(now, channel_key);
                 self.fail(now, channel_key, &fault);
             }

@@ -66,6 +66,9 @@ struct Key {
     iv: [u8; 12],
 }
 
+/// What is told of a KeyUpdate that is none: its length, its one byte, and what comes behind.
+const KEY_UPDATE_BYTES_SHOWN: usize = 8;
+
 /// Why a parked connection cannot go on. The alert that says so has been put together.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Misstep {
@@ -85,14 +88,14 @@ impl Refused {
     fn record(alert: AlertDescription, detail: impl Into<String>) -> Self {
         Self { alert, misstep: Misstep::BadRecord(detail.into()) }
     }
-}
 
-impl Refused {
     /// The peer asks for new keys (section 4.6.3); `update` is what follows the message's type: its length, and whether it wants new keys as well.
     fn key_update(update: &[u8]) -> Self {
-        let wrong = |alert| Self::record(alert, format!("a KeyUpdate of {update:?}"));
+        // No more of it than a line of the log has room for.
+        let begins = &update[..update.len().min(KEY_UPDATE_BYTES_SHOWN)];
+        let wrong = |alert| Self::record(alert, format!("a KeyUpdate of {} bytes, {begins:?}", update.len()));
         match update {
-            // The rest of a message that is cut in two would change nothing.
+            // The rest of a message that is cut in two is not waited for: the session ends either way.
             [0, 0, 1, 0 | 1] | [0, 0, 1] | [0, 0] | [0] | [] => {
                 Self { alert: AlertDescription::CloseNotify, misstep: Misstep::KeysWornOut }
             }

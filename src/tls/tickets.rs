@@ -54,7 +54,8 @@ pub(super) struct Tickets {
 
 struct Key {
     id: [u8; ID_BYTES],
-    secret: Zeroizing<[u8; SECRET_BYTES]>,
+    /// In a place of its own: a list that grows would leave it behind.
+    secret: Box<Zeroizing<[u8; SECRET_BYTES]>>,
     made_secs: u64,
     sealing: RandomizedNonceKey,
 }
@@ -90,20 +91,13 @@ impl Tickets {
             is_unsaved: AtomicBool::new(false),
         };
         if let Err(error) = tickets.rotate() {
+            if tickets.keys.read().is_empty() {
+                return Err(error);
+            }
             // A disk without room must not keep a fleet out.
-            tracing::warn!(error = %format!("{error:#}"), "session tickets go on with the keys that are there, or with one that ends with this process");
-            tickets.make_do()?;
+            tracing::warn!(error = %format!("{error:#}"), "the key of session tickets cannot be kept: it ends with this process, unless it can be within some hours");
         }
         Ok(tickets)
-    }
-
-    /// A key in memory alone, where there is none at all.
-    fn make_do(&self) -> anyhow::Result<()> {
-        let mut keys = self.keys.write();
-        if keys.is_empty() {
-            keys.push(Key::draw(self.now_secs())?);
-        }
-        Ok(())
     }
 
     /// Makes a new key where the newest is old enough, and forgets those that open nothing any more. To be called now and then; it writes
@@ -195,12 +189,12 @@ impl Key {
 
     fn of(id: [u8; ID_BYTES], secret: &[u8; SECRET_BYTES], made_secs: u64) -> Option<Self> {
         let sealing = RandomizedNonceKey::new(&AES_256_GCM, secret).ok()?;
-        Some(Self { id, secret: Zeroizing::new(*secret), made_secs, sealing })
+        Some(Self { id, secret: Box::new(Zeroizing::new(*secret)), made_secs, sealing })
     }
 
     fn write(&self, file: &mut Vec<u8>) {
         file.extend_from_slice(&self.id);
-        file.extend_from_slice(&*self.secret);
+        file.extend_from_slice(&**self.secret);
         file.extend_from_slice(&self.made_secs.to_be_bytes());
     }
 }

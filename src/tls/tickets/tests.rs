@@ -150,7 +150,8 @@ fn keys_change_also_while_the_disk_takes_none_and_are_kept_as_soon_as_it_does() 
     }
     let late = tickets.encrypt(b"state").unwrap();
     assert_ne!(first[..ID_BYTES], late[..ID_BYTES]);
-    assert_eq!(tickets.decrypt(&first), None);
+    let has_first = tickets.keys.read().iter().any(|key| key.id == first[..ID_BYTES]);
+    assert!(!has_first && tickets.keys.read().len() <= 8, "what opens nothing any more is forgotten");
     std::fs::rename(bench.path().with_extension("new"), away).unwrap();
     tickets.rotate().unwrap();
     assert_eq!(bench.open(AUTHORITY).decrypt(&late).as_deref(), Some(b"state".as_slice()));
