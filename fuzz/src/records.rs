@@ -36,7 +36,7 @@ impl Said {
         self.silent = if is_data && !content.is_empty() { 0 } else { self.silent + 1 };
         self.is_unsound |=
             self.silent > SILENT_MAX || !(is_data || (kind, content) == (ALERT, &USER_CANCELED));
-        if !self.is_unsound {
+        if is_data && !self.is_unsound {
             self.plaintext.extend_from_slice(content);
         }
     }
