@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
-use bgb_daemon::disk::Disk;
+use bgb_daemon::disk::{Disk, ReplaceError, clear_leftover};
 use thiserror::Error;
 
 /// A write that failed.
@@ -38,20 +38,19 @@ pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), 
     temporary_name.push(name);
     temporary_name.push(".tmp");
     let temporary = dir.join(temporary_name);
+    clear_leftover(disk, &temporary).map_err(|error| match error {
+        ReplaceError::Write(error) => WriteFault::Unchanged(error),
+        ReplaceError::Sync(error) => WriteFault::Unknown(error),
+    })?;
     if let Err(error) = write(disk, &temporary, bytes).and_then(|()| disk.rename(&temporary, path)) {
         // The first error is the one that matters; a temporary file that stays is removed by the next call.
-        let _ = disk.remove(&temporary);
+        let _ = clear_leftover(disk, &temporary);
         return Err(WriteFault::Unchanged(error));
     }
     disk.sync_dir(dir).map_err(WriteFault::Unknown)
 }
 
 fn write(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    match disk.remove(path) {
-        // Left over from a crash: never renamed, so nobody has counted on it.
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
     let mut file = disk.create_new(path)?;
     file.append(bytes)?;
     file.sync()

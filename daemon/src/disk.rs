@@ -142,19 +142,29 @@ pub fn try_replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), Rep
     temporary_name.push(".tmp");
     let temporary = dir.join(temporary_name);
 
-    // Left over from a crash: never renamed, so nobody has counted on it.
-    match disk.remove(&temporary) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(ReplaceError::Write(error)),
-    }
+    clear_leftover(disk, &temporary)?;
     let written = write_synced(disk, &temporary, bytes)
         .and_then(|()| disk.rename(&temporary, path).map_err(ReplaceError::Write));
     if let Err(error) = written {
         // The first error is the one that matters; a temporary file that stays is removed by the next call.
-        let _ = disk.remove(&temporary);
+        let _ = clear_leftover(disk, &temporary);
         return Err(error);
     }
+    disk.sync_dir(dir).map_err(ReplaceError::Sync)
+}
+
+/// Removes what a call that did not come to its end has left under its temporary name, durably: another file is to have that name, and a crash
+/// that undoes the removal and keeps what comes after must not rename this one instead.
+///
+/// # Errors
+/// Which step failed; nothing of what counts has changed.
+pub fn clear_leftover(disk: &dyn Disk, temporary: &Path) -> Result<(), ReplaceError> {
+    match disk.remove(temporary) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(ReplaceError::Write(error)),
+    }
+    let dir = temporary.parent().unwrap_or_else(|| Path::new("."));
     disk.sync_dir(dir).map_err(ReplaceError::Sync)
 }
 
