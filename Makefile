@@ -35,7 +35,7 @@ fuzz: ## fuzzes one target: T=frame SECONDS=60, or RUNS=1000000 (fuzz/corpus has
 bench: ## measures all goals, each with its floor, and writes BENCHMARKS.md; some 25 minutes
 	@scripts/bench
 
-bench-peers: ## measures mosquitto, NATS and nginx with nchan beside our server, and writes their table; some 15 minutes
+bench-peers: ## measures mosquitto, NATS and nginx with nchan beside our server, and writes their table
 	@scripts/bench-peers
 
 bench-micro: ## measures codecs, slots and TLS at rest beside floors and rivals (criterion)
