@@ -119,6 +119,8 @@ struct Model {
     finished: BTreeSet<(u32, u8)>,
     /// Tasks as they were before a reset, which has taken them away.
     remembered: BTreeMap<u8, SeenTask>,
+    /// Devices whose last hello knew a task that the hub did not hold, and had not ended it.
+    named: BTreeMap<u8, BTreeSet<u32>>,
     kept: u64,
 }
 
@@ -133,6 +135,7 @@ impl Model {
             cancelled: BTreeMap::new(),
             finished: BTreeSet::new(),
             remembered: BTreeMap::new(),
+            named: BTreeMap::new(),
             kept: 0,
         }
     }
@@ -265,14 +268,19 @@ impl Model {
         }
     }
 
-    /// The hub learns what the hello knows of tasks that it holds, active or remembered.
+    /// The hub learns what the hello knows, also of tasks that it does not hold.
     fn note_known(&mut self, channel: ChannelKey, device: u32, known: &[(u8, TaskState)]) {
+        for devices in self.named.values_mut() {
+            devices.remove(&device);
+        }
         for (number, state) in known {
             let is_held = self.held(*number).is_some_and(|task| task.targets.contains(&device));
             if is_held && state.is_final() {
                 self.finished.insert((device, *number));
             } else if is_held {
                 self.channels.get_mut(&channel).unwrap().has.insert(*number);
+            } else if !state.is_final() && !self.tasks.contains_key(number) {
+                self.named.entry(*number).or_default().insert(device);
             }
         }
     }
@@ -319,6 +327,7 @@ impl Model {
         // A task that comes again is the same as it was.
         let task = self.remembered.remove(&number).unwrap_or_else(|| {
             let targets = (0..DEVICES).filter(|device| targets >> device & 1 == 1).collect();
+            self.named_have(number, &targets);
             let not_before = self.rig.time().plus(start_ms);
             SeenTask { targets, not_before, expires: not_before.plus(validity_ms), releases: Vec::new() }
         });
@@ -329,6 +338,16 @@ impl Model {
         }
         self.tasks.insert(number, SeenTask { releases: Vec::new(), ..task });
         self.input(Input::Order(order));
+    }
+
+    /// A task comes to the hub for the first time: those who have named it have it.
+    fn named_have(&mut self, number: u8, targets: &BTreeSet<u32>) {
+        let named = self.named.remove(&number).unwrap_or_default();
+        let has_it: BTreeSet<u32> = &named & targets;
+        for seen in self.channels.values_mut().filter(|seen| seen.is_online && has_it.contains(&seen.device))
+        {
+            seen.has.insert(number);
+        }
     }
 
     fn release(&mut self, number: u8, devices: Option<u8>, from_ms: u64) {
