@@ -146,7 +146,10 @@ fn connect(destination: &Destination, tls: &Tls) -> Result<Line, String> {
     let session = tls.session(host, destination.now, destination.floor)?;
     let (heard, waiting) = (Vec::new(), VecDeque::new());
     let mut line = Line { socket, session, heard, waiting, waiting_bytes: 0, peer: Peer::Speaking };
-    line.shake_hands(Instant::now() + HANDSHAKE)?;
+    if let Err(fault) = line.shake_hands(Instant::now() + HANDSHAKE) {
+        tls.take_back(line.session);
+        return Err(fault);
+    }
     let server = line.session.verify_server()?;
     tracing::info!(address = %destination.server, %server, "connected");
     Ok(line)
@@ -391,9 +394,11 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
     use std::net::{Ipv4Addr, TcpListener};
 
     use super::*;
+    use crate::tls::tests::{Authority, device};
 
     /// A listener whose backlog is full, so that nothing comes back to whoever connects: as silent as a road to nowhere. It is
     /// so while the sockets live.
@@ -422,5 +427,31 @@ mod tests {
         let socket = connect_to(&[nowhere, nowhere, there], Duration::from_millis(900)).unwrap();
         assert_eq!(socket.peer_addr().unwrap(), there);
         assert!(connect_to(&[nowhere], Duration::from_millis(100)).unwrap_err().contains("timed out"));
+    }
+
+    #[test]
+    fn a_server_that_lets_go_without_a_word_is_told_the_same_hello_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap().to_string();
+        let tls = device(&Authority::new());
+        let hello = || {
+            std::thread::scope(|scope| {
+                let heard = scope.spawn(|| {
+                    let (mut socket, _) = listener.accept().unwrap();
+                    let mut record = vec![0; 5];
+                    socket.read_exact(&mut record).unwrap();
+                    record.resize(5 + usize::from(u16::from_be_bytes([record[3], record[4]])), 0);
+                    socket.read_exact(&mut record[5..]).unwrap();
+                    record
+                });
+                let (now, floor) = (UnixMillis(0), UnixMillis(0));
+                let fault = connect(&Destination { server: server.clone(), now, floor }, &tls).err().unwrap();
+                assert!(fault.contains("closed the connection during"), "{fault}");
+                heard.join().unwrap()
+            })
+        };
+        let first = hello();
+        assert_eq!(hello(), first);
+        assert_eq!(hello(), first);
     }
 }

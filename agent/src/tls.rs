@@ -6,9 +6,10 @@
 //! time, and where they alone fail, by its time floor (docs/promises.md, Time), since a clock that is set wrong must not lock
 //! a device out. It touches no socket but those it is handed.
 
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -29,12 +30,16 @@ const ALPN: &[u8] = b"bgb/1";
 
 /// Servers whose tickets are remembered: more than an agent goes round.
 const REMEMBERED_SERVERS: usize = 64;
+/// rustls counts tickets, and holds a place for so many for each server.
+const TICKETS_OF_A_SERVER: usize = 8;
 
 /// What all sessions of an agent share: configuration, tickets, and the time to judge certificates by.
 pub(crate) struct Tls {
     config: Arc<ClientConfig>,
     times: Arc<Times>,
     site: SiteCode,
+    /// Sessions whose hello nobody answered, for the next attempt at the same server: one at most for each that the agent knows.
+    unanswered: Mutex<HashMap<ServerName<'static>, TlsSession>>,
 }
 
 /// The agent's own time and its floor, in milliseconds since 1970, as of the last connection.
@@ -47,8 +52,27 @@ struct Times {
 /// One session with a server.
 pub(crate) struct TlsSession {
     connection: ClientConnection,
+    /// The server's name or address, as certificates bear it.
+    name: ServerName<'static>,
+    hello: Hello,
     times: Arc<Times>,
     site: SiteCode,
+}
+
+/// Where the ClientHello is, with which a session begins.
+///
+/// A ticket goes with its hello, and rustls hands out each ticket once. A server that dies, or has more at its door than it can take, lets go
+/// of connections without a word; would the ticket be lost with each of them, a fleet that was turned away would come back with full
+/// handshakes, which are what such a server can afford least. So the bytes are kept until the first byte of an answer, and said
+/// again on the next connection. Whoever has heard them before has no session by that: of all answers one at most is ever taken, and
+/// no early data goes along.
+enum Hello {
+    /// Not answered; so many of its bytes were written.
+    Said {
+        bytes: Vec<u8>,
+        written: usize,
+    },
+    Answered,
 }
 
 impl Tls {
@@ -73,8 +97,9 @@ impl Tls {
             .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key().into())
             .context("the device's certificate and key cannot be used")?;
         config.alpn_protocols = vec![ALPN.to_vec()];
-        config.resumption = Resumption::in_memory_sessions(REMEMBERED_SERVERS);
-        Ok(Self { config: Arc::new(config), times, site: identity.site })
+        config.resumption = Resumption::in_memory_sessions(REMEMBERED_SERVERS * TICKETS_OF_A_SERVER);
+        let unanswered = Mutex::default();
+        Ok(Self { config: Arc::new(config), times, site: identity.site, unanswered })
     }
 
     /// Begins a session with the server that should answer as `host`, a name or an address; its certificate's dates are judged by
@@ -92,9 +117,32 @@ impl Tls {
         self.times.floor.store(floor.0, Ordering::Relaxed);
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let name = ServerName::try_from(bare.to_owned()).map_err(|_| format!("{host} is no host name"))?;
-        let connection =
-            ClientConnection::new(Arc::clone(&self.config), name).map_err(|error| error.to_string())?;
-        Ok(TlsSession { connection, times: Arc::clone(&self.times), site: self.site })
+        if let Some(session) = self.unanswered().remove(&name) {
+            return Ok(session);
+        }
+        let mut connection = ClientConnection::new(Arc::clone(&self.config), name.clone())
+            .map_err(|error| error.to_string())?;
+        let mut bytes = Vec::new();
+        while connection.wants_write() {
+            connection.write_tls(&mut bytes).map_err(|error| error.to_string())?;
+        }
+        let hello = Hello::Said { bytes, written: 0 };
+        Ok(TlsSession { connection, name, hello, times: Arc::clone(&self.times), site: self.site })
+    }
+
+    /// Takes back a session whose connection came to nothing; one that nobody answered is begun again with the next connection to
+    /// its server.
+    pub(crate) fn take_back(&self, mut session: TlsSession) {
+        if let Hello::Said { written, .. } = &mut session.hello {
+            *written = 0;
+            // What lies there already, from a connection that took longer to fail, may be the one with the ticket.
+            self.unanswered().entry(session.name.clone()).or_insert(session);
+        }
+    }
+
+    fn unanswered(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, TlsSession>> {
+        // Whole whatever its holder did: one call of the map's each.
+        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -106,16 +154,33 @@ impl TlsSession {
 
     /// Whether there is something for the peer.
     pub(crate) fn wants_write(&self) -> bool {
-        self.connection.wants_write()
+        let is_hello_left = matches!(&self.hello, Hello::Said { bytes, written } if *written < bytes.len());
+        is_hello_left || self.connection.wants_write()
     }
 
     /// Takes what `socket` has to give; 0 at its end.
     pub(crate) fn read_from(&mut self, socket: &mut dyn Read) -> io::Result<usize> {
+        if let Hello::Said { .. } = self.hello {
+            // By itself: rustls must not hear of the end of a connection on which nothing was answered.
+            let mut first = [0];
+            if socket.read(&mut first)? == 0 {
+                return Ok(0);
+            }
+            self.hello = Hello::Answered;
+            return self.connection.read_tls(&mut &first[..]);
+        }
         self.connection.read_tls(socket)
     }
 
     /// Gives `socket` what it takes.
     pub(crate) fn write_to(&mut self, socket: &mut dyn Write) -> io::Result<usize> {
+        if let Hello::Said { bytes, written } = &mut self.hello
+            && *written < bytes.len()
+        {
+            let taken = socket.write(&bytes[*written..])?;
+            *written += taken;
+            return Ok(taken);
+        }
         self.connection.write_tls(socket)
     }
 
@@ -263,4 +328,4 @@ fn is_about_dates(error: &rustls::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

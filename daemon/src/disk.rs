@@ -17,8 +17,9 @@ pub mod sim;
 mod tests;
 mod timed;
 
+use std::ffi::OsString;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use real::RealDisk;
 pub use sim::{SimDisk, SimFaults};
@@ -95,7 +96,7 @@ pub struct DirEntry {
 /// It writes `.NAME.tmp` beside the file, so that two callers must not replace one path at the same time.
 ///
 /// # Errors
-/// The first step that failed. The temporary file is then removed as well as that can be done.
+/// The first step that failed. The temporary file may stay, and the next call writes over it.
 pub fn replace_durably(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     try_replace(disk, path, bytes).map_err(ReplaceError::into_inner)
 }
@@ -131,41 +132,45 @@ impl std::fmt::Display for ReplaceError {
 /// # Errors
 /// As [`replace_durably`].
 pub fn try_replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), ReplaceError> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(ReplaceError::Write(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("{} names no file in a folder", path.display()),
-        )));
-    };
-    let mut temporary_name = std::ffi::OsString::from(".");
-    temporary_name.push(name);
-    temporary_name.push(".tmp");
-    let temporary = dir.join(temporary_name);
-
-    clear_leftover(disk, &temporary)?;
-    let written = write_synced(disk, &temporary, bytes)
-        .and_then(|()| disk.rename(&temporary, path).map_err(ReplaceError::Write));
-    if let Err(error) = written {
-        // The first error is the one that matters; a temporary file that stays is removed by the next call.
-        let _ = clear_leftover(disk, &temporary);
-        return Err(error);
-    }
+    let (dir, temporary) = beside(path).map_err(ReplaceError::Write)?;
+    write_temporary(disk, &temporary, bytes)?;
+    disk.rename(&temporary, path).map_err(ReplaceError::Write)?;
     disk.sync_dir(dir).map_err(ReplaceError::Sync)
 }
 
-/// Removes what a call that did not come to its end has left under its temporary name, durably: another file is to have that name, and a crash
-/// that undoes the removal and keeps what comes after must not rename this one instead.
+/// The folder of the file at `path`, and the name of the temporary file beside it.
 ///
 /// # Errors
-/// Which step failed; nothing of what counts has changed.
-pub fn clear_leftover(disk: &dyn Disk, temporary: &Path) -> Result<(), ReplaceError> {
-    match disk.remove(temporary) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(ReplaceError::Write(error)),
+/// `InvalidInput` when the path names no file in a folder.
+pub fn beside(path: &Path) -> io::Result<(&Path, PathBuf)> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        let text = format!("{} names no file in a folder", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    };
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(".tmp");
+    Ok((dir, dir.join(temporary)))
+}
+
+/// Writes a file that is to be renamed, and syncs it.
+///
+/// What an earlier call has left under the name is written over, not removed: a crash may undo a removal and keep a later renaming, and would
+/// then give the left-over the name that counts. So each file that ever bears it is whole before it is renamed.
+///
+/// # Errors
+/// Which step failed. The file then stays, empty where that can be done, so that a full disk has its room again.
+pub fn write_temporary(disk: &dyn Disk, temporary: &Path, bytes: &[u8]) -> Result<(), ReplaceError> {
+    let mut file = disk.open_append(temporary).map_err(ReplaceError::Write)?;
+    let written = file
+        .truncate(0)
+        .and_then(|()| file.append(bytes))
+        .map_err(ReplaceError::Write)
+        .and_then(|()| file.sync().map_err(ReplaceError::Sync));
+    if written.is_err() {
+        let _ = file.truncate(0);
     }
-    let dir = temporary.parent().unwrap_or_else(|| Path::new("."));
-    disk.sync_dir(dir).map_err(ReplaceError::Sync)
+    written
 }
 
 /// Creates a folder and those above it that are missing, durably: their names are there after a crash as well.
@@ -188,10 +193,4 @@ pub fn create_dir_durably(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn write_synced(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), ReplaceError> {
-    let mut file = disk.create_new(path).map_err(ReplaceError::Write)?;
-    file.append(bytes).map_err(ReplaceError::Write)?;
-    file.sync().map_err(ReplaceError::Sync)
 }

@@ -32,8 +32,9 @@ const CANCELS_PER_ACTIVE_TASK: usize = 2;
 /// Releases that may wait for their time, for each task that may be active: a roll-out has some dozen rings.
 const HELD_PER_ACTIVE_TASK: usize = 16;
 
-/// Tasks that are not here, of which it is remembered that one hello has named them.
-const NAMED_MAX: usize = 64;
+/// Tasks that are not here, of which it is remembered who has named them in a hello, for each task that may be active. A hello has a limit of
+/// its own, and takes back what its device has named before: it takes many devices that make tasks up to have another's forgotten.
+const NAMED_PER_ACTIVE_TASK: usize = 4;
 
 /// Place of a task while it is active.
 pub(crate) type Slot = usize;
@@ -55,8 +56,6 @@ pub(crate) struct ActiveTasks {
     before_reset: BTreeMap<TaskId, ActiveTask>,
     /// Devices whose hello knew a task that was not here yet: they have it when it comes.
     named: BTreeMap<TaskId, RoaringBitmap>,
-    /// How many of them the present hello has named.
-    named_by_hello: usize,
     /// When tasks and cancels end.
     ends: BTreeSet<(UnixMillis, TaskId)>,
     /// For each slot the last sign-in whose hello knew its task.
@@ -160,7 +159,6 @@ impl ActiveTasks {
             cancels: BTreeMap::new(),
             before_reset: BTreeMap::new(),
             named: BTreeMap::new(),
-            named_by_hello: 0,
             ends: BTreeSet::new(),
             known_at: Vec::new(),
             sign_ins: 0,
@@ -401,7 +399,6 @@ impl ActiveTasks {
             devices.remove(device.0);
             !devices.is_empty()
         });
-        self.named_by_hello = 0;
         for known in known {
             self.on_known(device, *known, &mut found);
         }
@@ -440,7 +437,8 @@ impl ActiveTasks {
                 }
             }
             None if active.is_some() => return,
-            None if !state.is_final() => self.note_named(id, device),
+            // One that is told of the cancel now is not told of it again when the task comes.
+            None if !state.is_final() && cancel.is_none() => self.note_named(id, device),
             None => {}
         }
         if let Some(slot) = active {
@@ -453,12 +451,8 @@ impl ActiveTasks {
 
     /// A hello knows a task that is not here, and has not ended it.
     fn note_named(&mut self, task: TaskId, device: DeviceId) {
-        if self.named_by_hello == NAMED_MAX {
-            return;
-        }
-        self.named_by_hello += 1;
         // Ids sort by the time of their making: the oldest go first.
-        while self.named.len() >= self.active_max && !self.named.contains_key(&task) {
+        while self.named.len() >= NAMED_PER_ACTIVE_TASK * self.active_max && !self.named.contains_key(&task) {
             self.named.pop_first();
         }
         self.named.entry(task).or_default().insert(device.0);

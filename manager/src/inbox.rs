@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bgb_daemon::disk::{Disk, ReadAt};
+use bgb_daemon::disk::{Disk, ReadAt, ReplaceError, write_temporary};
 use bgb_protocol::file::{FileKind, Header};
 use bgb_protocol::ids::{ServerId, UnixMillis};
 
@@ -243,13 +243,7 @@ impl Inbox {
         }
         let name = self.free_name(Path::new("bad"), &wanted)?;
         let temporary = bad.join(format!("{UNFINISHED}{name}"));
-        match self.disk.remove(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut out = self.disk.create_new(&temporary)?;
-        out.append(bytes)?;
-        out.sync()?;
+        write_temporary(&*self.disk, &temporary, bytes).map_err(ReplaceError::into_inner)?;
         self.disk.rename(&temporary, &bad.join(&name))?;
         self.disk.sync_dir(&bad)?;
         self.set_aside += 1;

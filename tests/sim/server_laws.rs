@@ -123,14 +123,14 @@ impl World {
         cancelled.into_iter().for_each(|task| self.on_cancel_due(task));
     }
 
-    /// A device that has been signed in for a while and does read, has the task by all that the server was told, and has not answered it.
+    /// A device that has been signed in for a while and does read, has the task by all that its shard was told, and has not answered it there.
     fn not_taken_back(&self, server: usize, process: &Process, task: TaskId) -> Option<DeviceId> {
         let has_it = |(shard, device, active): &(usize, DeviceId, &Active)| {
             let conn =
                 self.conn_of(server, *shard, active.channel).and_then(|id| self.network.conns.get(&id));
             let is_settled = active.since_ms + HEEDED_WITHIN_MS <= self.now_ms;
             let has = active.known_open.contains(&task) || active.pushed.contains(&task);
-            let is_answered = self.model.is_answered(task, *device);
+            let is_answered = process.shards[*shard].answered.contains(&(task, *device));
             is_settled && conn.is_some_and(|conn| !conn.is_choked) && has && !is_answered
         };
         let shards = process.shards.iter().enumerate();
@@ -300,6 +300,7 @@ impl World {
             taken_back: BTreeSet::new(),
             pushed: BTreeSet::new(),
         };
+        own.answered.extend(present.known_ended.iter().map(|task| (*task, device)));
         if own.active.insert(device, active).is_some() {
             return self.violated(format!("device {device} has two active sessions on a shard"));
         }

@@ -164,6 +164,8 @@ pub(crate) struct SimShard {
     /// The most that its clock was ahead since everything was read last: what that has brought about stays until it is read anew.
     pub(crate) was_ahead_ms: u64,
     pub(crate) cancelled: BTreeSet<TaskId>,
+    /// Results that it heard, and ends that hellos of sessions told of.
+    pub(crate) answered: BTreeSet<(TaskId, DeviceId)>,
     /// Tasks that went out while the shard read the letter that it is at.
     pub(crate) pushed_by_letter: BTreeSet<TaskId>,
     /// Channels whose older session was told to go by a letter.
@@ -199,6 +201,8 @@ pub(crate) struct Channel {
     pub(crate) known: BTreeSet<TaskId>,
     /// Those of them that had not ended.
     pub(crate) known_open: BTreeSet<TaskId>,
+    /// And those that had.
+    pub(crate) known_ended: BTreeSet<TaskId>,
     /// Results that were said here and are not known to be kept.
     owed: Vec<TaskId>,
     /// When something was heard here last, and how long it may stay silent from then on.
@@ -290,6 +294,7 @@ impl World {
             fingerprint,
             known: BTreeSet::new(),
             known_open: BTreeSet::new(),
+            known_ended: BTreeSet::new(),
             owed: Vec::new(),
             heard_ms: self.now_ms,
             silent_ms_max: HELLO_TICKS * TICK_MS,
@@ -343,11 +348,13 @@ impl World {
             AgentMessage::Hello(hello) => {
                 let device = self.machines[agent].device;
                 let ended = hello.known_tasks.iter().filter(|known| known.state.is_final());
-                self.model.ends_named.extend(ended.map(|known| (known.task, device)));
+                let ended: BTreeSet<_> = ended.map(|known| known.task).collect();
+                self.model.ends_named.extend(ended.iter().map(|task| (*task, device)));
                 if let Some(own) = self.channel_mut(server, shard, channel) {
                     own.known = hello.known_tasks.iter().map(|known| known.task).collect();
                     let open = hello.known_tasks.iter().filter(|known| !known.state.is_final());
                     own.known_open = open.map(|known| known.task).collect();
+                    own.known_ended = ended;
                 }
             }
             AgentMessage::Result(result) => {
@@ -355,6 +362,9 @@ impl World {
                 let task = result.read().ok().map(|statement| statement.task);
                 if let Some(own) = self.channel_mut(server, shard, channel) {
                     own.owed.extend(task);
+                }
+                if let Some(process) = self.servers[server].process.as_mut() {
+                    process.shards[shard].answered.extend(task.map(|task| (task, device)));
                 }
                 if task.is_some_and(|task| !self.model.results_heard.insert((task, device))) {
                     self.tally.count(Kind::ResultSentAgain);
@@ -665,6 +675,7 @@ impl SimShard {
             newest_head: UnixMillis(0),
             was_ahead_ms: 0,
             cancelled: BTreeSet::new(),
+            answered: BTreeSet::new(),
             pushed_by_letter: BTreeSet::new(),
             displaced: BTreeSet::new(),
             held: Vec::new(),

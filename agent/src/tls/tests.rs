@@ -5,7 +5,7 @@ use rcgen::{
     date_time_ymd,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::{ServerConfig, ServerConnection};
+use rustls::{HandshakeKind, ServerConfig, ServerConnection};
 
 use super::*;
 
@@ -13,10 +13,10 @@ use super::*;
 const IN_2026: UnixMillis = UnixMillis(1_780_272_000_000);
 const IN_2031: UnixMillis = UnixMillis(1_938_038_400_000);
 
-struct Authority(Issuer<'static, KeyPair>, CertificateDer<'static>);
+pub(crate) struct Authority(Issuer<'static, KeyPair>, CertificateDer<'static>);
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -41,41 +41,38 @@ impl Authority {
     }
 }
 
-/// What the agent makes of the server that `issued` says it is, with the authority `trusted` at the time `now` and `floor`.
-fn meet(
-    trusted: &Authority,
-    issued: (CertificateDer<'static>, Vec<u8>),
-    alpn: &[&[u8]],
-    now: UnixMillis,
-    floor: UnixMillis,
-) -> Result<ServerId, String> {
+/// What sessions of a server that shows `issued` start from.
+fn server_config(issued: (CertificateDer<'static>, Vec<u8>), alpn: &[&[u8]]) -> Arc<ServerConfig> {
     let provider = Arc::new(default_provider());
-    let mut server = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(vec![issued.0], PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(issued.1)))
         .unwrap();
-    server.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    let mut server = ServerConnection::new(Arc::new(server)).unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Arc::new(config)
+}
 
+/// What a device's sessions start from.
+pub(crate) fn device(authority: &Authority) -> Tls {
     let guid = "0193f1c2-7d3a-7c55-8a0e-2b9c5d1e6f70";
-    let (certificate, key) =
-        trusted.issue("device", &format!("urn:bgb:LAB:device:5:{guid}"), ExtendedKeyUsagePurpose::ClientAuth);
-    let tls = Tls::new(&DeviceIdentity {
+    let uri = format!("urn:bgb:LAB:device:5:{guid}");
+    let (certificate, key) = authority.issue("device", &uri, ExtendedKeyUsagePurpose::ClientAuth);
+    Tls::new(&DeviceIdentity {
         site: "LAB".parse().unwrap(),
         device: bgb_protocol::ids::DeviceId(5),
         certificate,
         key: key.into(),
-        authority: trusted.1.clone(),
+        authority: authority.1.clone(),
     })
-    .unwrap();
-    let mut session = tls.session("server.example", now, floor)?;
+    .unwrap()
+}
+
+/// Carries a handshake, and what follows it, between the two.
+fn shake_hands(session: &mut TlsSession, server: &mut ServerConnection) -> Result<(), String> {
     for _ in 0..10 {
-        let mut wire = Vec::new();
-        while session.wants_write() {
-            session.write_to(&mut wire).unwrap();
-        }
+        let wire = written(session);
         let mut wire = &wire[..];
         while !wire.is_empty() {
             server.read_tls(&mut wire).unwrap();
@@ -92,6 +89,29 @@ fn meet(
         session.open(&mut Vec::new())?;
     }
     assert!(!session.is_handshaking());
+    Ok(())
+}
+
+/// What the session has for the peer.
+fn written(session: &mut TlsSession) -> Vec<u8> {
+    let mut wire = Vec::new();
+    while session.wants_write() {
+        session.write_to(&mut wire).unwrap();
+    }
+    wire
+}
+
+/// What the agent makes of the server that `issued` says it is, with the authority `trusted` at the time `now` and `floor`.
+fn meet(
+    trusted: &Authority,
+    issued: (CertificateDer<'static>, Vec<u8>),
+    alpn: &[&[u8]],
+    now: UnixMillis,
+    floor: UnixMillis,
+) -> Result<ServerId, String> {
+    let mut server = ServerConnection::new(server_config(issued, alpn)).unwrap();
+    let mut session = device(trusted).session("server.example", now, floor)?;
+    shake_hands(&mut session, &mut server)?;
     session.verify_server()
 }
 
@@ -143,4 +163,42 @@ fn a_peer_that_does_not_speak_bgb_is_refused() {
     assert!(fault.contains("support any known protocol"), "{fault}");
     let fault = meet(&authority, server(&authority), &[], IN_2026, IN_2026).unwrap_err();
     assert!(fault.contains("not bgb/1"), "{fault}");
+}
+
+#[test]
+fn a_hello_that_nobody_answers_is_said_again_with_its_ticket() {
+    let authority = Authority::new();
+    let (config, tls) = (server_config(server(&authority), &[ALPN]), device(&authority));
+    let begin = |host: &str| tls.session(host, IN_2026, IN_2026).unwrap();
+    let meet = |mut session: TlsSession| {
+        let mut server = ServerConnection::new(Arc::clone(&config)).unwrap();
+        shake_hands(&mut session, &mut server).unwrap();
+        server.handshake_kind().unwrap()
+    };
+    // A server hands out two tickets; once they are gone, nothing but the hello has one.
+    assert_eq!(meet(begin("server.example")), HandshakeKind::Full);
+    let _spent = begin("server.example");
+    let mut session = begin("server.example");
+    let hello = written(&mut session);
+    for _ in 0..20 {
+        assert_eq!(session.read_from(&mut io::empty()).unwrap(), 0, "the server is gone");
+        tls.take_back(session);
+        session = begin("server.example");
+        assert_eq!(written(&mut session), hello);
+    }
+    tls.take_back(session);
+    assert_eq!(meet(begin("server.example")), HandshakeKind::Resumed);
+
+    // What was answered is no longer of use to anybody.
+    let mut session = begin("server.example");
+    let hello = written(&mut session);
+    assert_eq!(session.read_from(&mut &[22][..]).unwrap(), 1);
+    tls.take_back(session);
+    let mut session = begin("server.example");
+    let another = written(&mut session);
+    assert_ne!(another, hello);
+    // And each server has its own.
+    tls.take_back(session);
+    assert_ne!(written(&mut begin("other.example")), another);
+    assert_eq!(written(&mut begin("server.example")), another);
 }

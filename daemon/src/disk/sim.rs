@@ -100,9 +100,13 @@ impl SimDisk {
         }
         state.faults.bytes_lost += bytes_lost;
         state.faults.crashes += 1;
-        state.epoch += 1;
-        state.sync = NextSync::Succeeds;
-        state.fails_from_op = None;
+        state.forget_process();
+    }
+
+    /// The process is killed, and the machine goes on: nothing is lost, and nothing becomes durable by it. Handles and faults are as after a
+    /// crash.
+    pub fn kill(&self) {
+        self.state.lock().forget_process();
     }
 
     /// The next sync, of a file or of a folder, fails; its data are dropped although they can still be read.
@@ -140,6 +144,13 @@ impl SimDisk {
 }
 
 impl State {
+    /// Nobody holds an open file any more, and faults that have not come are forgotten.
+    fn forget_process(&mut self) {
+        self.epoch += 1;
+        self.sync = NextSync::Succeeds;
+        self.fails_from_op = None;
+    }
+
     /// Counts an operation that changes the disk, and fails it if that was ordered.
     fn change(&mut self, path: &Path) -> io::Result<()> {
         let op = self.ops;

@@ -181,6 +181,39 @@ fn a_replacement_that_dies_at_any_step_leaves_the_old_bytes_or_the_new_ones() {
     assert!(old > 0 && new > 0, "both were seen: {old} old, {new} new");
 }
 
+/// The first process is killed, or the power is cut, at any step; the next one comes as far as it comes, and then the power is cut.
+#[test]
+fn two_replacements_that_die_one_after_the_other_leave_the_whole_of_one_of_them() {
+    let path = Path::new("state");
+    let whole: [&[u8]; 3] = [b"the old state", b"the first new state, longer than both", b"the second"];
+    let mut seen = [0; 3];
+    for (first, second, is_power_cut) in (0..8)
+        .flat_map(|first| (0..9).flat_map(move |second| [(first, second, true), (first, second, false)]))
+    {
+        for seed in 0..32 {
+            let disk = SimDisk::new();
+            replace_durably(&disk, path, whole[0]).unwrap();
+            disk.fail_after_ops(first);
+            let _ = replace_durably(&disk, path, whole[1]);
+            if is_power_cut {
+                disk.crash(seed);
+            } else {
+                disk.kill();
+            }
+            disk.fail_after_ops(second);
+            let told = replace_durably(&disk, path, whole[2]);
+            disk.crash(seed + 1);
+            let found = disk.read(path).unwrap();
+            let Some(which) = whole.iter().position(|whole| *whole == found) else {
+                panic!("steps {first} and {second}, power cut {is_power_cut}, seed {seed}: {found:?}");
+            };
+            assert!(told.is_err() || which == 2, "said to be done and lost");
+            seen[which] += 1;
+        }
+    }
+    assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
+}
+
 #[test]
 fn a_replacement_whose_sync_fails_or_that_does_not_fit_leaves_the_old_bytes() {
     let disk = SimDisk::new();

@@ -330,6 +330,16 @@ fn a_cancel_that_is_read_before_its_task_reaches_those_who_knew_the_task_before_
 }
 
 #[test]
+fn a_held_cancel_is_told_once_to_those_who_name_the_task_before_the_hub_has_it() {
+    let mut rig = Rig::new();
+    rig.cancel(1);
+    let knows = rig.open(1);
+    assert_eq!(cancels(&rig.hello(knows, knowing(1, &[(1, TaskState::Received)]))), [knows]);
+    let told = rig.start_task(1, &[1]);
+    assert!(cancels(&told).is_empty() && pushes(&told).is_empty(), "{told:?}");
+}
+
+#[test]
 fn a_cancel_that_comes_while_the_wall_clock_is_ahead_holds_when_it_is_right_again() {
     let mut rig = Rig::new();
     rig.order(Order::Head { signed: vec![1].into(), time: START });
