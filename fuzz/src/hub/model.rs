@@ -43,6 +43,8 @@ pub(super) struct Seen {
 struct SeenTask {
     order: Arc<TaskOrder>,
     releases: Vec<Release>,
+    /// A wall clock that was ahead has made it look over. The hub is told everything anew when that is set back; until then nobody is given it.
+    has_looked_over: bool,
 }
 
 /// To whom a task is released, `None` for all targets, and from when on: what has once taken effect stays, also where the wall clock is set back.
@@ -103,8 +105,11 @@ impl Model {
     /// What is released has come about, by now.
     pub(super) fn pass_time(&mut self) {
         let time = self.time();
-        for release in self.tasks.values_mut().flat_map(|task| &mut task.releases) {
-            release.has_come |= release.from <= time;
+        for task in self.tasks.values_mut() {
+            task.has_looked_over |= task.order.expires <= time;
+            for release in &mut task.releases {
+                release.has_come |= release.from <= time;
+            }
         }
     }
 
@@ -195,7 +200,8 @@ impl Model {
 
     pub(super) fn on_task(&mut self, order: Arc<TaskOrder>) {
         if order.expires > self.site_time() {
-            self.tasks.entry(order.id).or_insert(SeenTask { order, releases: Vec::new() });
+            let task = SeenTask { order, releases: Vec::new(), has_looked_over: false };
+            self.tasks.entry(task.order.id).or_insert(task);
         }
     }
 
@@ -398,11 +404,10 @@ impl Model {
 
     /// Once there is no more to do, everybody who reads has what is due.
     pub(super) fn check_settled(&self) {
-        let time = self.time();
         for (channel, seen) in self.online().filter(|(_, seen)| !seen.is_choked) {
             for (id, task) in &self.tasks {
                 let is_due = task.is_released_to(seen.device)
-                    && task.order.expires > time
+                    && !task.has_looked_over
                     && task.order.targets.contains(seen.device)
                     && !self.cancelled.contains_key(id)
                     && !self.finished.contains(&(seen.device, *id));
