@@ -30,6 +30,8 @@ const ALPN: &[u8] = b"bgb/1";
 
 /// Servers whose tickets are remembered: more than an agent goes round.
 const REMEMBERED_SERVERS: usize = 64;
+/// How often a hello is said at the most: one that nobody ever answers might be what keeps them from it.
+const HELLO_SAID_MAX: u32 = 64;
 /// rustls counts tickets, and holds a place for so many for each server.
 const TICKETS_OF_A_SERVER: usize = 8;
 
@@ -67,10 +69,11 @@ pub(crate) struct TlsSession {
 /// again on the next connection. Whoever has heard them before has no session by that: of all answers one at most is ever taken, and
 /// no early data goes along.
 enum Hello {
-    /// Not answered; so many of its bytes were written.
+    /// Not answered; so many of its bytes were written to the present connection, after so many others.
     Said {
         bytes: Vec<u8>,
         written: usize,
+        before: u32,
     },
     Answered,
 }
@@ -126,15 +129,18 @@ impl Tls {
         while connection.wants_write() {
             connection.write_tls(&mut bytes).map_err(|error| error.to_string())?;
         }
-        let hello = Hello::Said { bytes, written: 0 };
+        let hello = Hello::Said { bytes, written: 0, before: 0 };
         Ok(TlsSession { connection, name, hello, times: Arc::clone(&self.times), site: self.site })
     }
 
     /// Takes back a session whose connection came to nothing; one that nobody answered is begun again with the next connection to
     /// its server.
     pub(crate) fn take_back(&self, mut session: TlsSession) {
-        if let Hello::Said { written, .. } = &mut session.hello {
-            *written = 0;
+        if let Hello::Said { written, before, .. } = &mut session.hello {
+            (*written, *before) = (0, *before + 1);
+            if *before == HELLO_SAID_MAX {
+                return;
+            }
             // What lies there already, from a connection that took longer to fail, may be the one with the ticket.
             self.unanswered().entry(session.name.clone()).or_insert(session);
         }
@@ -154,7 +160,8 @@ impl TlsSession {
 
     /// Whether there is something for the peer.
     pub(crate) fn wants_write(&self) -> bool {
-        let is_hello_left = matches!(&self.hello, Hello::Said { bytes, written } if *written < bytes.len());
+        let is_hello_left =
+            matches!(&self.hello, Hello::Said { bytes, written, .. } if *written < bytes.len());
         is_hello_left || self.connection.wants_write()
     }
 
@@ -174,7 +181,7 @@ impl TlsSession {
 
     /// Gives `socket` what it takes.
     pub(crate) fn write_to(&mut self, socket: &mut dyn Write) -> io::Result<usize> {
-        if let Hello::Said { bytes, written } = &mut self.hello
+        if let Hello::Said { bytes, written, .. } = &mut self.hello
             && *written < bytes.len()
         {
             let taken = socket.write(&bytes[*written..])?;

@@ -159,7 +159,7 @@ pub fn beside(path: &Path) -> io::Result<(&Path, PathBuf)> {
 /// then give the left-over the name that counts. So each file that ever bears it is whole before it is renamed.
 ///
 /// # Errors
-/// Which step failed. The file then stays, empty where that can be done, so that a full disk has its room again.
+/// Which step failed. The file then stays, empty as far as that can be done, so that a full disk has its room again.
 pub fn write_temporary(disk: &dyn Disk, temporary: &Path, bytes: &[u8]) -> Result<(), ReplaceError> {
     let mut file = disk.open_append(temporary).map_err(ReplaceError::Write)?;
     let written = file
@@ -168,7 +168,8 @@ pub fn write_temporary(disk: &dyn Disk, temporary: &Path, bytes: &[u8]) -> Resul
         .map_err(ReplaceError::Write)
         .and_then(|()| file.sync().map_err(ReplaceError::Sync));
     if written.is_err() {
-        let _ = file.truncate(0);
+        // By a handle of its own: one whose sync has failed does nothing any more.
+        let _ = disk.open_append(temporary).and_then(|mut file| file.truncate(0));
     }
     written
 }

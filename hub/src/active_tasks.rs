@@ -56,6 +56,8 @@ pub(crate) struct ActiveTasks {
     before_reset: BTreeMap<TaskId, ActiveTask>,
     /// Devices whose hello knew a task that was not here yet: they have it when it comes.
     named: BTreeMap<TaskId, RoaringBitmap>,
+    /// Devices that may be in one of them; the sign-in of all others does not look.
+    namers: RoaringBitmap,
     /// When tasks and cancels end.
     ends: BTreeSet<(UnixMillis, TaskId)>,
     /// For each slot the last sign-in whose hello knew its task.
@@ -159,6 +161,7 @@ impl ActiveTasks {
             cancels: BTreeMap::new(),
             before_reset: BTreeMap::new(),
             named: BTreeMap::new(),
+            namers: RoaringBitmap::new(),
             ends: BTreeSet::new(),
             known_at: Vec::new(),
             sign_ins: 0,
@@ -395,10 +398,12 @@ impl ActiveTasks {
         for task in self.before_reset.values_mut() {
             task.had.remove(device.0);
         }
-        self.named.retain(|_, devices| {
-            devices.remove(device.0);
-            !devices.is_empty()
-        });
+        if self.namers.remove(device.0) {
+            self.named.retain(|_, devices| {
+                devices.remove(device.0);
+                !devices.is_empty()
+            });
+        }
         for known in known {
             self.on_known(device, *known, &mut found);
         }
@@ -456,6 +461,7 @@ impl ActiveTasks {
             self.named.pop_first();
         }
         self.named.entry(task).or_default().insert(device.0);
+        self.namers.insert(device.0);
     }
 
     fn release(&mut self, slot: Slot, devices: Option<Arc<RoaringBitmap>>) -> Step {

@@ -6,7 +6,7 @@
 
 use bgb_protocol::ids::UnixMillis;
 
-/// Heads that count: one a minute is signed. While a clock is slewed by its most, a twelfth, they lead some 20 s too far.
+/// Heads that count: one a minute is signed. While a clock is slewed by a tenth, the most that Linux does, they lead some 24 s too far.
 const HEADS: usize = 4;
 
 /// See the module.

@@ -292,14 +292,19 @@ impl Reactor {
         self.listener = None;
         self.stopping_until = Some(Instant::now() + Duration::from_millis(CLOSING_TICKS * TICK_MS));
         self.shard.drain(now);
-        // Those that are still shaking hands are nobody's yet.
-        let unfinished: Vec<_> = self
-            .channels
-            .keys()
-            .filter(|key| self.channels.tenant(*key).is_some_and(Channel::is_handshaking))
-            .collect();
-        for key in unfinished {
-            self.close(now, key, CloseReason::Draining);
+        // Those that are still shaking hands are nobody's yet. Whoever was not answered hears nothing: what it has said, ticket and all,
+        // is good for its next attempt then.
+        let keys: Vec<_> = self.channels.keys().collect();
+        for key in keys {
+            match self.channels.tenant(key).map(|channel| channel.state) {
+                Some(ChannelState::Handshaking { is_answered: true, .. }) => {
+                    self.close(now, key, CloseReason::Draining);
+                }
+                Some(ChannelState::Handshaking { is_answered: false, .. }) => {
+                    self.end(now, key, CloseReason::Draining);
+                }
+                Some(ChannelState::Open | ChannelState::Closing(_)) | None => {}
+            }
         }
     }
 

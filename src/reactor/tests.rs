@@ -269,13 +269,19 @@ fn a_flood_in_place_of_a_handshake_is_not_parsed_beyond_its_limit() {
 #[test]
 fn a_stop_ends_the_loop_when_everybody_is_gone() {
     let mut bench = Bench::new(10);
-    let peer = bench.connect();
-    bench.turn_until(|reactor| reactor.sockets.len() == 1);
+    let (peer, mut half) = (bench.connect(), bench.connect());
+    // The beginning of a ClientHello.
+    half.write_all(&[22, 3, 1, 1, 0, 1, 0, 0, 0xfc]).unwrap();
+    bench.turn_until(|reactor| reactor.sockets.len() == 2 && reactor.readable.is_empty());
     bench.mailbox.send(Letter::Stop);
     let until = Instant::now() + PATIENCE;
     while bench.reactor.turn().unwrap().is_continue() {
         assert!(Instant::now() < until, "a peer that says nothing must not keep the server");
     }
     drop(peer);
+    // An answer, be it an alert, would cost it the ticket that it has shown.
+    let mut answer = Vec::new();
+    let _ = half.read_to_end(&mut answer);
+    assert!(answer.is_empty(), "{answer:?}");
     assert!(StdStream::connect(bench.address).is_err(), "nobody listens any more");
 }

@@ -22,6 +22,7 @@ mod false_servers;
 mod inbox;
 mod monitoring;
 mod moving;
+mod openssl;
 mod orders;
 mod restoring;
 mod resuming;

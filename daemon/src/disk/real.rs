@@ -30,19 +30,12 @@ impl Disk for RealDisk {
     }
 
     fn open_read(&self, path: &Path) -> io::Result<Box<dyn ReadAt>> {
-        // O_NONBLOCK means nothing to a regular file; a pipe that somebody put there must not hold up whoever looks.
-        let flags =
-            i32::try_from(OFlags::NONBLOCK.bits()).expect("the flags of open(2) are those of a C int");
         let file = OpenOptions::new()
             .read(true)
-            .custom_flags(flags)
+            .custom_flags(flags(OFlags::NONBLOCK))
             .open(path)
             .map_err(|error| at(path, "cannot be opened", &error))?;
-        let metadata = file.metadata().map_err(|error| at(path, "cannot be asked for its kind", &error))?;
-        if !metadata.is_file() {
-            let message = format!("{} is not a regular file", path.display());
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-        }
+        expect_file(path, &file)?;
         Ok(Box::new(RealReadAt { file, path: path.to_owned() }))
     }
 
@@ -137,9 +130,24 @@ fn openable(dir: &Path) -> &Path {
 fn open_for_append(path: &Path, options: &mut OpenOptions) -> io::Result<Box<dyn AppendFile>> {
     let file = options
         .mode(FILE_MODE)
+        .custom_flags(flags(OFlags::NOFOLLOW | OFlags::NONBLOCK))
         .open(path)
         .map_err(|error| at(path, "cannot be opened for writing", &error))?;
+    expect_file(path, &file)?;
     Ok(Box::new(RealAppendFile { file, path: path.to_owned(), sync: SyncState::Sound }))
+}
+
+/// O_NONBLOCK means nothing to a regular file; a pipe that somebody put there must not hold up whoever looks.
+fn flags(flags: OFlags) -> i32 {
+    i32::try_from(flags.bits()).expect("the flags of open(2) are those of a C int")
+}
+
+fn expect_file(path: &Path, file: &File) -> io::Result<()> {
+    let metadata = file.metadata().map_err(|error| at(path, "cannot be asked for its kind", &error))?;
+    if metadata.is_file() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a regular file", path.display())))
 }
 
 fn at(path: &Path, what: &str, error: &io::Error) -> io::Error {

@@ -248,6 +248,13 @@ fn a_pipe_in_a_files_place_is_refused_and_holds_nobody_up() {
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
     assert_eq!(kind(RealDisk.open_read(&path)), io::ErrorKind::InvalidInput);
     assert_eq!(kind(RealDisk.open_read(folder.path())), io::ErrorKind::InvalidInput);
+    // Nobody reads from it, which would hold a writer up for ever.
+    assert!(RealDisk.open_append(&path).is_err());
+    let (target, link) = (folder.path().join("target"), folder.path().join(".state.tmp"));
+    std::fs::write(&target, "somebody's").unwrap();
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    assert!(replace_durably(&RealDisk, &folder.path().join("state"), b"new").is_err());
+    assert_eq!(std::fs::read(&target).unwrap(), b"somebody's", "a link is not followed");
 }
 
 #[test]
@@ -257,7 +264,13 @@ fn a_replacement_says_whether_it_was_a_write_or_a_sync_that_failed() {
     disk.set_full(true);
     assert!(matches!(try_replace(&disk, path, b"new"), Err(ReplaceError::Write(_))));
     disk.set_full(false);
+    replace_durably(&disk, path, b"old").unwrap();
     disk.fail_next_sync();
     assert!(matches!(try_replace(&disk, path, b"new"), Err(ReplaceError::Sync(_))));
-    assert_eq!(kind(disk.read(path)), io::ErrorKind::NotFound);
+    assert_eq!(disk.read(path).unwrap(), b"old");
+    assert!(disk.read(Path::new(".state.tmp")).unwrap().is_empty(), "a full disk has its room again");
+    // Whoever may try again after a temporary file's sync that failed has written all of it anew.
+    replace_durably(&disk, path, b"newer").unwrap();
+    disk.crash(1);
+    assert_eq!(disk.read(path).unwrap(), b"newer");
 }

@@ -43,8 +43,9 @@ pub(super) struct Seen {
 struct SeenTask {
     order: Arc<TaskOrder>,
     releases: Vec<Release>,
-    /// A wall clock that was ahead has made it look over. The hub is told everything anew when that is set back; until then nobody is given it.
-    has_looked_over: bool,
+    /// Who was online while a wall clock that was ahead made it look over. The hub is told everything anew when that is set back; until then
+    /// those may lack it.
+    passed_over: BTreeSet<ChannelKey>,
 }
 
 /// To whom a task is released, `None` for all targets, and from when on: what has once taken effect stays, also where the wall clock is set back.
@@ -106,7 +107,10 @@ impl Model {
     pub(super) fn pass_time(&mut self) {
         let time = self.time();
         for task in self.tasks.values_mut() {
-            task.has_looked_over |= task.order.expires <= time;
+            if task.order.expires <= time {
+                let online = self.channels.iter().filter(|(_, seen)| seen.is_online);
+                task.passed_over.extend(online.map(|(channel, _)| *channel));
+            }
             for release in &mut task.releases {
                 release.has_come |= release.from <= time;
             }
@@ -200,7 +204,7 @@ impl Model {
 
     pub(super) fn on_task(&mut self, order: Arc<TaskOrder>) {
         if order.expires > self.site_time() {
-            let task = SeenTask { order, releases: Vec::new(), has_looked_over: false };
+            let task = SeenTask { order, releases: Vec::new(), passed_over: BTreeSet::new() };
             self.tasks.entry(task.order.id).or_insert(task);
         }
     }
@@ -404,10 +408,12 @@ impl Model {
 
     /// Once there is no more to do, everybody who reads has what is due.
     pub(super) fn check_settled(&self) {
+        let time = self.time();
         for (channel, seen) in self.online().filter(|(_, seen)| !seen.is_choked) {
             for (id, task) in &self.tasks {
                 let is_due = task.is_released_to(seen.device)
-                    && !task.has_looked_over
+                    && task.order.expires > time
+                    && !task.passed_over.contains(channel)
                     && task.order.targets.contains(seen.device)
                     && !self.cancelled.contains_key(id)
                     && !self.finished.contains(&(seen.device, *id));
