@@ -219,7 +219,9 @@ impl Model {
     pub(super) fn on_release(&mut self, task: TaskId, devices: Option<Arc<RoaringBitmap>>, from: UnixMillis) {
         if let Some(seen) = self.tasks.get_mut(&task) {
             let from = from.max(seen.order.not_before);
-            seen.releases.push(Release { devices, from, has_come: false });
+            if from < seen.order.expires {
+                seen.releases.push(Release { devices, from, has_come: false });
+            }
         }
     }
 
