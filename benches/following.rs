@@ -1,4 +1,4 @@
-//! What following the queue costs, by four ways: `make bench-follow`. Ends in a line of JSON.
+//! What following the queue costs, by four ways: `cargo bench --bench follow`. Ends in a line of JSON.
 //!
 //! Ten followers of one SQLite database, each on a thread with a connection of its own, as ten servers on one host would be. For each way:
 //! the CPU that all ten use while nothing happens, and how long after a commit the slowest of them has seen it.

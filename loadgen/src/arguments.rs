@@ -99,7 +99,7 @@ pub(crate) struct RunArguments {
     /// The network that agents connect from, an address each [default: 127.64.0.0/10 for servers on this machine]
     #[arg(long)]
     pub(crate) sources: Option<Sources>,
-    /// Handshakes under way at the most, in each process
+    /// Handshakes under way at the most, of all processes together
     #[arg(long, default_value_t = 128)]
     pub(crate) window: usize,
     /// Connections that are begun in a second while connecting; 0: whenever there is room
@@ -158,6 +158,9 @@ pub(crate) struct BenchArguments {
     /// Connections
     #[arg(long, default_value_t = 15_000)]
     pub(crate) agents: usize,
+    /// A folder for pictures (SVG), and for latencies as HdrHistogram's plotter reads them
+    #[arg(long)]
+    pub(crate) plots: Option<PathBuf>,
 }
 
 /// `bgb-loadgen report`.

@@ -6,6 +6,7 @@
 //!
 //! The goals are those of BENCHMARKS.md. A bench that could not be run to its end says so and holds nothing.
 
+use anyhow::Context as _;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
@@ -25,7 +26,11 @@ const STORM_TICKET_DAYS: u32 = 6;
 /// From the order to the last agent's having the task: so many times the fan-out itself, and this beside.
 const LAST_TIMES: f64 = 1.2;
 const LAST_MARGIN_MS: f64 = 10.0;
-/// Connections that a server has that is compared with: what it has without any fleet.
+/// Servers that follow one queue, for how long, and what all of them may use of a core meanwhile.
+const FOLLOWERS: usize = 10;
+const FOLLOWED_SECS: u64 = 30;
+const FOLLOWED_PERCENT: f64 = 3.0;
+/// Connections that a server is configured for, and has, that is compared with.
 const FEW: usize = 100;
 
 /// The benchmarks that there are.
@@ -41,6 +46,8 @@ pub(crate) enum Bench {
     Latency,
     /// Time until all are back after a kill -9 of the server, over what resuming takes in peace
     Storm,
+    /// CPU of ten servers of one site while nothing happens
+    Follow,
 }
 
 /// What a bench comes to.
@@ -57,13 +64,20 @@ struct Outcome {
 /// # Errors
 /// When it cannot be run.
 pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
-    let common = RunArguments::of_bench(arguments.agents, 1);
+    let mut common = RunArguments::of_bench(arguments.agents, 1);
+    if let Some(folder) = &arguments.plots {
+        std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+        let value = arguments.bench.to_possible_value().context("every bench has a name")?;
+        common.hgrm = Some(folder.join(format!("{}.hgrm", value.get_name())));
+        common.plots = Some(folder.clone());
+    }
     let outcome = match arguments.bench {
         Bench::Idle => idle(&common)?,
         Bench::Connect => connect(&common)?,
         Bench::Fanout => fanout(&common)?,
         Bench::Latency => latency(&common)?,
         Bench::Storm => storm(&common)?,
+        Bench::Follow => follow()?,
     };
     let name = arguments.bench.to_possible_value().map(|value| value.get_name().to_owned());
     let Outcome { figures, floor, ratio, goal, holds } = outcome;
@@ -86,8 +100,9 @@ fn number(result: &Value, name: &str) -> anyhow::Result<f64> {
 }
 
 fn idle(run: &RunArguments) -> anyhow::Result<Outcome> {
+    anyhow::ensure!(run.agents > FEW, "--agents is more than {FEW}, with which they are compared");
     let at_rest = |agents| {
-        let run = RunArguments { agents, connections_max: Some(run.agents), ..run.clone() };
+        let run = RunArguments { agents, connections_max: Some(agents), ..run.clone() };
         whole(&Command::Idle(IdleArguments { run, seconds: 10 }))
     };
     let (few, many) = (at_rest(FEW)?, at_rest(run.agents)?);
@@ -158,4 +173,18 @@ fn storm(run: &RunArguments) -> anyhow::Result<Outcome> {
     });
     let floor = json!({"resumed_per_second": per_second, "seconds": at_best_seconds});
     Ok(Outcome { figures, floor, ratio: Some(ratio), goal: json!(1.5), holds })
+}
+
+/// Ten servers, each with an agent that says nothing.
+fn follow() -> anyhow::Result<Outcome> {
+    let run = RunArguments { servers: FOLLOWERS, ..RunArguments::of_bench(FOLLOWERS, 1) };
+    let result = whole(&Command::Idle(IdleArguments { run, seconds: FOLLOWED_SECS }))?;
+    let idle_percent = number(&result, "server_cpu_percent")?;
+    Ok(Outcome {
+        figures: json!({"servers": FOLLOWERS, "seconds": FOLLOWED_SECS, "idle_percent": idle_percent}),
+        floor: Value::Null,
+        ratio: None,
+        goal: json!({"idle_percent": FOLLOWED_PERCENT}),
+        holds: idle_percent < FOLLOWED_PERCENT,
+    })
 }

@@ -2,11 +2,11 @@
 //!
 //! Workers end when their input does, so none outlives a coordinator that is killed.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command as Program, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -15,28 +15,32 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
 use crate::client::subscriber::Dialect;
 use crate::clock::now_ns;
+use crate::interrupt;
 use crate::measure::{Cost, Latencies};
 use crate::sources::Sources;
 use crate::worker::link::{Command, Progress, Report};
 
 /// Agents of one worker at the most: a process has 20,000 descriptors on many machines.
 const PER_WORKER_MAX: usize = 15_000;
-/// How often it is looked whether somebody has pressed Ctrl-C.
+/// How often it is looked whether somebody wants to end it.
 const LOOK: Duration = Duration::from_millis(100);
 /// Samples of what happened are so far apart at the least.
 const SAMPLE_SECONDS: f64 = 1.0;
-/// How long a worker may take to read its part of a fleet, and to answer.
+/// How long a worker may take to answer; and, for each agent that there is, to read its part of a fleet.
 const ANSWER: Duration = Duration::from_secs(60);
+const READ: Duration = Duration::from_micros(500);
 
 /// See the module.
 pub(crate) struct Crew {
     workers: Vec<Worker>,
-    reports: Receiver<(usize, Report)>,
+    /// What each says; `None` when it is gone.
+    reports: Receiver<(usize, Option<Report>)>,
     /// What each said last of itself.
     progress: Vec<Progress>,
     /// What went wrong with the run, each thing once.
     pub(crate) troubles: Vec<String>,
-    interrupted: Arc<AtomicBool>,
+    /// What this machine does not give: the run ends by it, and the server is not to blame.
+    pub(crate) limit: Option<String>,
     begun: Instant,
     /// What all had come to at moments a second apart or more: seconds, signed in, tasks had, answers kept.
     samples: Vec<(f64, usize, u64, u64)>,
@@ -55,6 +59,7 @@ pub(crate) struct Moment {
 
 struct Worker {
     process: Child,
+    /// `None` when it is gone, or was told to end.
     input: Option<ChildStdin>,
 }
 
@@ -66,6 +71,17 @@ pub(crate) struct Connects {
     pub(crate) resumed: u64,
     /// When the last one was there.
     pub(crate) last_ns: u64,
+}
+
+/// How a crew connects.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Connecting {
+    /// Handshakes under way at the most.
+    pub(crate) window: usize,
+    /// Whether sessions are resumed where there is a ticket.
+    pub(crate) resumes: bool,
+    /// Whether who is lost comes back by itself.
+    pub(crate) returns: bool,
 }
 
 /// When a task was had.
@@ -87,8 +103,10 @@ pub(crate) enum Waited {
     Done,
     /// It did not, in time.
     TooLong,
-    /// Somebody has pressed Ctrl-C.
+    /// Somebody wants the run to end.
     Interrupted,
+    /// This machine gives no more.
+    Limited,
 }
 
 impl Crew {
@@ -110,8 +128,6 @@ impl Crew {
         sources: Option<Sources>,
         dialect: Option<Dialect>,
     ) -> anyhow::Result<Self> {
-        let interrupted = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&interrupted))?;
         let (told, reports) = unbounded();
         let (parts, program) = (count.div_ceil(PER_WORKER_MAX), std::env::current_exe()?);
         let mut workers = Vec::with_capacity(parts);
@@ -122,7 +138,7 @@ impl Crew {
             command.args(["--first", &first.to_string(), "--count", &(end - first).to_string()]);
             command.args(sources.map(|sources| format!("--sources={sources}")));
             command.args(dialect.map(|dialect| format!("--dialect={}", dialect.name())));
-            let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+            let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).spawn();
             let mut process = spawned.with_context(|| format!("{}: cannot be started", program.display()))?;
             let (input, output) = (process.stdin.take(), process.stdout.take());
             let output = output.context("a worker has no output")?;
@@ -132,18 +148,20 @@ impl Crew {
                     let report = serde_json::from_str(&line).unwrap_or_else(|error| Report::Trouble {
                         what: format!("a worker says {line:?}, which is no report: {error}"),
                     });
-                    if told.send((part, report)).is_err() {
+                    if told.send((part, Some(report))).is_err() {
                         return;
                     }
                 }
+                let _ = told.send((part, None));
             })?;
             workers.push(Worker { process, input });
         }
         let progress = vec![Progress::default(); parts];
         let (begun, samples) = (Instant::now(), Vec::new());
-        let mut crew = Self { workers, reports, progress, troubles: Vec::new(), interrupted, begun, samples };
+        let (troubles, limit) = (Vec::new(), None);
+        let mut crew = Self { workers, reports, progress, troubles, limit, begun, samples };
         let mut ready = 0;
-        crew.answers(|report| {
+        crew.answers(ANSWER + READ * count as u32, |report| {
             let Report::Ready { devices } = report else { return Ok(false) };
             ready += devices;
             Ok(true)
@@ -154,18 +172,29 @@ impl Crew {
         Ok(crew)
     }
 
-    /// Tells all of them.
-    ///
-    /// # Errors
-    /// When one is gone.
-    pub(crate) fn tell(&mut self, command: &Command) -> anyhow::Result<()> {
-        let mut line = serde_json::to_vec(command)?;
+    /// Tells all of them; those that are gone have said so, or will.
+    pub(crate) fn tell(&mut self, command: &Command) {
+        (0..self.workers.len()).for_each(|part| self.tell_one(part, command));
+    }
+
+    fn tell_one(&mut self, part: usize, command: &Command) {
+        let mut line = serde_json::to_vec(command).expect("a command can be written as JSON");
         line.push(b'\n');
-        for worker in &mut self.workers {
-            let input = worker.input.as_mut().context("the workers were told to end")?;
-            input.write_all(&line).context("a worker has ended by itself")?;
+        if let Some(input) = &mut self.workers[part].input {
+            // Where nobody reads it, its output ends as well.
+            let _ = input.write_all(&line);
         }
-        Ok(())
+    }
+
+    /// Has those connect who are not, of those whose place in the fleet is below `upto`: from `from_ns` on, by the shared clock, `gap_ns` from one to
+    /// the next, or whenever there is room where that is 0, with so many handshakes under way at the most. Workers have equal parts of both.
+    pub(crate) fn connect(&mut self, upto: usize, from_ns: u64, gap_ns: u64, connecting: Connecting) {
+        let Connecting { window, resumes, returns } = connecting;
+        let (parts, window) = (self.workers.len(), window.div_ceil(self.workers.len().max(1)));
+        for part in 0..parts {
+            let (from_ns, gap_ns) = (from_ns + gap_ns * part as u64, gap_ns * parts as u64);
+            self.tell_one(part, &Command::Connect { upto, from_ns, gap_ns, window, resumes, returns });
+        }
     }
 
     /// How many there are.
@@ -206,8 +235,8 @@ impl Crew {
             if is_done(&progress) {
                 break Waited::Done;
             }
-            if self.interrupted.load(Ordering::Relaxed) {
-                break Waited::Interrupted;
+            if let Some(stopped) = self.stopped() {
+                break stopped;
             }
             if begun.elapsed() >= within {
                 break Waited::TooLong;
@@ -218,10 +247,7 @@ impl Crew {
             match self.reports.recv_timeout(LOOK) {
                 Ok((part, report)) => self.note(part, report),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    self.trouble("the workers have ended by themselves".to_owned());
-                    break Waited::TooLong;
-                }
+                Err(RecvTimeoutError::Disconnected) => break Waited::Limited,
             }
         };
         if is_terminal {
@@ -237,15 +263,23 @@ impl Crew {
             if left.is_zero() {
                 return Waited::Done;
             }
-            if self.interrupted.load(Ordering::Relaxed) {
-                return Waited::Interrupted;
+            if let Some(stopped) = self.stopped() {
+                return stopped;
             }
             match self.reports.recv_timeout(left.min(LOOK)) {
                 Ok((part, report)) => self.note(part, report),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Waited::TooLong,
+                Err(RecvTimeoutError::Disconnected) => return Waited::Limited,
             }
         }
+    }
+
+    /// Why nothing more is waited for, if so.
+    fn stopped(&self) -> Option<Waited> {
+        if interrupt::is_wanted() {
+            return Some(Waited::Interrupted);
+        }
+        self.limit.is_some().then_some(Waited::Limited)
     }
 
     /// What connecting took since this was asked last.
@@ -253,9 +287,9 @@ impl Crew {
     /// # Errors
     /// When a worker does not answer.
     pub(crate) fn connects(&mut self) -> anyhow::Result<Connects> {
-        self.tell(&Command::TellConnects)?;
+        self.tell(&Command::TellConnects);
         let mut sum = Connects::default();
-        self.answers(|report| {
+        self.answers(ANSWER, |report| {
             let Report::Connects { latencies, full, resumed, last_ns } = report else { return Ok(false) };
             sum.latencies.add(&latencies)?;
             (sum.full, sum.resumed) = (sum.full + full, sum.resumed + resumed);
@@ -270,9 +304,9 @@ impl Crew {
     /// # Errors
     /// When a worker does not answer.
     pub(crate) fn task_times(&mut self, task: TaskId, origin_ns: u64) -> anyhow::Result<TaskTimes> {
-        self.tell(&Command::TellTask { task, origin_ns })?;
+        self.tell(&Command::TellTask { task, origin_ns });
         let mut sum = TaskTimes { first_ns: u64::MAX, ..TaskTimes::default() };
-        self.answers(|report| {
+        self.answers(ANSWER, |report| {
             let Report::Task { task: of, latencies, count, first_ns, last_ns, frame_bytes } = report else {
                 return Ok(false);
             };
@@ -288,23 +322,52 @@ impl Crew {
         Ok(sum)
     }
 
-    /// Lets `take` have one report of every worker; `false` says that it was not what it waits for.
-    fn answers(&mut self, mut take: impl FnMut(Report) -> anyhow::Result<bool>) -> anyhow::Result<()> {
-        let (mut left, deadline) = (self.workers.len(), Instant::now() + ANSWER);
-        while left > 0 {
+    /// Lets `take` have one report of every worker that is still there; `false` says that it was not what it waits for.
+    fn answers(
+        &mut self,
+        within: Duration,
+        mut take: impl FnMut(Report) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let mut asked: BTreeSet<usize> =
+            (0..self.workers.len()).filter(|part| self.workers[*part].input.is_some()).collect();
+        let deadline = Instant::now() + within;
+        while !asked.is_empty() {
             let rest = deadline.saturating_duration_since(Instant::now());
             let Ok((part, report)) = self.reports.recv_timeout(rest) else {
-                bail!("{left} of {} workers do not answer: {}", self.workers.len(), self.troubles.join("; "));
+                bail!(
+                    "{} of {} workers do not answer: {}",
+                    asked.len(),
+                    self.workers.len(),
+                    self.troubles.join("; ")
+                );
             };
             match report {
-                report @ (Report::Progress(_) | Report::Trouble { .. }) => self.note(part, report),
-                report => left -= usize::from(take(report)?),
+                None => {
+                    asked.remove(&part);
+                    self.note(part, None);
+                }
+                report @ Some(Report::Progress(_) | Report::Trouble { .. } | Report::Limit { .. }) => {
+                    self.note(part, report);
+                }
+                Some(report) => {
+                    if take(report)? {
+                        asked.remove(&part);
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    fn note(&mut self, part: usize, report: Report) {
+    fn note(&mut self, part: usize, report: Option<Report>) {
+        let Some(report) = report else {
+            self.workers[part].input = None;
+            // Its connections went with it.
+            self.progress[part] =
+                Progress { active: 0, connecting: 0, ..std::mem::take(&mut self.progress[part]) };
+            return self
+                .limit("a process of agents has ended by itself: was there too little memory?".to_owned());
+        };
         match report {
             Report::Progress(progress) => {
                 let late_ns = self.progress[part].late_ns.max(progress.late_ns);
@@ -312,6 +375,7 @@ impl Crew {
                 self.sample();
             }
             Report::Trouble { what } => self.trouble(what),
+            Report::Limit { what } => self.limit(what),
             Report::Ready { .. } | Report::Connects { .. } | Report::Task { .. } => {}
         }
     }
@@ -339,7 +403,13 @@ impl Crew {
         self.samples.windows(2).map(between).collect()
     }
 
-    fn trouble(&mut self, what: String) {
+    fn limit(&mut self, what: String) {
+        self.limit.get_or_insert_with(|| what.clone());
+        self.trouble(what);
+    }
+
+    /// Something went wrong with the run.
+    pub(crate) fn trouble(&mut self, what: String) {
         if !self.troubles.contains(&what) {
             eprintln!("bgb-loadgen: {what}");
             self.troubles.push(what);

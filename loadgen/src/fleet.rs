@@ -3,14 +3,15 @@
 //! ```text
 //! fleet.toml     the site, whom to trust, where the servers are, how many devices
 //! devices.bin    a device after the other: its number, certificate and key
+//! devices.at     where each begins in there: u64, little-endian
 //! ```
 //!
 //! It holds private keys, so the folder is its owner's alone (mode 0700).
 
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, Write as _};
+use std::io::{BufReader, BufWriter, Seek as _, SeekFrom, Write as _};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -22,10 +23,14 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 
 use crate::authority::{Authority, Issued, Named};
+use crate::interrupt;
 use crate::manager::Manager;
 
 /// A device's record is shorter than this: a certificate, a key and a number.
 const RECORD_BYTES_MAX: u32 = 16 * 1024;
+
+/// A number of `devices.at`.
+const PLACE_BYTES: usize = 8;
 
 /// What all devices of a fleet share: `fleet.toml`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,17 +76,18 @@ impl Fleet {
         if count == 0 {
             bail!("a fleet has one device at least");
         }
-        let mut devices = begin(folder)?;
+        let mut devices = Devices::begin(folder)?;
         let mut fleet: Option<Self> = None;
         let mut made = 0;
         while made < count {
+            interrupt::check()?;
             let names =
                 (made..count.min(made + DEVICES_PER_REQUEST_MAX)).map(|number| format!("load-{number}"));
             let DeviceBundles { devices: bundles } =
                 manager.post("/devices/bulk", &AddDevices { names: names.collect() })?;
             made += bundles.len();
             for bundle in &bundles {
-                write_record(&mut devices, &Member::of(bundle)?)?;
+                devices.write(&Member::of(bundle)?)?;
             }
             let first = bundles.first().context("the manager has added no device and said no error")?;
             fleet.get_or_insert_with(|| Self::of(first, manager.site(), count));
@@ -102,11 +108,11 @@ impl Fleet {
         server: SocketAddr,
         count: usize,
     ) -> anyhow::Result<()> {
-        let mut devices = begin(folder)?;
+        let mut devices = Devices::begin(folder)?;
         for number in 1..=count as u32 {
             let Issued { certificate, key, .. } = authority.issue(Named::Name(&format!("load-{number}")))?;
             let certificate = certificate.to_vec();
-            write_record(&mut devices, &Member { number: DeviceId(number), certificate, key })?;
+            devices.write(&Member { number: DeviceId(number), certificate, key })?;
         }
         let fleet = Self {
             site: "LAB".to_owned(),
@@ -119,8 +125,8 @@ impl Fleet {
     }
 
     /// Writes `fleet.toml`: the fleet is whole by that.
-    fn finish(&self, folder: &Path, mut devices: BufWriter<File>) -> anyhow::Result<()> {
-        devices.flush()?;
+    fn finish(&self, folder: &Path, devices: Devices) -> anyhow::Result<()> {
+        devices.finish()?;
         Ok(create(&folder.join("fleet.toml"))?.write_all(toml::to_string(self)?.as_bytes())?)
     }
 
@@ -179,16 +185,21 @@ impl Fleet {
     /// # Errors
     /// When the file has fewer, or is damaged.
     pub(crate) fn members(folder: &Path, first: usize, count: usize) -> anyhow::Result<Vec<Member>> {
-        let path = folder.join("devices.bin");
+        let (path, places) = (folder.join("devices.bin"), folder.join("devices.at"));
         let named = || format!("{}", path.display());
+        let mut at = [0; PLACE_BYTES];
+        let place = (first * PLACE_BYTES) as u64;
+        let of_places = || format!("{}: device {first}", places.display());
+        File::open(&places)
+            .and_then(|places| places.read_exact_at(&mut at, place))
+            .with_context(of_places)?;
         let mut file = BufReader::new(File::open(&path).with_context(named)?);
+        file.seek(SeekFrom::Start(u64::from_le_bytes(at))).with_context(named)?;
         let mut members = Vec::with_capacity(count);
-        for place in 0..first + count {
+        for place in first..first + count {
             let record =
                 read_record(&mut file).with_context(|| format!("{}: device {place}", path.display()))?;
-            if place >= first {
-                members.push(postcard::from_bytes(&record).with_context(named)?);
-            }
+            members.push(postcard::from_bytes(&record).with_context(named)?);
         }
         Ok(members)
     }
@@ -208,22 +219,40 @@ impl Member {
     }
 }
 
-/// Makes a fleet's folder; the file of its devices.
-fn begin(folder: &Path) -> anyhow::Result<BufWriter<File>> {
-    fs::DirBuilder::new().mode(0o700).create(folder).with_context(|| {
-        format!("{}: the fleet's folder cannot be made; name one that is not there", folder.display())
-    })?;
-    Ok(BufWriter::new(create(&folder.join("devices.bin"))?))
+/// The devices of a fleet that is being made.
+struct Devices {
+    records: BufWriter<File>,
+    places: BufWriter<File>,
+    at: u64,
+}
+
+impl Devices {
+    /// Makes the fleet's folder, and the files of its devices.
+    fn begin(folder: &Path) -> anyhow::Result<Self> {
+        fs::DirBuilder::new().mode(0o700).create(folder).with_context(|| {
+            format!("{}: the fleet's folder cannot be made; name one that is not there", folder.display())
+        })?;
+        let file = |name| anyhow::Ok(BufWriter::new(create(&folder.join(name))?));
+        Ok(Self { records: file("devices.bin")?, places: file("devices.at")?, at: 0 })
+    }
+
+    fn write(&mut self, member: &Member) -> anyhow::Result<()> {
+        let record = postcard::to_stdvec(member)?;
+        self.records.write_all(&u32::try_from(record.len())?.to_le_bytes())?;
+        self.records.write_all(&record)?;
+        self.places.write_all(&self.at.to_le_bytes())?;
+        self.at += 4 + record.len() as u64;
+        Ok(())
+    }
+
+    fn finish(mut self) -> anyhow::Result<()> {
+        self.records.flush()?;
+        Ok(self.places.flush()?)
+    }
 }
 
 fn create(path: &Path) -> std::io::Result<File> {
     fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
-}
-
-fn write_record(out: &mut impl std::io::Write, member: &Member) -> anyhow::Result<()> {
-    let record = postcard::to_stdvec(member)?;
-    out.write_all(&u32::try_from(record.len())?.to_le_bytes())?;
-    Ok(out.write_all(&record)?)
 }
 
 fn read_record(file: &mut impl std::io::Read) -> anyhow::Result<Vec<u8>> {
@@ -251,19 +280,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_come_back_as_they_were_written_and_a_damaged_length_is_an_error() {
-        let member = Member { number: DeviceId(7), certificate: vec![1; 700], key: vec![2; 120] };
-        let mut file = Vec::new();
-        write_record(&mut file, &member).unwrap();
-        write_record(&mut file, &member).unwrap();
-        let mut rest = file.as_slice();
-        for _ in 0..2 {
-            let record = read_record(&mut rest).unwrap();
-            assert_eq!(postcard::from_bytes::<Member>(&record).unwrap(), member);
+    fn any_part_of_a_fleet_is_read_and_a_damaged_length_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("fleet");
+        let member = |number: u32| Member {
+            number: DeviceId(number),
+            certificate: vec![1; 700 + number as usize],
+            key: vec![2; 120],
+        };
+        let mut devices = Devices::begin(&folder).unwrap();
+        (0..10).for_each(|number| devices.write(&member(number)).unwrap());
+        devices.finish().unwrap();
+        for (first, count) in [(0, 10), (0, 3), (7, 3), (9, 1)] {
+            let part: Vec<_> = (first..first + count).map(|number| member(number as u32)).collect();
+            assert_eq!(Fleet::members(&folder, first, count).unwrap(), part);
         }
-        assert!(read_record(&mut rest).is_err());
-        file[3] = 1;
-        assert!(read_record(&mut file.as_slice()).unwrap_err().to_string().contains("no device's"));
+        assert!(Fleet::members(&folder, 9, 2).is_err() && Fleet::members(&folder, 10, 1).is_err());
+        let mut bytes = fs::read(folder.join("devices.bin")).unwrap();
+        bytes[3] = 1;
+        fs::write(folder.join("devices.bin"), bytes).unwrap();
+        let fault = Fleet::members(&folder, 0, 1).unwrap_err();
+        assert!(format!("{fault:#}").contains("no device's"), "{fault:#}");
     }
 
     #[test]

@@ -18,8 +18,13 @@ use crate::fleet::Fleet;
 /// Addresses that it comes from, in a network that no agent of a run has.
 const ADDRESSES: usize = 256;
 const FROM: [u8; 2] = [127, 200];
-/// Connections that are open at a time: what is older is let go.
-const OPEN_MAX: usize = 2_048;
+/// Connections that are open at a time, and how long each waits for an answer: then it is let go, and so it is as soon as there is one.
+const OPEN_MAX: usize = 4_096;
+const HELD: Duration = Duration::from_secs(1);
+/// While so many are open, it is looked so often whether one of them may go.
+const FULL: Duration = Duration::from_millis(1);
+/// The type of a record with which a server goes on (RFC 8446, 5.1).
+const HANDSHAKE: u8 = 22;
 /// The account is looked at after so many.
 const BATCH: usize = 64;
 
@@ -38,12 +43,12 @@ pub(crate) struct FloodArguments {
 /// What came of it, in one line of JSON.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Flooded {
-    /// Connections that were begun, and on which a hello was said.
+    /// Connections that were begun, and on how many of them a hello was said: the server's queue was not full.
     pub(crate) offered: u64,
     pub(crate) said: u64,
-    /// The server has answered so many.
+    /// With how many the server went on: it has computed its part of a handshake.
     pub(crate) answered: u64,
-    /// And refused or dropped so many.
+    /// And how many it has refused or dropped.
     pub(crate) refused: u64,
     pub(crate) seconds: f64,
 }
@@ -53,44 +58,47 @@ pub(crate) struct Flooded {
 /// # Errors
 /// When the fleet cannot be read.
 pub(crate) fn run(arguments: &FloodArguments) -> anyhow::Result<()> {
-    crate::worker::raise_descriptors();
     let fleet = Fleet::read(&arguments.fleet)?;
     let servers: Vec<SocketAddr> =
         fleet.servers.iter().map(|server| crate::worker::resolve(server)).collect::<anyhow::Result<_>>()?;
     let hello = recorded(&fleet, &arguments.fleet, servers[0])?;
-    let (begun, mut flooded, mut open) = (Instant::now(), Flooded::default(), VecDeque::new());
+    let (begun, mut flooded) = (Instant::now(), Flooded::default());
+    let mut open: VecDeque<(TcpStream, Instant)> = VecDeque::new();
     let (ends, cpu_before) = (begun + Duration::from_secs(arguments.seconds), cpu());
     while Instant::now() < ends {
-        for _ in 0..BATCH {
+        while let Some((stream, since)) = open.front_mut() {
+            if !flooded.hear(stream) && since.elapsed() < HELD {
+                break;
+            }
+            open.pop_front();
+        }
+        for _ in 0..BATCH.min(OPEN_MAX - open.len()) {
             let place = flooded.offered as usize;
             flooded.offered += 1;
             if let Some(stream) = begin(servers[place % servers.len()], place % ADDRESSES, &hello) {
                 flooded.said += 1;
-                open.push_back(stream);
-            }
-            if open.len() > OPEN_MAX
-                && let Some(stream) = open.pop_front()
-            {
-                flooded.note(stream);
+                open.push_back((stream, Instant::now()));
             }
         }
         let may_have = begun.elapsed().mul_f64(f64::from(arguments.core_percent) / 100.0);
-        std::thread::sleep((cpu() - cpu_before).saturating_sub(may_have).min(Duration::from_millis(100)));
+        let pause = (cpu() - cpu_before).saturating_sub(may_have).min(Duration::from_millis(100));
+        std::thread::sleep(if open.len() < OPEN_MAX { pause } else { pause.max(FULL) });
     }
-    open.into_iter().for_each(|stream| flooded.note(stream));
     flooded.seconds = begun.elapsed().as_secs_f64();
     println!("{}", serde_json::to_string(&flooded)?);
     Ok(())
 }
 
 impl Flooded {
-    /// Looks what the server has said, and lets the connection go.
-    fn note(&mut self, mut stream: TcpStream) {
-        match stream.read(&mut [0; 64]) {
-            Ok(bytes) if bytes > 0 => self.answered += 1,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+    /// Looks what the server has said; `false` when it has not said anything.
+    fn hear(&mut self, stream: &mut TcpStream) -> bool {
+        let mut answer = [0];
+        match stream.read(&mut answer) {
+            Ok(bytes) if bytes > 0 && answer == [HANDSHAKE] => self.answered += 1,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
             _ => self.refused += 1,
         }
+        true
     }
 }
 
@@ -111,8 +119,14 @@ fn begin(server: SocketAddr, address: usize, hello: &[u8]) -> Option<TcpStream> 
     socket.set_linger(Some(Duration::ZERO)).ok()?;
     let from = Ipv4Addr::new(FROM[0], FROM[1], 0, address as u8);
     socket.bind(&SocketAddr::from((from, 0)).into()).ok()?;
-    socket.connect_timeout(&server.into(), Duration::from_millis(200)).ok()?;
     socket.set_nonblocking(true).ok()?;
+    match socket.connect(&server.into()) {
+        Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
+            return None;
+        }
+        _ => {}
+    }
+    // On one machine it is there by now, or the server's queue is full and nothing can be said.
     let mut stream = TcpStream::from(socket);
     stream.write_all(hello).ok()?;
     Some(stream)

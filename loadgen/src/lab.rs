@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 use toml::{Table, Value};
 
 use crate::fleet::Fleet;
+use crate::interrupt;
 use crate::manager::Manager;
 
 /// How long a program may take until it answers.
@@ -80,7 +82,7 @@ impl Lab {
         let api = SocketAddr::from((address, API_PORT));
         let metrics = SocketAddr::from((address, MANAGER_ADMIN_PORT));
         let of_manager = ["--manager-listen", &api.to_string(), "--manager-admin", &metrics.to_string()];
-        for number in 1..=options.servers.max(1) {
+        for number in 1..=options.servers {
             let (listen, admin) = (server_of(address, number), admin_of(address, number));
             let made_by = if number == 1 { "init" } else { "server-add" };
             let mut command = Command::new(beside("bgb")?);
@@ -89,6 +91,7 @@ impl Lab {
             if number == 1 {
                 command.args(["--code", "LAB"]).args(of_manager);
             }
+            interrupt::check()?;
             for (name, value) in [("address", listen), ("listen", listen), ("admin", admin)] {
                 command.args([format!("--server-{name}"), value.to_string()]);
             }
@@ -107,7 +110,7 @@ impl Lab {
         let days_ago = options.days_ago;
         let mut lab = Self { servers: Vec::new(), manager: None, address, days_ago, folder };
         lab.start_manager()?;
-        lab.start_servers(options.servers.max(1))?;
+        lab.start_servers(options.servers)?;
         let manager = lab.api()?;
         Fleet::make(&manager, &lab.fleet(), options.devices, |made| {
             told(&format!("making devices: {made} of {}", options.devices));
@@ -122,7 +125,7 @@ impl Lab {
         wait_for("the manager", || TcpStream::connect(api).is_ok())
     }
 
-    /// Programs that are started from now on have the time as it is; the manager is started again. The servers are not to run.
+    /// Programs that are started from now on have the time as it is; the manager is started again.
     ///
     /// # Errors
     /// When the manager does not start.
@@ -198,7 +201,7 @@ impl Running {
         logs: &Path,
     ) -> anyhow::Result<Self> {
         let log = fs::OpenOptions::new().create(true).append(true).open(logs.join(format!("{name}.log")))?;
-        let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let process = command.spawn().with_context(|| format!("{name} cannot be started"))?;
         Ok(Self { name, process })
     }
@@ -213,16 +216,28 @@ impl Running {
         matches!(self.process.try_wait(), Ok(None))
     }
 
+    fn ask_to_end(&self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.process.id().cast_signed()) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+    }
+
     fn kill(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // All at once; each is waited for when it is dropped itself.
+        self.servers.iter().chain(&self.manager).for_each(Running::ask_to_end);
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
-        let Some(pid) = rustix::process::Pid::from_raw(self.process.id().cast_signed()) else { return };
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        self.ask_to_end();
         let deadline = Instant::now() + END;
         while Instant::now() < deadline {
             if !matches!(self.process.try_wait(), Ok(None)) {
@@ -290,6 +305,7 @@ pub(crate) fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) -> anyhow
         if Instant::now() >= deadline {
             bail!("{what} does not answer within {} s", START.as_secs());
         }
+        interrupt::check()?;
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())

@@ -15,6 +15,7 @@ mod crew; // the workers, as their coordinator has them
 mod fleet; // devices made in bulk, in a folder
 mod flood; // strangers who begin handshakes and never end them
 mod floor; // what the machine does at its best
+mod interrupt; // Ctrl-C
 mod lab; // a site of its own
 mod manager; // the manager's API
 mod measure; // histograms, and what a process costs
@@ -33,23 +34,30 @@ use fleet::Fleet;
 use manager::Manager;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let done = match &arguments.command {
-        Command::Devices(own) => make_devices(own),
-        Command::Worker(own) => worker::run(own),
-        Command::Bench(own) => bench::run(own),
-        Command::Peers(own) => peers::run(own),
-        Command::Report(own) => report::run(own),
-        Command::FloodWorker(own) => flood::run(own),
-        Command::FloorReader(own) => floor::writes::run_reader(own),
-        scenario => scenario::run(scenario),
-    };
-    match done {
+    worker::raise_descriptors();
+    match run(&Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bgb-loadgen: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<()> {
+    // Those that a coordinator has started end when it does.
+    match command {
+        Command::Worker(own) => return worker::run(own),
+        Command::FloodWorker(own) => return flood::run(own),
+        Command::FloorReader(own) => return floor::writes::run_reader(own),
+        _ => interrupt::listen()?,
+    }
+    match command {
+        Command::Devices(own) => make_devices(own),
+        Command::Bench(own) => bench::run(own),
+        Command::Peers(own) => peers::run(own),
+        Command::Report(own) => report::run(own),
+        scenario => scenario::run(scenario),
     }
 }
 

@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bgb_protocol::action::Action;
-use bgb_protocol::api::{ErrorBody, PREFIX, StartTask, Target, TaskRow};
+use bgb_protocol::api::{ALL_DEVICES, ErrorBody, PREFIX, StartTask, Target, TaskRow};
 use bgb_protocol::ids::TaskId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Longer than any order takes.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// A task of a run is valid for so long.
-const VALID_SECS: u64 = 3_600;
+/// A task for everybody is valid for so long: until the last has it, and answers.
+pub(crate) const VALID: Duration = Duration::from_secs(3_600);
+/// One for a single device: the least that there is, since a site has 1,000 of them at a time.
+pub(crate) const VALID_FOR_ONE: Duration = Duration::from_secs(60);
 
 /// A running manager.
 pub(crate) struct Manager {
@@ -64,12 +66,23 @@ impl Manager {
         &self.site
     }
 
-    /// Starts a task for a collection.
+    /// Starts a ping that is valid for so long.
     ///
     /// # Errors
     /// As the manager says.
-    pub(crate) fn start_task(&self, action: Action, target: Target) -> anyhow::Result<TaskRow> {
-        self.post("/tasks", &StartTask { action, target, validity_seconds: Some(VALID_SECS), digest: None })
+    pub(crate) fn ping(&self, target: Target, valid: Duration) -> anyhow::Result<TaskId> {
+        let (action, validity_seconds) = (Action::Ping, Some(valid.as_secs()));
+        let row: TaskRow =
+            self.post("/tasks", &StartTask { action, target, validity_seconds, digest: None })?;
+        Ok(row.task)
+    }
+
+    /// The same for everybody.
+    ///
+    /// # Errors
+    /// As the manager says.
+    pub(crate) fn ping_all(&self) -> anyhow::Result<TaskId> {
+        self.ping(Target::Collection(ALL_DEVICES.to_owned()), VALID)
     }
 
     /// A task as it stands.

@@ -9,19 +9,17 @@ mod publisher; // whoever publishes there
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bgb_protocol::action::Action;
-use bgb_protocol::api::{ALL_DEVICES, Target};
 use bgb_protocol::ids::TaskId;
 use serde::Serialize;
 
 use crate::authority::Authority;
 use crate::clock::{SECOND_NS, now_ns};
-use crate::crew::{Crew, Waited};
+use crate::crew::{Connecting, Crew, Waited};
 use crate::fleet::Fleet;
 use crate::lab::{Lab, LabOptions};
 use crate::measure::{Cost, Latencies, Summary, median};
 use crate::report;
-use crate::worker::link::{Command, Progress};
+use crate::worker::link::Progress;
 use program::{Peer, RunningPeer};
 use publisher::Publisher;
 
@@ -101,9 +99,7 @@ fn ours(agents: usize, reactors: usize) -> anyhow::Result<Row> {
     let crew = Crew::start(&lab.fleet(), agents, None)?;
     let settings = format!("{reactors} {}", if reactors == 1 { "reactor" } else { "reactors" });
     let mut contest = Contest { crew, agents, cost: Box::new(move || Cost::of(pid)), answers: true };
-    contest.measure(server, settings, |_| {
-        Ok(manager.start_task(Action::Ping, Target::Collection(ALL_DEVICES.to_owned()))?.task)
-    })
+    contest.measure(server, settings, |_| manager.ping_all())
 }
 
 fn theirs(peer: Peer, agents: usize) -> anyhow::Result<Row> {
@@ -145,9 +141,7 @@ impl Contest {
         let empty = (self.cost)();
         let from_ns = now_ns();
         let upto = self.agents;
-        let command =
-            Command::Connect { upto, from_ns, gap_ns: 0, window: WINDOW, resumes: false, returns: false };
-        self.crew.tell(&command)?;
+        self.crew.connect(upto, from_ns, 0, Connecting { window: WINDOW, resumes: false, returns: false });
         let within = HAD_WITHIN.max(PER_CONNECT * self.agents as u32);
         self.wait(within, "connect", |progress| progress.active >= upto)?;
         let connected = (self.cost)().since(empty);
@@ -199,7 +193,7 @@ impl Contest {
         match self.crew.wait(within, is_done, show) {
             Waited::Done => Ok(()),
             Waited::Interrupted => anyhow::bail!("interrupted"),
-            Waited::TooLong => anyhow::bail!(
+            Waited::TooLong | Waited::Limited => anyhow::bail!(
                 "not all of {agents} {what} within {} s: {:?}; {}",
                 within.as_secs(),
                 self.crew.progress(),

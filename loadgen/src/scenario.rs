@@ -14,18 +14,20 @@ mod storm;
 mod trickle;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use bgb_protocol::api::Target;
+use bgb_protocol::ids::TaskId;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::{Command, RunArguments};
 use crate::clock::now_ns;
-use crate::crew::{Crew, Moment, Waited};
+use crate::crew::{Connecting, Connects, Crew, Moment, TaskTimes, Waited};
 use crate::fleet::Fleet;
 use crate::lab::{Lab, LabOptions};
-use crate::manager::Manager;
+use crate::manager::{Manager, VALID_FOR_ONE};
 use crate::measure::{Cost, Latencies};
 use crate::plots::{self, Series};
 use crate::worker::link::{self, Progress};
@@ -33,8 +35,14 @@ use crate::worker::link::{self, Progress};
 /// Connecting may take so long for each agent before the run gives up, and so long in all at least.
 const PER_CONNECT: Duration = Duration::from_millis(20);
 const CONNECT_AT_LEAST: Duration = Duration::from_secs(60);
+/// So long nobody new is there: the others do not come.
+const NOBODY_COMES: Duration = Duration::from_secs(90);
 /// How long it may take until all have ended their connections.
 const ENDED_WITHIN: Duration = Duration::from_secs(60);
+/// Servers of one site (docs/configuration.md).
+const SERVERS_MAX: usize = 64;
+/// Connections that a server has room for beside the agents where strangers come.
+const STRANGERS_MAX: usize = 4_096;
 /// The loop of a worker that is later than this may have been the limit itself.
 const LATE: Duration = Duration::from_millis(250);
 
@@ -110,17 +118,22 @@ impl Run {
         if arguments.agents == 0 || arguments.window == 0 {
             bail!("--agents and --window are 1 at least");
         }
+        if !(1..=SERVERS_MAX).contains(&arguments.servers) {
+            bail!("--servers is 1 to {SERVERS_MAX}: more a site does not have");
+        }
         let lab = match arguments.site {
             Some(_) => None,
             None => {
-                let connections_max = arguments.connections_max.unwrap_or(arguments.agents);
+                // Strangers are to meet the limits of handshakes, not that of connections.
+                let strangers = if has_strangers { STRANGERS_MAX } else { 0 };
+                let connections_max = arguments.connections_max.unwrap_or(arguments.agents + strangers);
                 let options = LabOptions {
                     devices: arguments.agents,
                     reactors: arguments.reactors,
                     servers: arguments.servers,
                     has_strangers,
                     days_ago,
-                    connections_max: connections_max.div_ceil(arguments.servers.max(1)),
+                    connections_max: connections_max.div_ceil(arguments.servers),
                 };
                 Some(Lab::make(&options, |how_far| eprintln!("bgb-loadgen: {how_far}"))?)
             }
@@ -164,47 +177,86 @@ impl Run {
     }
 
     /// Has everybody connect, and waits for it. When the first was meant to begin, by the shared clock.
-    fn connect(&mut self, resumes: bool, returns: bool) -> anyhow::Result<u64> {
+    fn connect(&mut self, resumes: bool, returns: bool) -> u64 {
         self.connect_upto(self.agents(), resumes, returns)
     }
 
     /// The same for the first `all` of the fleet.
-    fn connect_upto(&mut self, all: usize, resumes: bool, returns: bool) -> anyhow::Result<u64> {
+    fn connect_upto(&mut self, all: usize, resumes: bool, returns: bool) -> u64 {
         self.connect_in(CONNECT_AT_LEAST.max(PER_CONNECT * all as u32), all, resumes, returns)
     }
 
     /// The same for everybody, in the time that is given.
-    fn connect_within(&mut self, within: Duration) -> anyhow::Result<u64> {
+    fn connect_within(&mut self, within: Duration) -> u64 {
         self.connect_in(within, self.agents(), true, true)
     }
 
-    fn connect_in(
-        &mut self,
-        within: Duration,
-        all: usize,
-        resumes: bool,
-        returns: bool,
-    ) -> anyhow::Result<u64> {
+    fn connect_in(&mut self, within: Duration, all: usize, resumes: bool, returns: bool) -> u64 {
         let from_ns = now_ns();
         let gap_ns = if self.arguments.rate > 0.0 { (1e9 / self.arguments.rate) as u64 } else { 0 };
         let window = self.arguments.window;
-        self.crew.tell(&link::Command::Connect { upto: all, from_ns, gap_ns, window, resumes, returns })?;
-        let is_there = |progress: &Progress| progress.active >= all;
-        self.wait(within, is_there, |progress, passed| {
+        self.crew.connect(all, from_ns, gap_ns, Connecting { window, resumes, returns });
+        let (mut most, mut since) = (0, Instant::now());
+        let is_over = |progress: &Progress| {
+            if progress.active > most {
+                (most, since) = (progress.active, Instant::now());
+            }
+            // By a pace that was asked for, nobody may be due for a while.
+            progress.active >= all || gap_ns == 0 && since.elapsed() >= NOBODY_COMES
+        };
+        self.wait(within, is_over, |progress, passed| {
             let per_second = progress.active as f64 / passed.as_secs_f64().max(0.001);
             let left = (all - progress.active) as f64 / per_second.max(1.0);
             format!("connecting: {} of {all}, {per_second:.0} a second, {left:.0} s left", progress.active)
         });
-        Ok(from_ns)
+        let active = self.crew.progress().active;
+        if active < all && !self.is_partial {
+            self.is_partial = true;
+            self.crew.trouble(format!("{} of {all} connections did not come about", all - active));
+        }
+        from_ns
     }
 
     /// Has everybody end its connection, and waits for it; what was measured of connecting is forgotten.
-    fn disconnect(&mut self) -> anyhow::Result<()> {
-        self.crew.tell(&link::Command::Disconnect)?;
+    fn disconnect(&mut self) {
+        self.crew.tell(&link::Command::Disconnect);
         let nobody = |progress: &Progress| progress.active == 0 && progress.connecting == 0;
         self.wait(ENDED_WITHIN, nobody, |progress, _| format!("ending: {} are left", progress.active));
-        self.crew.connects()?;
-        Ok(())
+        self.connects();
+    }
+
+    /// What connecting took since this was asked last.
+    fn connects(&mut self) -> Connects {
+        let told = self.crew.connects();
+        self.or_partial(told).unwrap_or_default()
+    }
+
+    /// When a task was had, counted from a moment.
+    fn task_times(&mut self, task: TaskId, origin_ns: u64) -> TaskTimes {
+        let told = self.crew.task_times(task, origin_ns);
+        self.or_partial(told).unwrap_or_default()
+    }
+
+    /// Orders a task for everybody.
+    fn ping_all(&mut self) -> Option<TaskId> {
+        let ordered = self.manager.ping_all();
+        self.or_partial(ordered)
+    }
+
+    /// Orders a task for one device of the fleet.
+    fn ping_one(&mut self, device: usize) -> Option<TaskId> {
+        let target = Target::Devices(vec![format!("load-{device}")]);
+        let ordered = self.manager.ping(target, VALID_FOR_ONE);
+        self.or_partial(ordered)
+    }
+
+    /// What goes wrong in the middle of a run cuts it short, and what was measured until then is told all the same.
+    fn or_partial<T>(&mut self, came: anyhow::Result<T>) -> Option<T> {
+        came.inspect_err(|error| {
+            self.crew.trouble(format!("{error:#}"));
+            self.is_partial = true;
+        })
+        .ok()
     }
 
     /// Waits; a wait that does not end as it should makes the run partial.
@@ -231,7 +283,7 @@ impl Run {
                 self.is_partial = true;
                 eprintln!("bgb-loadgen: this takes too long: {:?}", self.crew.progress());
             }
-            Waited::Interrupted => self.is_partial = true,
+            Waited::Interrupted | Waited::Limited => self.is_partial = true,
         }
     }
 
@@ -263,10 +315,10 @@ impl Run {
     fn end(mut self, scenario: &str) -> anyhow::Result<Value> {
         let late = self.crew.take_lateness();
         if late > LATE {
-            let ms = late.as_millis();
-            eprintln!(
-                "bgb-loadgen: a worker was {ms} ms late once: this machine may have been the limit, not the server"
-            );
+            self.crew.trouble(format!(
+                "a process of agents was {} ms late once: this machine may have been the limit, not the server",
+                late.as_millis()
+            ));
         }
         self.figure("generator_late_ms", late.as_secs_f64() * 1_000.0);
         if let Some(folder) = self.plots() {

@@ -54,7 +54,6 @@ pub(crate) struct WorkerArguments {
 /// # Errors
 /// When the fleet cannot be read, or the system gives no descriptors.
 pub(crate) fn run(arguments: &WorkerArguments) -> anyhow::Result<()> {
-    raise_descriptors();
     let fleet = Fleet::read(&arguments.fleet)?;
     let alpn = arguments.dialect.map_or(Some(ALPN), Dialect::alpn);
     let tls = TlsOfSite::new(&fleet.authority()?, alpn)?;

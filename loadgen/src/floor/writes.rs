@@ -3,6 +3,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -79,7 +80,7 @@ impl Reader {
     fn start(address: SocketAddr, count: usize) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["floor-reader", "--address", &address.to_string(), "--count", &count.to_string()]);
-        Ok(Self(command.stdin(Stdio::piped()).spawn()?))
+        Ok(Self(command.stdin(Stdio::piped()).process_group(0).spawn()?))
     }
 
     fn is_alive(&mut self) -> anyhow::Result<()> {
@@ -103,7 +104,6 @@ impl Drop for Reader {
 /// # Errors
 /// When it cannot connect.
 pub(crate) fn run_reader(arguments: &ReaderArguments) -> anyhow::Result<()> {
-    crate::worker::raise_descriptors();
     let (mut poll, mut streams) = (Poll::new()?, Vec::with_capacity(arguments.count));
     for place in 0..arguments.count {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;

@@ -6,9 +6,6 @@
 use serde_json::Value;
 use std::time::Duration;
 
-use bgb_protocol::action::Action;
-use bgb_protocol::api::{ALL_DEVICES, Target};
-
 use crate::arguments::FanoutArguments;
 use crate::clock::{SECOND_NS, now_ns};
 use crate::measure::{Cost, Latencies, median};
@@ -20,7 +17,7 @@ const RECORD_OVERHEAD: usize = 5 + 1 + 16;
 const ANSWERED_WITHIN: Duration = Duration::from_secs(120);
 
 pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<Value> {
-    run.connect(true, true)?;
+    run.connect(true, true);
     let all = run.crew.progress().active as u64;
     let (mut latencies, mut last_ms, mut costs_us) = (Latencies::default(), Vec::new(), Vec::new());
     let (mut accepted_ms, mut spread_ms) = (Vec::new(), Vec::new());
@@ -32,7 +29,7 @@ pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<V
         }
         let (before, progress) = (run.server_cost(), run.crew.progress());
         let origin_ns = now_ns();
-        let task = run.manager.start_task(Action::Ping, Target::Collection(ALL_DEVICES.to_owned()))?.task;
+        let Some(task) = run.ping_all() else { break };
         accepted_ms.push(ms(origin_ns, now_ns()));
         let is_had = |now: &crate::worker::link::Progress| now.had >= progress.had + all;
         run.wait(ANSWERED_WITHIN, is_had, |now, _| {
@@ -42,7 +39,7 @@ pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<V
         run.wait(ANSWERED_WITHIN, is_kept, |now, _| {
             format!("task {number}: {} of {all} answers are kept", now.kept - progress.kept)
         });
-        let times = run.crew.task_times(task, origin_ns)?;
+        let times = run.task_times(task, origin_ns);
         run.is_partial |= times.count < all;
         frame_bytes = times.frame_bytes;
         last_ms.push(ms(origin_ns, times.last_ns));

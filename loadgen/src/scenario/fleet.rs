@@ -5,26 +5,32 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use bgb_protocol::action::Action;
-use bgb_protocol::api::{ALL_DEVICES, Target};
 use serde_json::Value;
 
 use crate::arguments::FleetArguments;
 use crate::clock::{SECOND_NS, now_ns};
+use crate::interrupt;
 use crate::scenario::Run;
 use crate::worker::link::Progress;
 
 /// What connecting left behind in the allocator and in files that are under way settles within this.
 const SETTLE_NS: u64 = 5 * SECOND_NS;
+/// The part of the time that connecting may take: the task needs some, too.
+const CONNECTING: f64 = 0.7;
+/// So long no answer is kept: the others do not come.
+const NOBODY_ANSWERS: Duration = Duration::from_secs(60);
 /// How often the site is asked how many answers it has.
 const ASK: Duration = Duration::from_millis(500);
 
 pub(super) fn run(mut run: Run, arguments: &FleetArguments) -> anyhow::Result<Value> {
-    let ends = Instant::now() + Duration::from_secs(60 * arguments.minutes);
+    let whole = Duration::from_secs(60 * arguments.minutes);
+    let ends = Instant::now() + whole;
     let (empty, kernel_before) = (run.server_cost(), kernel_bytes());
-    let from_ns = run.connect_within(ends.saturating_duration_since(Instant::now()))?;
+    let from_ns = run.connect_within(whole.mul_f64(CONNECTING));
+    // Where this machine gives no more, those who are there have the task all the same.
+    run.crew.limit = None;
     run.rest_until(now_ns() + SETTLE_NS);
-    let connects = run.crew.connects()?;
+    let connects = run.connects();
     let active = run.crew.progress().active as u64;
     let seconds = connects.last_ns.saturating_sub(from_ns) as f64 / SECOND_NS as f64;
     run.figure("servers", run.server_pids.len());
@@ -43,10 +49,16 @@ pub(super) fn run(mut run: Run, arguments: &FleetArguments) -> anyhow::Result<Va
 
     let before = run.crew.progress();
     let origin_ns = now_ns();
-    let task = run.manager.start_task(Action::Ping, Target::Collection(ALL_DEVICES.to_owned()))?.task;
+    let Some(task) = run.ping_all() else { return run.end("fleet") };
     let left = |ends: Instant| ends.saturating_duration_since(Instant::now());
-    let is_kept = |now: &Progress| now.kept >= before.kept + active;
-    run.wait(left(ends), is_kept, |now, _| {
+    let (mut most, mut since) = (0, Instant::now());
+    let is_over = |now: &Progress| {
+        if now.kept > most {
+            (most, since) = (now.kept, Instant::now());
+        }
+        now.kept >= before.kept + active || since.elapsed() >= NOBODY_ANSWERS
+    };
+    run.wait(left(ends), is_over, |now, _| {
         format!(
             "a task for all: {} have it, {} answers of {active} are kept",
             now.had - before.had,
@@ -54,19 +66,23 @@ pub(super) fn run(mut run: Run, arguments: &FleetArguments) -> anyhow::Result<Va
         )
     });
     let kept_seconds = (now_ns() - origin_ns) as f64 / SECOND_NS as f64;
+    let kept = run.crew.progress().kept - before.kept;
     let mut counted = 0;
-    while !run.is_partial {
-        counted = run.manager.task(task)?.counts.succeeded;
-        if counted >= active || left(ends).is_zero() {
+    loop {
+        let told = run.manager.task(task);
+        let Some(row) = run.or_partial(told) else { break };
+        counted = row.counts.succeeded;
+        if counted >= kept || left(ends).is_zero() || interrupt::is_wanted() {
             break;
         }
         run.rest_until(now_ns() + ASK.as_nanos() as u64);
     }
     run.is_partial |= counted < active;
     let counted_seconds = (now_ns() - origin_ns) as f64 / SECOND_NS as f64;
-    let times = run.crew.task_times(task, origin_ns)?;
+    let times = run.task_times(task, origin_ns);
     run.figure("had", times.count);
     run.figure("last_has_it_seconds", times.last_ns.saturating_sub(origin_ns) as f64 / SECOND_NS as f64);
+    run.figure("answers_kept", kept);
     run.figure("all_answers_kept_seconds", kept_seconds);
     run.figure("answers_in_the_database", counted);
     run.figure("all_answers_in_the_database_seconds", counted_seconds);

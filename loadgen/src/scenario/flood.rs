@@ -1,6 +1,7 @@
 //! Strangers flood the server with handshakes that they never end, while everybody else is signed in: who stays, and how late a push is then,
 //! against what it is in peace.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -15,13 +16,16 @@ use crate::scenario::trickle::trickle;
 
 /// Tasks to single devices in each half, so far apart.
 const GAP_NS: u64 = SECOND_NS / 20;
+/// What is to hold: so many of the live sessions stay, and their pushes take so many times what they take in peace at the most.
+const KEPT_PERCENT_MIN: f64 = 95.0;
+const P99_TIMES_MAX: f64 = 2.0;
 /// The flood goes on for a moment before and after what is measured.
 const MARGIN_SECS: u64 = 2;
 
 pub(super) fn run(mut run: Run, arguments: &FloodScenarioArguments) -> anyhow::Result<Value> {
     ensure!(run.lab.is_some(), "a flood needs a site of the run's own: leave --site out");
     ensure!((1..=100).contains(&arguments.core_percent), "--core-percent is 1 to 100");
-    run.connect(true, true)?;
+    run.connect(true, true);
     let before = run.crew.progress();
     let tasks = (arguments.seconds * SECOND_NS / GAP_NS).max(1);
     let in_peace = trickle(&mut run, tasks, GAP_NS)?;
@@ -42,7 +46,11 @@ pub(super) fn run(mut run: Run, arguments: &FloodScenarioArguments) -> anyhow::R
     run.figure("peace_p99_ms", peace_ms);
     run.figure("flood_p99_ms", flood_ms);
     run.figure("p99_times", flood_ms / peace_ms.max(1e-9));
-    run.figure("handshakes_offered_per_second", told.said as f64 / told.seconds.max(1e-9));
+    let kept_percent = (before.active.saturating_sub((after.lost - before.lost) as usize)) as f64 * 100.0
+        / before.active.max(1) as f64;
+    run.figure("sessions_kept_percent", kept_percent);
+    run.figure("holds", kept_percent >= KEPT_PERCENT_MIN && flood_ms <= P99_TIMES_MAX * peace_ms);
+    run.figure("handshakes_offered_per_second", told.offered as f64 / told.seconds.max(1e-9));
     run.figure("handshakes_answered_per_second", told.answered as f64 / told.seconds.max(1e-9));
     run.figure("handshakes_refused", told.refused);
     run.latencies = Some(flooded.latencies);
@@ -74,5 +82,5 @@ fn start(fleet: &Path, seconds: u64, core_percent: u32) -> anyhow::Result<Flood>
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("flood-worker").arg("--fleet").arg(fleet);
     command.args(["--seconds", &seconds.to_string(), "--core-percent", &core_percent.to_string()]);
-    Ok(Flood(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?))
+    Ok(Flood(command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).spawn()?))
 }

@@ -11,7 +11,7 @@ const SETTLE_NS: u64 = 3 * SECOND_NS;
 
 pub(super) fn run(mut run: Run, arguments: &IdleArguments) -> anyhow::Result<Value> {
     let empty = run.server_cost();
-    run.connect(true, true)?;
+    run.connect(true, true);
     run.rest_until(now_ns() + SETTLE_NS);
     let before = run.server_cost();
     run.rest_until(now_ns() + arguments.seconds * SECOND_NS);

@@ -8,8 +8,6 @@
 
 use std::time::Duration;
 
-use bgb_protocol::action::Action;
-use bgb_protocol::api::{ALL_DEVICES, Target};
 use bgb_protocol::ids::TaskId;
 use serde_json::Value;
 
@@ -43,12 +41,16 @@ enum Happening {
 
 pub(super) fn run(mut run: Run, arguments: &MixedArguments) -> anyhow::Result<Value> {
     anyhow::ensure!(arguments.seconds >= 30, "--seconds is 30 at least: less is no day");
-    anyhow::ensure!(arguments.tasks_per_second > 0.0, "--tasks-per-second is more than 0");
+    // A site has 1,000 active tasks, and each is valid for a minute.
+    anyhow::ensure!(
+        arguments.tasks_per_second > 0.0 && arguments.tasks_per_second <= 16.0,
+        "--tasks-per-second is more than 0, and 16 at the most"
+    );
     let day_ns = arguments.seconds * SECOND_NS;
     let part = |hundredths: u64| day_ns / 100 * hundredths;
     run.arguments.rate = run.agents() as f64 / (part(MORNING_ENDS) as f64 / SECOND_NS as f64);
     let begun_ns = now_ns();
-    run.connect(true, true)?;
+    run.connect(true, true);
     run.rest_until(begun_ns + part(MORNING_ENDS));
     let active = run.crew.progress().active.max(1);
 
@@ -61,16 +63,14 @@ pub(super) fn run(mut run: Run, arguments: &MixedArguments) -> anyhow::Result<Va
         }
         match what {
             Happening::Naps => {
-                run.crew.tell(&link::Command::Nap { one_in: NAPS_ONE_IN, turn: number % NAPS_ONE_IN })?;
+                run.crew.tell(&link::Command::Nap { one_in: NAPS_ONE_IN, turn: number % NAPS_ONE_IN });
             }
             Happening::TaskForOne => {
                 let device = number.wrapping_mul(7_919) % active;
-                let target = Target::Devices(vec![format!("load-{device}")]);
-                ones.push((run.manager.start_task(Action::Ping, target)?.task, intended_ns));
+                ones.extend(run.ping_one(device).map(|task| (task, intended_ns)));
             }
             Happening::TaskForAll => {
-                let target = Target::Collection(ALL_DEVICES.to_owned());
-                alls.push((run.manager.start_task(Action::Ping, target)?.task, intended_ns));
+                alls.extend(run.ping_all().map(|task| (task, intended_ns)));
             }
         }
     }
@@ -83,7 +83,7 @@ pub(super) fn run(mut run: Run, arguments: &MixedArguments) -> anyhow::Result<Va
     let (for_one, missing) = latencies_of(&mut run, &ones)?;
     let (for_all, _) = latencies_of(&mut run, &alls)?;
     let kept = run.crew.progress().kept;
-    run.disconnect()?;
+    run.disconnect();
     run.figure("tasks_for_one", ones.len());
     run.figure("missing", missing);
     run.figure("tasks_for_all", alls.len());
@@ -111,7 +111,7 @@ fn plan(part: &impl Fn(u64) -> u64, tasks_per_second: f64) -> Vec<(u64, Happenin
 fn latencies_of(run: &mut Run, tasks: &[Ordered]) -> anyhow::Result<(Latencies, u64)> {
     let (mut latencies, mut missing) = (Latencies::default(), 0);
     for (task, intended_ns) in tasks {
-        let times = run.crew.task_times(*task, *intended_ns)?;
+        let times = run.task_times(*task, *intended_ns);
         missing += u64::from(times.count == 0);
         latencies.add(&times.latencies.pack())?;
     }

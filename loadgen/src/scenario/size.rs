@@ -5,13 +5,12 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use bgb_protocol::action::Action;
-use bgb_protocol::api::{ALL_DEVICES, Target};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::arguments::SizeArguments;
 use crate::clock::{SECOND_NS, now_ns};
+use crate::interrupt;
 use crate::plots::{self, Series};
 use crate::scenario::Run;
 use crate::scenario::trickle::trickle;
@@ -40,8 +39,8 @@ pub(super) fn run(mut run: Run, arguments: &SizeArguments) -> anyhow::Result<Val
     let mut limit = format!("none was met: --agents {} is the most that was asked for", run.agents());
     while held < run.agents() && !run.is_partial {
         let upto = run.agents().min(if held == 0 { FIRST } else { 2 * held });
-        let from_ns = run.connect_upto(upto, true, true)?;
-        let connects = run.crew.connects()?;
+        let from_ns = run.connect_upto(upto, true, true);
+        let connects = run.connects();
         if let Some(why) = stopped(&run, upto) {
             limit = why;
             break;
@@ -51,7 +50,12 @@ pub(super) fn run(mut run: Run, arguments: &SizeArguments) -> anyhow::Result<Val
             .server_cost()
             .zip(empty)
             .map(|(now, empty)| now.resident_bytes.saturating_sub(empty.resident_bytes) as f64 / upto as f64);
-        let all_have_it_ms = push_to_all(&mut run, upto as u64)?;
+        let Some(all_have_it_ms) = push_to_all(&mut run, upto as u64)? else {
+            limit = stopped(&run, upto).unwrap_or_else(|| {
+                format!("not all {upto} had a task within {} s", ANSWERED_WITHIN.as_secs())
+            });
+            break;
+        };
         let ones = trickle(&mut run, SINGLE_TASKS, SINGLE_GAP_NS)?;
         let step = Step {
             connections: upto,
@@ -65,6 +69,10 @@ pub(super) fn run(mut run: Run, arguments: &SizeArguments) -> anyhow::Result<Val
         held = upto;
         if let Some(why) = stopped(&run, upto) {
             limit = why;
+            break;
+        }
+        if ones.missing > 0 {
+            limit = format!("{} of {SINGLE_TASKS} tasks for one device did not reach it", ones.missing);
             break;
         }
         if step.one_has_it_p99_ms > arguments.latency_ms {
@@ -93,16 +101,20 @@ pub(super) fn run(mut run: Run, arguments: &SizeArguments) -> anyhow::Result<Val
 /// Why no more can be held, if so.
 fn stopped(run: &Run, upto: usize) -> Option<String> {
     let progress = run.crew.progress();
+    if interrupt::is_wanted() {
+        return Some("somebody has ended it, and this is as far as it came".to_owned());
+    }
     if let Some(trouble) = run.crew.troubles.first() {
         return Some(trouble.clone());
     }
     (progress.active < upto).then(|| format!("of {upto} connections {} came about", progress.active))
 }
 
-fn push_to_all(run: &mut Run, all: u64) -> anyhow::Result<f64> {
+/// Milliseconds from the order to the last one's having it; `None` when somebody does not have it.
+fn push_to_all(run: &mut Run, all: u64) -> anyhow::Result<Option<f64>> {
     let before = run.crew.progress();
     let origin_ns = now_ns();
-    let task = run.manager.start_task(Action::Ping, Target::Collection(ALL_DEVICES.to_owned()))?.task;
+    let Some(task) = run.ping_all() else { return Ok(None) };
     run.wait(
         ANSWERED_WITHIN,
         |now| now.kept >= before.kept + all,
@@ -110,8 +122,9 @@ fn push_to_all(run: &mut Run, all: u64) -> anyhow::Result<f64> {
     );
     // Else whoever joins at the next step would hear of it then.
     run.manager.cancel_task(task)?;
-    let times = run.crew.task_times(task, origin_ns)?;
-    Ok(times.last_ns.saturating_sub(origin_ns) as f64 * 1_000.0 / SECOND_NS as f64)
+    let times = run.task_times(task, origin_ns);
+    let ms = times.last_ns.saturating_sub(origin_ns) as f64 * 1_000.0 / SECOND_NS as f64;
+    Ok((times.count >= all).then_some(ms))
 }
 
 fn row(step: &Step) -> String {

@@ -2,13 +2,12 @@
 //!
 //! The first tenth of the time counts as warming up: caches, pools and the allocator fill in it. After it memory and descriptors must stay.
 
-use bgb_protocol::action::Action;
-use bgb_protocol::api::Target;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::arguments::SoakArguments;
 use crate::clock::{SECOND_NS, now_ns};
+use crate::manager::VALID_FOR_ONE;
 use crate::measure::{Latencies, descriptors};
 use crate::plots::{self, Series};
 use crate::scenario::Run;
@@ -29,12 +28,16 @@ struct Sample {
 }
 
 pub(super) fn run(mut run: Run, arguments: &SoakArguments) -> anyhow::Result<Value> {
-    anyhow::ensure!(arguments.tasks_per_second > 0.0, "--tasks-per-second is more than 0");
-    run.connect(true, true)?;
+    // A site has 1,000 active tasks, and each is valid for a minute.
+    anyhow::ensure!(
+        arguments.tasks_per_second > 0.0 && arguments.tasks_per_second <= 16.0,
+        "--tasks-per-second is more than 0, and 16 at the most"
+    );
+    run.connect(true, true);
     let gap_ns = ((SECOND_NS as f64 / arguments.tasks_per_second) as u64).max(1);
     let active = run.crew.progress().active.max(1);
     let (begun_ns, mut latencies, mut samples) = (now_ns(), Latencies::default(), Vec::new());
-    let (mut ordered, mut missing) = (0_usize, 0);
+    let (mut ordered, mut missing, mut waiting) = (0_usize, 0, Vec::new());
     let ends_ns = begun_ns + arguments.minutes * 60 * SECOND_NS;
     let mut minute = 0;
     while !run.is_partial && now_ns() < ends_ns {
@@ -44,17 +47,22 @@ pub(super) fn run(mut run: Run, arguments: &SoakArguments) -> anyhow::Result<Val
             let intended_ns = begun_ns + ordered as u64 * gap_ns;
             run.rest_until(intended_ns);
             let device = ordered.wrapping_mul(7_919) % active;
-            let target = Target::Devices(vec![format!("load-{device}")]);
-            tasks.push((run.manager.start_task(Action::Ping, target)?.task, intended_ns));
+            let Some(task) = run.ping_one(device) else { break };
+            tasks.push((task, intended_ns));
             ordered += 1;
         }
         run.rest_until(sample_ns + SAMPLE_NS);
-        for (task, intended_ns) in tasks {
-            let times = run.crew.task_times(task, intended_ns)?;
-            missing += u64::from(times.count == 0);
+        // Those of the last moments are still on their way; whoever sleeps has its own when it wakes, within its validity.
+        let open = waiting.drain(..).chain(tasks).map(|(task, intended_ns)| (task, intended_ns, now_ns()));
+        for (task, intended_ns, asked_ns) in open.collect::<Vec<_>>() {
+            let is_over = asked_ns.saturating_sub(intended_ns) > VALID_FOR_ONE.as_nanos() as u64;
+            let times = run.task_times(task, intended_ns);
             latencies.add(&times.latencies.pack())?;
-            // So many may be active at a time; those that everybody has answered need not wait for their end.
-            run.manager.cancel_task(task)?;
+            match times.count {
+                0 if is_over => missing += 1,
+                0 => waiting.push((task, intended_ns)),
+                _ => {}
+            }
         }
         minute += 1;
         samples.push(Sample {
@@ -63,7 +71,7 @@ pub(super) fn run(mut run: Run, arguments: &SoakArguments) -> anyhow::Result<Val
             descriptors: run.server_pids.iter().map(|pid| descriptors(*pid)).sum(),
             active: run.crew.progress().active,
         });
-        run.crew.tell(&link::Command::Nap { one_in: NAPS_ONE_IN, turn: minute as usize % NAPS_ONE_IN })?;
+        run.crew.tell(&link::Command::Nap { one_in: NAPS_ONE_IN, turn: minute as usize % NAPS_ONE_IN });
     }
     if let Some(folder) = run.plots() {
         let megabytes = |sample: &Sample| (sample.minutes * 60.0, sample.resident_bytes as f64 / 1e6);

@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use bgb_protocol::action::Action;
-use bgb_protocol::api::Target;
 use serde_json::Value;
 
 use crate::arguments::TrickleArguments;
@@ -25,7 +23,13 @@ pub(super) struct Trickled {
 
 pub(super) fn run(mut run: Run, arguments: &TrickleArguments) -> anyhow::Result<Value> {
     anyhow::ensure!(arguments.tasks_per_second > 0.0, "--tasks-per-second is more than 0");
-    run.connect(true, true)?;
+    // A site has 1,000 active tasks, and a task is valid for a minute at the least.
+    let at_a_time = arguments.tasks_per_second * arguments.seconds.min(60) as f64;
+    anyhow::ensure!(
+        at_a_time <= 1_000.0,
+        "a site has 1,000 active tasks at a time, and each is valid for a minute: --tasks-per-second is 16 at the most, or --seconds less"
+    );
+    run.connect(true, true);
     let gap_ns = (SECOND_NS as f64 / arguments.tasks_per_second) as u64;
     let count = (arguments.seconds * SECOND_NS / gap_ns.max(1)).max(1);
     let Trickled { tasks, missing, latencies } = trickle(&mut run, count, gap_ns)?;
@@ -48,8 +52,8 @@ pub(super) fn trickle(run: &mut Run, count: u64, gap_ns: u64) -> anyhow::Result<
         }
         // Devices in an order that meets each once, far from the one before.
         let device = (number as usize).wrapping_mul(7_919) % before.active.max(1);
-        let target = Target::Devices(vec![format!("load-{device}")]);
-        tasks.push((run.manager.start_task(Action::Ping, target)?.task, intended_ns));
+        let Some(task) = run.ping_one(device) else { break };
+        tasks.push((task, intended_ns));
     }
     let all = tasks.len() as u64;
     run.wait(
@@ -59,7 +63,7 @@ pub(super) fn trickle(run: &mut Run, count: u64, gap_ns: u64) -> anyhow::Result<
     );
     let mut trickled = Trickled { tasks: all, missing: 0, latencies: Latencies::default() };
     for (task, intended_ns) in tasks {
-        let times = run.crew.task_times(task, intended_ns)?;
+        let times = run.task_times(task, intended_ns);
         trickled.missing += u64::from(times.count == 0);
         trickled.latencies.add(&times.latencies.pack())?;
     }

@@ -260,6 +260,7 @@ impl Crowd {
                 self.pace.returns = false;
                 self.waiting.clear();
                 self.work.clear();
+                self.moments.retain(|Reverse((.., moment))| *moment != Moment::Return);
                 (0..self.clients.len()).for_each(|place| self.end(place));
             }
             Command::TellConnects => {
@@ -294,7 +295,10 @@ impl Crowd {
                 Moment::Keepalive(serial) if serial == self.clients[place].serial => self.keep_alive(place),
                 Moment::Keepalive(_) => {}
                 Moment::Return => {
-                    self.clients[place].intended_ns = at_ns;
+                    // Its latency counts from its first attempt.
+                    if self.clients[place].attempts <= 1 {
+                        self.clients[place].intended_ns = at_ns;
+                    }
                     self.connect(place);
                 }
             }
@@ -338,7 +342,7 @@ impl Crowd {
                 });
                 if is_limit {
                     let what = format!("this machine gives no more connections: {error}");
-                    let _ = Report::Trouble { what }.say();
+                    let _ = Report::Limit { what }.say();
                 } else {
                     self.come_back(place);
                 }

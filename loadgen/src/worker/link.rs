@@ -72,6 +72,8 @@ pub(crate) enum Report {
     Task { task: TaskId, latencies: Packed, count: u64, first_ns: u64, last_ns: u64, frame_bytes: usize },
     /// Something is wrong with the run, not with the server.
     Trouble { what: String },
+    /// This machine does not give what the run needs, and the run cannot go on.
+    Limit { what: String },
 }
 
 impl Report {
