@@ -331,6 +331,8 @@ impl Model {
         let seen = self.channels.get_mut(&channel).expect("who is online has a channel");
         assert!(seen.device == row.device && seen.claimed == Some((row.boot, row.session)));
         seen.is_online = true;
+        // What looks over now passes it by.
+        self.pass_time();
     }
 
     fn see_push(&mut self, channel: ChannelKey, task: &Arc<TaskOrder>, device: DeviceId) {
