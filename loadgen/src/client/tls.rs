@@ -1,7 +1,8 @@
 //! TLS of the agents: the only file of this crate that names rustls.
 //!
 //! Every device has a configuration of its own, since it has a certificate of its own; all of them share the provider and the verifier.
-//! A device keeps one ticket, the newest, and uses it once.
+//! A device keeps one ticket, the newest, and uses it once; a hello that nobody answers is said again on its next connection, ticket and all, as real
+//! agents do (docs/promises.md).
 
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
@@ -30,11 +31,15 @@ pub(crate) struct TlsOfSite {
 pub(crate) struct TlsOfDevice {
     config: Arc<ClientConfig>,
     tickets: Arc<Tickets>,
+    /// A session whose hello was not answered.
+    unanswered: Arc<Mutex<Option<TlsSession>>>,
 }
 
 /// One session.
 pub(crate) struct TlsSession {
-    connection: ClientConnection,
+    connection: Box<ClientConnection>,
+    /// Its ClientHello, and how much of that was written; `None` once the server has said something.
+    hello: Option<(Vec<u8>, usize)>,
 }
 
 /// The certificate of one device, for whoever asks.
@@ -125,7 +130,7 @@ impl TlsOfSite {
         config.client_auth_cert_resolver = Arc::new(OneCertificate(Arc::new(CertifiedKey::new(chain, key))));
         config.resumption =
             rustls::client::Resumption::store(Arc::clone(&tickets) as Arc<dyn ClientSessionStore>);
-        Ok(TlsOfDevice { config: Arc::new(config), tickets })
+        Ok(TlsOfDevice { config: Arc::new(config), tickets, unanswered: Arc::default() })
     }
 }
 
@@ -135,13 +140,26 @@ impl TlsOfDevice {
     /// # Errors
     /// When rustls refuses its own configuration.
     pub(crate) fn session(&self, address: IpAddr, resumes: bool) -> anyhow::Result<TlsSession> {
+        match lock(&self.unanswered).take() {
+            Some(session) if resumes => return Ok(session),
+            _ => {}
+        }
         if !resumes {
             lock(&self.tickets.ticket).take();
         }
         let mut connection = ClientConnection::new(Arc::clone(&self.config), ServerName::from(address))?;
         // What is said is bounded by what is asked; a limit would cut a message in two.
         connection.set_buffer_limit(None);
-        Ok(TlsSession { connection })
+        let mut hello = Vec::new();
+        connection.write_tls(&mut hello)?;
+        Ok(TlsSession { connection: Box::new(connection), hello: Some((hello, 0)) })
+    }
+
+    /// A connection came to its end, and `session` with it, unless nobody has answered.
+    pub(crate) fn take_back(&self, session: TlsSession) {
+        if let Some((hello, _)) = session.hello {
+            *lock(&self.unanswered) = Some(TlsSession { hello: Some((hello, 0)), ..session });
+        }
     }
 }
 
@@ -161,7 +179,17 @@ impl TlsSession {
     /// # Errors
     /// As the socket says, or `InvalidData` for what TLS does not allow.
     pub(crate) fn read_from(&mut self, socket: &mut dyn Read, plain: &mut Vec<u8>) -> io::Result<usize> {
-        let bytes = self.connection.read_tls(socket)?;
+        let bytes = if self.hello.is_some() {
+            // By itself: rustls must not hear of the end of a connection on which nothing was answered.
+            let mut first = [0];
+            if socket.read(&mut first)? == 0 {
+                return Ok(0);
+            }
+            self.hello = None;
+            self.connection.read_tls(&mut &first[..])?
+        } else {
+            self.connection.read_tls(socket)?
+        };
         let invalid = |error: rustls::Error| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
         let state = self.connection.process_new_packets().map_err(invalid)?;
         let start = plain.len();
@@ -183,6 +211,15 @@ impl TlsSession {
     /// # Errors
     /// As the socket says.
     pub(crate) fn write_to(&mut self, socket: &mut dyn Write) -> io::Result<bool> {
+        while let Some((hello, written)) = &mut self.hello
+            && *written < hello.len()
+        {
+            match socket.write(&hello[*written..]) {
+                Ok(bytes) => *written += bytes,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
         while self.connection.wants_write() {
             match self.connection.write_tls(socket) {
                 Ok(_) => {}

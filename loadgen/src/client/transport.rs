@@ -22,7 +22,7 @@ pub(crate) struct Transport {
 /// How far it is. TLS begins when the other side is there: a ticket is good for one attempt, and must not be spent on nobody.
 enum Stage {
     Connecting { tls: TlsOfDevice, server: IpAddr, how: How },
-    Speaking(Box<TlsSession>),
+    Speaking(TlsSession),
 }
 
 /// How a connection begins.
@@ -94,7 +94,7 @@ impl Transport {
                 return Ok(None);
             }
             let session = tls.session(*server, how.resumes).map_err(io::Error::other)?;
-            self.stage = Stage::Speaking(Box::new(session));
+            self.stage = Stage::Speaking(session);
         }
         match &mut self.stage {
             Stage::Speaking(tls) => Ok(Some((tls, &mut self.socket))),
@@ -149,10 +149,14 @@ impl Transport {
         }
     }
 
-    /// Forgets the connection; the other side finds out by itself.
-    pub(crate) fn end(mut self, registry: &Registry) {
+    /// Forgets the connection; the other side finds out by itself. What was spoken on it, if that had begun.
+    pub(crate) fn end(mut self, registry: &Registry) -> Option<TlsSession> {
         // One that was never registered, or is gone, needs nothing.
         let _ = registry.deregister(&mut self.socket);
+        match self.stage {
+            Stage::Speaking(session) => Some(session),
+            Stage::Connecting { .. } => None,
+        }
     }
 }
 

@@ -487,7 +487,9 @@ impl Crowd {
     fn end(&mut self, place: usize) {
         let client = &mut self.clients[place];
         let Some(transport) = client.transport.take() else { return };
-        transport.end(self.poll.registry());
+        if let Some(session) = transport.end(self.poll.registry()) {
+            client.tls.take_back(session);
+        }
         if client.speaker.is_active() {
             self.progress.active -= 1;
         } else {
