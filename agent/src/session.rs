@@ -40,9 +40,9 @@ const WELCOME_MS: u64 = 30_000;
 /// Longest from a keepalive to its answer, as the server's TCP_USER_TIMEOUT (docs/promises.md, Presence).
 const ANSWER_MS: u64 = 30_000;
 /// When nothing was heard for so long after something was said, a keepalive asks. TCP's own questions rest while bytes are under
-/// way, and it repeats those for a quarter of an hour: with 200 s of rest before, and the time for an answer after it, a dead
-/// connection is found in time for the device to be back within 300 s (docs/promises.md, invariant 2).
-const HEARD_WITHIN_MS: u64 = 45_000;
+/// way, and it repeats those for a quarter of an hour: with the 230 s that it may have been asking before, and the time for an answer
+/// after this, a dead connection is found in time for the device to be back within 300 s (docs/promises.md, invariant 2).
+const HEARD_WITHIN_MS: u64 = 30_000;
 /// A session's ticket is good for 7 days, and a server that goes away for good does not say so before: a session older than 5 makes place for
 /// a new one, which is resumed by the ticket of the old. Somewhen within a day, so that a fleet that came together does not do so again.
 const RENEW_MS: std::ops::RangeInclusive<u64> = 5 * DAY_MS..=6 * DAY_MS;

@@ -429,6 +429,12 @@ impl World {
 
     fn on_agent_says(&mut self, agent: usize, message: &AgentMessage) {
         self.say(format_args!("agent {agent} says {}", said_by_agent(message)));
+        if let AgentMessage::Result(result) = message
+            && let Ok(statement) = result.read()
+            && statement.state == TaskState::Refused
+        {
+            self.model.refusals_said.insert((statement.task, self.machines[agent].device));
+        }
         let conn = self.machines[agent].conn.and_then(|id| Some((id, self.network.conns.get_mut(&id)?)));
         let Some((id, conn)) = conn.filter(|(_, conn)| conn.agent_end == End::Open) else {
             return self.violated(format!("agent {agent} speaks without a connection"));

@@ -280,8 +280,8 @@ impl World {
             let state = present.task_state(task);
             let is_done = match state {
                 Some(TaskState::Succeeded) => true,
-                // Actions may fail; a policy that is to be had is applied.
-                Some(TaskState::Failed) => facts.action != Action::DownloadPolicy,
+                // Actions may fail; a policy that is to be had is applied, but where a copy has the device's place meanwhile.
+                Some(TaskState::Failed) => facts.action != Action::DownloadPolicy || self.is_cloned(agent),
                 _ => false,
             };
             let counted = self.model.counted(task, machine.device);

@@ -72,6 +72,8 @@ pub(crate) struct Model {
     pub(crate) acknowledged: BTreeMap<(TaskId, DeviceId), UnixMillis>,
     /// Results that some server has heard.
     pub(crate) results_heard: BTreeSet<(TaskId, DeviceId)>,
+    /// Refusals that a device has said. Some of them are not remembered, and after a boot without a head of its own the task may be begun.
+    pub(crate) refusals_said: BTreeSet<(TaskId, DeviceId)>,
     /// Tasks that a hello has named as ended, to some server.
     pub(crate) ends_named: BTreeSet<(TaskId, DeviceId)>,
     pub(crate) pushed: BTreeSet<(TaskId, DeviceId)>,
@@ -362,10 +364,9 @@ impl Model {
         }
     }
 
-    /// Whether one of the agents that are this device has not ended a task.
-    fn is_unended(&self, task: TaskId, device: DeviceId) -> bool {
-        let mut agents = self.devices.iter().enumerate().filter(|(_, of)| **of == device);
-        agents.any(|(agent, _)| !self.ended.contains_key(&(task, agent)))
+    /// Whether that is a refusal which the device has said, remembered or not.
+    fn is_refusal_said(&self, task: TaskId, device: DeviceId, state: TaskState) -> bool {
+        state == TaskState::Refused && self.refusals_said.contains(&(task, device))
     }
 
     /// What the agents that are this device have ended a task with.
@@ -445,9 +446,7 @@ impl Model {
                 ));
             }
             let journaled = self.ends_of(task, device);
-            // Some refusals are said and not remembered: by an agent that has no end of it in its journal.
-            let is_unremembered = state == TaskState::Refused && self.is_unended(task, device);
-            if !journaled.contains(&state) && !is_unremembered {
+            if !journaled.contains(&state) && !self.is_refusal_said(task, device, state) {
                 return Err(format!(
                     "task {task} ended as {journaled:?} on device {device}; the site counts {state}"
                 ));
@@ -487,7 +486,10 @@ impl Model {
             .filter(|((task, by), (_, since))| *by == agent && *since <= until && self.counts_for(*task));
         for ((task, _), (state, _)) in due {
             let counted = self.counted.get(&(*task, device));
-            if !counted.is_some_and(|counted| self.ends_of(*task, device).contains(counted)) {
+            let is_of_device = |counted: &TaskState| {
+                self.ends_of(*task, device).contains(counted) || self.is_refusal_said(*task, device, *counted)
+            };
+            if !counted.is_some_and(is_of_device) {
                 let said = if self.acknowledged.contains_key(&(*task, device)) {
                     "acknowledged"
                 } else {
