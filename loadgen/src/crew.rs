@@ -39,8 +39,12 @@ pub(crate) struct Crew {
     progress: Vec<Progress>,
     /// What went wrong with the run, each thing once.
     pub(crate) troubles: Vec<String>,
-    /// What this machine does not give: the run ends by it, and the server is not to blame.
-    pub(crate) limit: Option<String>,
+    /// What this machine does not give: waiting ends by it, and the server is not to blame.
+    limit: Option<String>,
+    /// Whether it does.
+    heeds_limits: bool,
+    /// All agents.
+    count: usize,
     begun: Instant,
     /// What all had come to at moments a second apart or more: seconds, signed in, tasks had, answers kept.
     samples: Vec<(f64, usize, u64, u64)>,
@@ -159,7 +163,8 @@ impl Crew {
         let progress = vec![Progress::default(); parts];
         let (begun, samples) = (Instant::now(), Vec::new());
         let (troubles, limit) = (Vec::new(), None);
-        let mut crew = Self { workers, reports, progress, troubles, limit, begun, samples };
+        let mut crew =
+            Self { workers, reports, progress, troubles, limit, heeds_limits: true, count, begun, samples };
         let mut ready = 0;
         crew.answers(ANSWER + READ * count as u32, |report| {
             let Report::Ready { devices } = report else { return Ok(false) };
@@ -190,7 +195,10 @@ impl Crew {
     /// the next, or whenever there is room where that is 0, with so many handshakes under way at the most. Workers have equal parts of both.
     pub(crate) fn connect(&mut self, upto: usize, from_ns: u64, gap_ns: u64, connecting: Connecting) {
         let Connecting { window, resumes, returns } = connecting;
-        let (parts, window) = (self.workers.len(), window.div_ceil(self.workers.len().max(1)));
+        // Those that have somebody in it.
+        let workers = self.workers.len();
+        let parts = (0..workers).filter(|part| self.count * part / workers < upto).count().max(1);
+        let window = window.div_ceil(parts);
         for part in 0..parts {
             let (from_ns, gap_ns) = (from_ns + gap_ns * part as u64, gap_ns * parts as u64);
             self.tell_one(part, &Command::Connect { upto, from_ns, gap_ns, window, resumes, returns });
@@ -279,7 +287,12 @@ impl Crew {
         if interrupt::is_wanted() {
             return Some(Waited::Interrupted);
         }
-        self.limit.is_some().then_some(Waited::Limited)
+        (self.heeds_limits && self.limit.is_some()).then_some(Waited::Limited)
+    }
+
+    /// Waits for those who are there from now on, whatever this machine does not give.
+    pub(crate) fn make_do(&mut self) {
+        self.heeds_limits = false;
     }
 
     /// What connecting took since this was asked last.
@@ -363,8 +376,10 @@ impl Crew {
         let Some(report) = report else {
             self.workers[part].input = None;
             // Its connections went with it.
+            let Progress { active, connecting, lost, .. } = self.progress[part];
+            let lost = lost + (active + connecting) as u64;
             self.progress[part] =
-                Progress { active: 0, connecting: 0, ..std::mem::take(&mut self.progress[part]) };
+                Progress { active: 0, connecting: 0, lost, ..std::mem::take(&mut self.progress[part]) };
             return self
                 .limit("a process of agents has ended by itself: was there too little memory?".to_owned());
         };

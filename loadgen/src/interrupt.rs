@@ -11,17 +11,25 @@ use signal_hook::flag;
 
 static IS_INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// Listens from now on. Whoever presses Ctrl-C a second time does not want to wait.
+/// Listens from now on; not to signals that whoever started this wants ignored, as nohup(1) does.
 ///
 /// # Errors
 /// As the system says.
 pub(crate) fn listen() -> anyhow::Result<()> {
     let is_interrupted = IS_INTERRUPTED.get_or_init(Arc::default);
+    let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        flag::register_conditional_shutdown(signal, 130, Arc::clone(is_interrupted))?;
-        flag::register(signal, Arc::clone(is_interrupted))?;
+        if ignored & 1 << (signal - 1) == 0 {
+            flag::register(signal, Arc::clone(is_interrupted))?;
+        }
     }
     Ok(())
+}
+
+/// The signals that a process ignores, by its status: a bit each (proc(5)).
+fn ignored(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
 }
 
 /// Whether it has come to that.
@@ -36,4 +44,17 @@ pub(crate) fn is_wanted() -> bool {
 pub(crate) fn check() -> anyhow::Result<()> {
     anyhow::ensure!(!is_wanted(), "interrupted");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_is_ignored_is_found_in_the_status() {
+        let status = "Name:\tbgb-loadgen\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n";
+        assert_eq!(ignored(status) & 1 << (SIGHUP - 1), 1);
+        assert_eq!(ignored(status) & 1 << (SIGINT - 1), 0);
+        assert_eq!(ignored(""), 0);
+    }
 }

@@ -433,7 +433,7 @@ impl World {
             && let Ok(statement) = result.read()
             && statement.state == TaskState::Refused
         {
-            self.model.refusals_said.insert((statement.task, self.machines[agent].device));
+            self.model.on_refusal_said(statement.task, agent);
         }
         let conn = self.machines[agent].conn.and_then(|id| Some((id, self.network.conns.get_mut(&id)?)));
         let Some((id, conn)) = conn.filter(|(_, conn)| conn.agent_end == End::Open) else {

@@ -73,7 +73,7 @@ pub(crate) struct Model {
     /// Results that some server has heard.
     pub(crate) results_heard: BTreeSet<(TaskId, DeviceId)>,
     /// Refusals that a device has said. Some of them are not remembered, and after a boot without a head of its own the task may be begun.
-    pub(crate) refusals_said: BTreeSet<(TaskId, DeviceId)>,
+    refusals_said: BTreeSet<(TaskId, DeviceId)>,
     /// Tasks that a hello has named as ended, to some server.
     pub(crate) ends_named: BTreeSet<(TaskId, DeviceId)>,
     pub(crate) pushed: BTreeSet<(TaskId, DeviceId)>,
@@ -361,6 +361,14 @@ impl Model {
         }
         if let Some(number) = self.session_numbers.get(&from).copied() {
             self.session_numbers.insert(to, number);
+        }
+    }
+
+    /// An agent says that it refuses a task; one that has ended it otherwise does not do so.
+    pub(crate) fn on_refusal_said(&mut self, task: TaskId, agent: usize) {
+        let ended = self.ended.get(&(task, agent));
+        if ended.is_none_or(|(state, _)| *state == TaskState::Refused) {
+            self.refusals_said.insert((task, self.devices[agent]));
         }
     }
 

@@ -28,7 +28,7 @@ pub(super) fn run(mut run: Run, arguments: &FleetArguments) -> anyhow::Result<Va
     let (empty, kernel_before) = (run.server_cost(), kernel_bytes());
     let from_ns = run.connect_within(whole.mul_f64(CONNECTING));
     // Where this machine gives no more, those who are there have the task all the same.
-    run.crew.limit = None;
+    run.crew.make_do();
     run.rest_until(now_ns() + SETTLE_NS);
     let connects = run.connects();
     let active = run.crew.progress().active as u64;

@@ -121,7 +121,8 @@ fn push_to_all(run: &mut Run, all: u64) -> anyhow::Result<Option<f64>> {
         |now, _| format!("a task for all: {} of {all} have it", now.had - before.had),
     );
     // Else whoever joins at the next step would hear of it then.
-    run.manager.cancel_task(task)?;
+    let cancelled = run.manager.cancel_task(task);
+    run.or_partial(cancelled);
     let times = run.task_times(task, origin_ns);
     let ms = times.last_ns.saturating_sub(origin_ns) as f64 * 1_000.0 / SECOND_NS as f64;
     Ok((times.count >= all).then_some(ms))

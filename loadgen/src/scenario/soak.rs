@@ -15,6 +15,8 @@ use crate::worker::link;
 
 /// One machine in so many takes a nap each minute.
 const NAPS_ONE_IN: usize = 60;
+/// How long the last tasks may take.
+const HAD_WITHIN_NS: u64 = 10 * SECOND_NS;
 /// From one sample to the next.
 const SAMPLE_NS: u64 = 60 * SECOND_NS;
 
@@ -37,7 +39,7 @@ pub(super) fn run(mut run: Run, arguments: &SoakArguments) -> anyhow::Result<Val
     let gap_ns = ((SECOND_NS as f64 / arguments.tasks_per_second) as u64).max(1);
     let active = run.crew.progress().active.max(1);
     let (begun_ns, mut latencies, mut samples) = (now_ns(), Latencies::default(), Vec::new());
-    let (mut ordered, mut missing, mut waiting) = (0_usize, 0, Vec::new());
+    let (mut ordered, mut missing, mut waiting) = (0_usize, 0_u64, Vec::new());
     let ends_ns = begun_ns + arguments.minutes * 60 * SECOND_NS;
     let mut minute = 0;
     while !run.is_partial && now_ns() < ends_ns {
@@ -46,6 +48,9 @@ pub(super) fn run(mut run: Run, arguments: &SoakArguments) -> anyhow::Result<Val
         while !run.is_partial && begun_ns + ordered as u64 * gap_ns < sample_ns + SAMPLE_NS {
             let intended_ns = begun_ns + ordered as u64 * gap_ns;
             run.rest_until(intended_ns);
+            if run.is_partial {
+                break;
+            }
             let device = ordered.wrapping_mul(7_919) % active;
             let Some(task) = run.ping_one(device) else { break };
             tasks.push((task, intended_ns));
@@ -72,6 +77,12 @@ pub(super) fn run(mut run: Run, arguments: &SoakArguments) -> anyhow::Result<Val
             active: run.crew.progress().active,
         });
         run.crew.tell(&link::Command::Nap { one_in: NAPS_ONE_IN, turn: minute as usize % NAPS_ONE_IN });
+    }
+    run.rest_until(now_ns() + HAD_WITHIN_NS);
+    for (task, intended_ns) in waiting {
+        let times = run.task_times(task, intended_ns);
+        latencies.add(&times.latencies.pack())?;
+        missing += u64::from(times.count == 0);
     }
     if let Some(folder) = run.plots() {
         let megabytes = |sample: &Sample| (sample.minutes * 60.0, sample.resident_bytes as f64 / 1e6);

@@ -33,6 +33,10 @@ pub(super) fn run(mut run: Run) -> anyhow::Result<Value> {
         |progress| progress.active == 0,
         |progress, _| format!("the server is gone; {} have not noticed", progress.active),
     );
+    if run.is_partial {
+        run.lab = Some(lab);
+        return run.end("storm");
+    }
     lab.start_servers(servers)?;
     let listens_ns = now_ns();
     run.server_pids = lab.server_pids();

@@ -342,6 +342,8 @@ impl Crowd {
                 });
                 if is_limit {
                     let what = format!("this machine gives no more connections: {error}");
+                    // The others would meet it as well.
+                    self.waiting.clear();
                     let _ = Report::Limit { what }.say();
                 } else {
                     self.come_back(place);
