@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 /// Longer than any order takes.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// A task for everybody is valid for so long: until the last has it, and answers.
-pub(crate) const VALID: Duration = Duration::from_secs(3_600);
+const VALID: Duration = Duration::from_secs(3_600);
 /// One for a single device: the least that there is, since a site has 1,000 of them at a time.
 pub(crate) const VALID_FOR_ONE: Duration = Duration::from_secs(60);
 

@@ -32,8 +32,7 @@ pub(super) fn run(mut run: Run, arguments: &FloodScenarioArguments) -> anyhow::R
     let fleet = run.lab.as_ref().map(crate::lab::Lab::fleet).context("the run has no site")?;
     let mut flood = start(&fleet, arguments.seconds + 2 * MARGIN_SECS, arguments.core_percent)?;
     run.rest_until(crate::clock::now_ns() + MARGIN_SECS * SECOND_NS);
-    let flooded = trickle(&mut run, tasks, GAP_NS);
-    let flooded = flooded?;
+    let flooded = trickle(&mut run, tasks, GAP_NS)?;
     if run.is_partial {
         drop(flood);
         run.figure("peace_p99_ms", in_peace.latencies.summary().p99_ms);
