@@ -35,6 +35,8 @@ pub const COURIER_ROUND: Duration = Duration::from_millis(50);
 pub const COURIER_REST: Duration = Duration::from_secs(1);
 /// How soon a full disk is tried again.
 pub const SPOOL_RETRY: Duration = Duration::from_millis(500);
+/// How long the presence list rests after it was told something: who wakes it pays for that, and many who come together need not each.
+const PRESENCE_REST: Duration = Duration::from_millis(10);
 /// How often a thread that waits looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -235,6 +237,7 @@ pub fn run_presence(
         match told.recv_timeout(wait) {
             Ok(first) => {
                 list.handle_told(first);
+                std::thread::sleep(PRESENCE_REST);
                 told.try_iter().take(PRESENCE_ROWS_MAX).for_each(|next| list.handle_told(next));
             }
             Err(_) if is_stopped(stop) => break,

@@ -1,60 +1,61 @@
 //! A hierarchical timer wheel: one deadline per key, armed, moved and cancelled in O(1).
 //!
-//! Four levels of 64 slots. A slot of level 0 is one tick, of level n 64^n ticks; so the wheel reaches 64^4 ticks, 19 days
+//! Three levels of 256 slots. A slot of level 0 is one tick, of level n 256^n ticks; so the wheel reaches 256^3 ticks, 19 days
 //! in ticks of 100 ms. The level of a deadline is that of the highest bit in which it differs from the wheel's time, so a
 //! level never holds a slot that lies behind, and the lowest level that is occupied holds the earliest deadline. The top
 //! level alone is a ring. A deadline beyond its reach waits in its farthest slot and is put back from there.
 //!
 //! ```text
-//! level 3   [ 7 h each ]     when a slot's first tick comes, its records move down,
-//! level 2   [ 7 min    ]     each to the level that its distance then asks for
-//! level 1   [ 6.4 s    ]
-//! level 0   [ 0.1 s    ]     when a slot's tick comes, its timers are due
+//! level 2   [ 1.8 h each ]   when a slot's first tick comes, its records move down
+//! level 1   [ 25.6 s     ]   when a slot's first tick comes, its records are sorted by tick: the window
+//! level 0   [ 0.1 s      ]   what is armed for a tick of the present window
 //! ```
 //!
-//! What is random about a timer is its key; what lies in slots is read in the order in which it lies there. So a key's entry has the deadline, and
-//! a slot holds records of key and tick, in blocks of half a KiB. A timer that is cancelled, or moved to a later tick, leaves its record where it is:
-//! that is one entry touched. When the record's tick comes it is thrown away, or queued anew. One that is moved to an earlier tick gets a second record,
-//! and the first one counts no more. Records that count no more are swept when there are more of them than timers.
+//! What is random about a timer is its key; what lies in slots is read in the order in which it lies there. So a key's entry has the deadline and the
+//! place of its record, and a slot holds records of key and tick, in blocks of two cache lines. A record is taken out of the middle by the slot's
+//! last one's taking its place. Only in the window a record stays where it is when its timer is moved or cancelled; it is passed over then.
+//!
+//! Opening a window decides nothing by what the machine would have to fetch first, so that many fetches are under way at a time; what is left
+//! is a sorted list to walk.
 //!
 //! Keys are the caller's and should be dense. The wheel reads no clock, and must not know what a timer means.
 
 use crate::time::Tick;
 
-/// Bits of a deadline that one level decides: 64 slots, so that one word tells which are occupied.
-const SLOT_BITS: u32 = 6;
-const SLOTS: u64 = 1 << SLOT_BITS;
-/// 64^4 ticks of 100 ms are 19 days: deadlines of sessions are minutes away.
-const LEVELS: usize = 4;
+/// Bits of a deadline that one level decides.
+const SLOT_BITS: u32 = 8;
+const SLOTS: usize = 1 << SLOT_BITS;
+/// 256^3 ticks of 100 ms are 19 days: deadlines of sessions are minutes away.
+const LEVELS: usize = 3;
 const TOP: usize = LEVELS - 1;
-const LISTS: usize = LEVELS * SLOTS as usize;
 
 /// Ticks that the wheel reaches ahead.
 const REACH: u64 = 1 << (SLOT_BITS * LEVELS as u32);
 
-/// Ticks that a record may lie ahead, so that 32 bits tell which one is meant. A later deadline is queued for this one, and then anew.
-const QUEUED_AHEAD_MAX: u64 = 1 << 30;
-
-/// Records of a block: with its link and length half a KiB.
-const BLOCK_RECORDS: usize = 63;
+/// Records of a block: with its link two cache lines.
+const BLOCK_RECORDS: usize = 15;
+/// Bits of a place that say which record of its block it is.
+const PLACE_BITS: u32 = 4;
 /// No block.
 const NIL: u32 = u32::MAX;
 /// `at` of a key that is not armed. A deadline at the end of time is armed one tick before it.
 const UNARMED: u64 = u64::MAX;
-/// `queued` of a key that has no record.
-const NOT_QUEUED: u64 = u64::MAX;
-/// Records beyond twice the timers that are worth no sweep.
-const LEFT_LYING_MAX: usize = 4_096;
+/// `place` of a key that has no record in a slot: it is not armed, or its record is in the window.
+const NOWHERE: u32 = u32::MAX;
 
-/// The highest key that a wheel takes.
-pub const KEY_MAX: u32 = u32::MAX - 1;
+/// The highest key that a wheel takes: a record of each has a place in 32 bits.
+pub const KEY_MAX: u32 = 1 << 31;
 
 /// One key's timer: 16 bytes, so that none straddles a cache line.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     at: u64,
-    /// The tick of its record, if it has one: never later than `at`, unless that has passed.
-    queued: u64,
+    /// Where its record is: the block's number and the place in it, see [`place_of`].
+    place: u32,
+}
+
+impl Entry {
+    const UNARMED: Self = Self { at: UNARMED, place: NOWHERE };
 }
 
 /// That a key is to be looked at, and the low bits of when.
@@ -64,26 +65,131 @@ struct Record {
     tick: u32,
 }
 
-/// Some records of a slot.
-#[derive(Clone, Debug)]
-struct Block {
-    next: u32,
+impl Record {
+    const NONE: Self = Self { key: 0, tick: 0 };
+
+    /// Its tick's number in a window.
+    fn number(self) -> usize {
+        self.tick as usize % SLOTS
+    }
+}
+
+/// A slot's records: its first block is filled up to `len`, those behind it are full. Without a block it takes no record either.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    head: u32,
     len: u32,
+}
+
+impl Slot {
+    const EMPTY: Self = Self { head: NIL, len: BLOCK_RECORDS as u32 };
+}
+
+/// Some records of a slot, and the next block of them.
+#[derive(Clone, Debug)]
+#[repr(align(128))]
+struct Block {
     records: [Record; BLOCK_RECORDS],
+    next: u32,
+    /// Whose it is.
+    level: u8,
+    slot: u8,
+}
+
+/// The place of a record, as an entry has it.
+fn place_of(block: u32, number: u32) -> u32 {
+    block << PLACE_BITS | number
+}
+
+/// Slots of one level.
+#[derive(Clone, Debug)]
+struct Level {
+    slots: [Slot; SLOTS],
+    /// A bit for each slot that holds a record.
+    occupied: [u64; SLOTS / 64],
+    /// A bit for each word of those that is not 0.
+    words: u32,
+}
+
+impl Level {
+    const EMPTY: Self = Self { slots: [Slot::EMPTY; SLOTS], occupied: [0; SLOTS / 64], words: 0 };
+
+    fn is_empty(&self) -> bool {
+        self.words == 0
+    }
+
+    fn set(&mut self, slot: usize) {
+        self.occupied[slot / 64] |= 1 << (slot % 64);
+        self.words |= 1 << (slot / 64);
+    }
+
+    fn clear(&mut self, slot: usize) {
+        let word = &mut self.occupied[slot / 64];
+        *word &= !(1 << (slot % 64));
+        self.words &= !(u32::from(*word == 0) << (slot / 64));
+    }
+
+    /// The first slot that is occupied, of those that there are.
+    fn first(&self) -> usize {
+        let word = self.words.trailing_zeros() as usize;
+        64 * word + self.occupied[word].trailing_zeros() as usize
+    }
+
+    /// How far from `slot` on, round the ring, the next one lies that is occupied.
+    fn ahead(&self, slot: usize) -> usize {
+        let (word, bit) = (slot / 64, slot % 64);
+        let at_once = self.occupied[word] >> bit;
+        if at_once != 0 {
+            return at_once.trailing_zeros() as usize;
+        }
+        let words = self.occupied.len();
+        let later = (1..=words).find(|step| self.occupied[(word + step) % words] != 0);
+        later.map_or(SLOTS, |step| {
+            64 * step - bit + self.occupied[(word + step) % words].trailing_zeros() as usize
+        })
+    }
+
+    /// Takes all that is in a slot.
+    fn take(&mut self, slot: usize) -> Slot {
+        self.clear(slot);
+        std::mem::replace(&mut self.slots[slot], Slot::EMPTY)
+    }
+}
+
+/// The slot of level 1 that time has come to: records in the order of their ticks.
+#[derive(Clone, Debug, Default)]
+struct Window {
+    start: u64,
+    records: Vec<Record>,
+    /// How many of them have been taken.
+    taken: usize,
+}
+
+impl Window {
+    /// The tick of the next record.
+    fn earliest(&self) -> Option<u64> {
+        self.records.get(self.taken).map(|record| self.start + record.number() as u64)
+    }
+}
+
+/// What comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// The next record of the window.
+    Window,
+    /// A slot of this level.
+    Slot(usize, usize),
 }
 
 /// Deadlines by key.
 #[derive(Debug)]
 pub struct Wheel {
     now: u64,
-    /// One bit for each slot of a level that holds a record.
-    occupied: [u64; LEVELS],
-    /// The first block of each slot.
-    heads: [u32; LISTS],
+    levels: Box<[Level; LEVELS]>,
+    window: Window,
     blocks: Vec<Block>,
-    /// The first block that is in no slot.
-    spare: u32,
-    records: usize,
+    /// Blocks that are in no slot.
+    spare: Vec<u32>,
     entries: Vec<Entry>,
     armed: usize,
 }
@@ -100,11 +206,10 @@ impl Wheel {
     pub fn new() -> Self {
         Self {
             now: 0,
-            occupied: [0; LEVELS],
-            heads: [NIL; LISTS],
+            levels: Box::new([Level::EMPTY; LEVELS]),
+            window: Window::default(),
             blocks: Vec::new(),
-            spare: NIL,
-            records: 0,
+            spare: Vec::new(),
             entries: Vec::new(),
             armed: 0,
         }
@@ -116,25 +221,28 @@ impl Wheel {
     /// When `key` is over [`KEY_MAX`].
     pub fn arm(&mut self, key: u32, at: Tick) {
         assert!(key <= KEY_MAX, "keys are indices of a slab, which stays far below");
-        let place = key as usize;
-        if place >= self.entries.len() {
-            self.entries.resize(place + 1, Entry { at: UNARMED, queued: NOT_QUEUED });
+        if key as usize >= self.entries.len() {
+            self.entries.resize(key as usize + 1, Entry::UNARMED);
         }
         let at = at.0.min(UNARMED - 1);
-        let entry = &mut self.entries[place];
+        let entry = &mut self.entries[key as usize];
         self.armed += usize::from(entry.at == UNARMED);
         entry.at = at;
-        if entry.queued > at.max(self.now) {
-            self.queue(key, at);
-            self.sweep();
+        let place = std::mem::replace(&mut entry.place, NOWHERE);
+        if place != NOWHERE {
+            self.take_out(place);
         }
+        self.put(key, at);
     }
 
     /// Disarms the timer of `key`; nothing happens if it is not armed.
     pub fn cancel(&mut self, key: u32) {
         let Some(entry) = self.entries.get_mut(key as usize) else { return };
-        self.armed -= usize::from(entry.at != UNARMED);
-        entry.at = UNARMED;
+        let Entry { at, place } = std::mem::replace(entry, Entry::UNARMED);
+        self.armed -= usize::from(at != UNARMED);
+        if place != NOWHERE {
+            self.take_out(place);
+        }
     }
 
     /// When the timer of `key` is due, if it is armed.
@@ -154,25 +262,32 @@ impl Wheel {
         if now.saturating_sub(self.now) >= REACH {
             // Turn after turn of the top level would take as long as the leap is far.
             self.now = now;
-            self.queue_anew();
+            self.put_anew();
         }
         loop {
-            let Some((list, start)) = self.earliest().filter(|(_, start)| *start <= now) else {
+            let Some((source, start)) = self.earliest().filter(|(_, start)| *start <= now) else {
                 self.now = self.now.max(now);
                 return None;
             };
             self.now = self.now.max(start);
-            if list >= SLOTS as usize {
-                self.cascade(list);
-            } else if let Some(key) = self.take_due(list) {
-                return Some(key);
+            let due = match source {
+                Source::Window => self.take_of_window(),
+                Source::Slot(0, slot) => Some(self.take_of_tick(slot)),
+                Source::Slot(level, slot) => {
+                    self.come_to(level, slot, start);
+                    None
+                }
+            };
+            if due.is_some() {
+                return due;
             }
         }
     }
 
-    /// A moment at which or before which the earliest timer is due: that of the earliest record, whose timer may have been moved or cancelled;
-    /// beyond 6.4 s the start of its slot, when that is to be looked at. `None` when no timer is armed.
+    /// A moment at which or before which the earliest timer is due: within 25.6 s that of the earliest record, whose timer may have been moved or
+    /// cancelled; beyond it the start of its slot, when that is to be looked at. `None` when no timer is armed.
     #[must_use]
+    #[inline]
     pub fn next_deadline(&self) -> Option<Tick> {
         self.earliest().filter(|_| self.armed > 0).map(|(_, start)| Tick(start))
     }
@@ -189,165 +304,220 @@ impl Wheel {
         self.armed == 0
     }
 
-    /// The occupied list that comes first, and the tick at which its slot begins.
-    fn earliest(&self) -> Option<(usize, u64)> {
-        let level = self.occupied.iter().position(|word| *word != 0)?;
-        let shift = SLOT_BITS * level as u32;
-        let word = self.occupied[level];
-        let slot_now = self.now >> shift;
-        if level == TOP {
-            // A ring: the slots ahead are those after the present one, and the present one itself is never occupied.
-            let present = (slot_now % SLOTS) as u32;
-            let ahead = u64::from(word.rotate_right(present).trailing_zeros());
-            let slot = slot_now.saturating_add(ahead);
-            return Some((list(level, slot), slot.checked_mul(1 << shift).unwrap_or(UNARMED)));
+    /// What comes first, and the tick at which it begins.
+    #[inline]
+    fn earliest(&self) -> Option<(Source, u64)> {
+        let [ticks, _, _] = &*self.levels;
+        let in_window = self.window.earliest();
+        if ticks.is_empty() {
+            return in_window.map(|tick| (Source::Window, tick)).or_else(|| self.earliest_beyond());
         }
-        let slot = (slot_now & !(SLOTS - 1)) + u64::from(word.trailing_zeros());
-        Some((list(level, slot), slot << shift))
+        let slot = ticks.first();
+        let tick = (self.now & !(SLOTS as u64 - 1)) + slot as u64;
+        match in_window {
+            Some(in_window) if in_window <= tick => Some((Source::Window, in_window)),
+            _ => Some((Source::Slot(0, slot), tick)),
+        }
     }
 
-    /// Takes records of a slot of level 0, whose tick has come, up to the first whose timer is due; `None` when there is none in it.
-    fn take_due(&mut self, list: usize) -> Option<u32> {
-        while let Some(Record { key, tick }) = self.take_record(list) {
-            let now = self.now;
-            let entry = &mut self.entries[key as usize];
-            if entry.queued == NOT_QUEUED || entry.queued as u32 != tick {
-                continue;
+    /// The same of the levels above the lowest.
+    #[inline(never)]
+    fn earliest_beyond(&self) -> Option<(Source, u64)> {
+        let [_, windows, top] = &*self.levels;
+        if !windows.is_empty() {
+            let slot = windows.first();
+            let window = (self.now >> SLOT_BITS & !(SLOTS as u64 - 1)) + slot as u64;
+            return Some((Source::Slot(1, slot), window << SLOT_BITS));
+        }
+        if top.is_empty() {
+            return None;
+        }
+        // A ring: the slots ahead are those after the present one, and the present one itself is never occupied.
+        let shift = SLOT_BITS * TOP as u32;
+        let present = self.now >> shift;
+        let slot = present.saturating_add(top.ahead(present as usize % SLOTS) as u64);
+        let start = slot.checked_mul(1 << shift).unwrap_or(UNARMED);
+        Some((Source::Slot(TOP, slot as usize % SLOTS), start))
+    }
+
+    /// The key of the window's next record, of which there is one, if its timer is due.
+    fn take_of_window(&mut self) -> Option<u32> {
+        let Record { key, .. } = self.window.records[self.window.taken];
+        self.window.taken += 1;
+        let Entry { at, place } = self.entries[key as usize];
+        // A timer that was moved has a record in a slot.
+        (place == NOWHERE && at != UNARMED).then(|| self.fire(key))
+    }
+
+    /// The key of a record of a slot of level 0, whose tick has come and in which there is one.
+    fn take_of_tick(&mut self, at: usize) -> u32 {
+        let Slot { head, len } = self.levels[0].slots[at];
+        let Record { key, .. } = self.blocks[head as usize].records[len as usize - 1];
+        self.shorten(0, at);
+        self.entries[key as usize].place = NOWHERE;
+        self.fire(key)
+    }
+
+    /// The timer of `key` is due: it is disarmed by that.
+    fn fire(&mut self, key: u32) -> u32 {
+        let at = std::mem::replace(&mut self.entries[key as usize].at, UNARMED);
+        debug_assert!(at <= self.now, "the lowest level and the window have it at its own tick");
+        self.armed -= 1;
+        key
+    }
+
+    /// The first tick of a slot above the lowest level has come.
+    #[inline(never)]
+    fn come_to(&mut self, level: usize, slot: usize, start: u64) {
+        let slot = self.levels[level].take(slot);
+        if level == 1 {
+            self.open(slot, start);
+        } else {
+            self.move_down(slot);
+        }
+    }
+
+    /// Puts every record of a slot of the top level where its distance from the present asks for.
+    fn move_down(&mut self, slot: Slot) {
+        let mut rest = slot;
+        while let Some(block) = self.blocks.get(rest.head as usize) {
+            let (records, next) = (block.records, block.next);
+            self.spare.push(rest.head);
+            for Record { key, .. } in &records[..rest.len as usize] {
+                self.put(*key, self.entries[*key as usize].at);
             }
-            entry.queued = NOT_QUEUED;
-            match entry.at {
-                UNARMED => {}
-                at if at > now => self.queue(key, at),
-                _ => {
-                    entry.at = UNARMED;
-                    self.armed -= 1;
-                    return Some(key);
-                }
+            rest = Slot { head: next, ..Slot::EMPTY };
+        }
+    }
+
+    /// Makes what lay in a slot of level 1 the window: its records, sorted by tick.
+    fn open(&mut self, slot: Slot, start: u64) {
+        let mut places = [0_u32; SLOTS];
+        let mut rest = slot;
+        while let Some(block) = self.blocks.get(rest.head as usize) {
+            for record in &block.records[..rest.len as usize] {
+                places[record.number()] += 1;
+            }
+            rest = Slot { head: block.next, ..Slot::EMPTY };
+        }
+        let mut length = 0;
+        for place in &mut places {
+            length += std::mem::replace(place, length);
+        }
+        let records = &mut self.window.records;
+        records.resize(length as usize, Record::NONE);
+        // What one crowded window took is not kept for ever.
+        records.shrink_to(2 * records.len().max(BLOCK_RECORDS));
+        let mut rest = slot;
+        while let Some(block) = self.blocks.get(rest.head as usize) {
+            for record in &block.records[..rest.len as usize] {
+                let place = &mut places[record.number()];
+                records[*place as usize] = *record;
+                *place += 1;
+                self.entries[record.key as usize].place = NOWHERE;
+            }
+            self.spare.push(rest.head);
+            rest = Slot { head: block.next, ..Slot::EMPTY };
+        }
+        (self.window.start, self.window.taken) = (start, 0);
+    }
+
+    /// Takes the record at `place` out of its slot: the last one of that takes its place.
+    fn take_out(&mut self, place: u32) {
+        let (block, number) = (place >> PLACE_BITS, place as usize % (1 << PLACE_BITS));
+        let Block { level, slot, .. } = self.blocks[block as usize];
+        let (level, slot) = (usize::from(level), usize::from(slot));
+        let Slot { head, len } = self.levels[level].slots[slot];
+        let last = self.blocks[head as usize].records[len as usize - 1];
+        if (head, len as usize - 1) != (block, number) {
+            self.blocks[block as usize].records[number] = last;
+            self.entries[last.key as usize].place = place;
+        }
+        self.shorten(level, slot);
+    }
+
+    /// Forgets the last record of a slot.
+    fn shorten(&mut self, level: usize, at: usize) {
+        let level = &mut self.levels[level];
+        let slot = &mut level.slots[at];
+        slot.len -= 1;
+        if slot.len == 0 {
+            self.spare.push(slot.head);
+            *slot = Slot { head: self.blocks[slot.head as usize].next, ..Slot::EMPTY };
+            if slot.head == NIL {
+                level.clear(at);
             }
         }
-        None
     }
 
-    /// Puts every record of a slot where its distance from the present asks for.
-    fn cascade(&mut self, list: usize) {
-        self.occupied[list / SLOTS as usize] &= !(1 << (list as u64 % SLOTS));
-        let mut at = std::mem::replace(&mut self.heads[list], NIL);
-        while at != NIL {
-            let block = &self.blocks[at as usize];
-            let (next, len) = (block.next, block.len as usize);
-            for place in 0..len {
-                let record = self.blocks[at as usize].records[place];
-                let ahead = record.tick.wrapping_sub(self.now as u32);
-                self.put(record, self.now + u64::from(ahead));
-            }
-            self.spare_block(at);
-            at = next;
-        }
-    }
-
-    /// Sees to it that the timer of `key` is looked at when `at` has come, or before.
-    fn queue(&mut self, key: u32, at: u64) {
-        let farthest = self.now.saturating_add(QUEUED_AHEAD_MAX).min(UNARMED - 1);
-        let tick = at.clamp(self.now, farthest);
-        self.entries[key as usize].queued = tick;
-        self.records += 1;
-        self.put(Record { key, tick: tick as u32 }, tick);
-    }
-
-    /// Throws away what counts no more, when it is more than what does.
-    fn sweep(&mut self) {
-        if self.records > 2 * self.armed + LEFT_LYING_MAX.max(self.entries.len() / 4) {
-            self.queue_anew();
-        }
-    }
-
-    /// Queues every timer that is armed, and forgets all records that there were.
-    fn queue_anew(&mut self) {
-        self.occupied = [0; LEVELS];
-        self.heads = [NIL; LISTS];
+    /// Puts every timer that is armed where the present asks for it.
+    #[inline(never)]
+    fn put_anew(&mut self) {
+        *self.levels = [Level::EMPTY; LEVELS];
+        self.window = Window::default();
         self.blocks.clear();
-        (self.spare, self.records) = (NIL, 0);
+        self.spare.clear();
         for key in 0..self.entries.len() {
             let entry = &mut self.entries[key];
-            entry.queued = NOT_QUEUED;
+            entry.place = NOWHERE;
             let at = entry.at;
             if at != UNARMED {
-                self.queue(key as u32, at);
+                self.put(key as u32, at);
             }
         }
     }
 
-    /// Puts a record into the slot for its tick.
-    fn put(&mut self, record: Record, tick: u64) {
-        let list = self.list_for(tick);
-        let head = self.heads[list];
-        let is_full = |block: &Block| block.len as usize == BLOCK_RECORDS;
-        let at = match self.blocks.get(head as usize) {
-            Some(block) if !is_full(block) => head,
-            _ => {
-                let fresh = self.fresh_block(head);
-                self.heads[list] = fresh;
-                self.occupied[list / SLOTS as usize] |= 1 << (list as u64 % SLOTS);
+    /// Puts a record of a timer that has none into the slot for its deadline.
+    fn put(&mut self, key: u32, at: u64) {
+        let record = Record { key, tick: at.max(self.now) as u32 };
+        let (level, at) = self.slot_for(at);
+        let slot = &mut self.levels[level].slots[at];
+        if (slot.len as usize) < BLOCK_RECORDS {
+            self.blocks[slot.head as usize].records[slot.len as usize] = record;
+            self.entries[key as usize].place = place_of(slot.head, slot.len);
+            slot.len += 1;
+        } else {
+            self.put_into_fresh(record, level, at);
+        }
+    }
+
+    /// The same where the slot has no block, or a full one.
+    #[inline(never)]
+    fn put_into_fresh(&mut self, record: Record, level: usize, at: usize) {
+        let of_level = &mut self.levels[level];
+        let block = Block {
+            records: [record; BLOCK_RECORDS],
+            next: of_level.slots[at].head,
+            level: level as u8,
+            slot: at as u8,
+        };
+        let fresh = match self.spare.pop() {
+            Some(fresh) => {
+                self.blocks[fresh as usize] = block;
                 fresh
             }
-        };
-        let block = &mut self.blocks[at as usize];
-        block.records[block.len as usize] = record;
-        block.len += 1;
-    }
-
-    /// The last record of a slot, taken out of it; one that becomes empty is no longer occupied.
-    fn take_record(&mut self, list: usize) -> Option<Record> {
-        let head = self.heads[list];
-        let block = self.blocks.get_mut(head as usize)?;
-        block.len -= 1;
-        let record = block.records[block.len as usize];
-        self.records -= 1;
-        if block.len == 0 {
-            let next = block.next;
-            self.heads[list] = next;
-            self.spare_block(head);
-            if next == NIL {
-                self.occupied[list / SLOTS as usize] &= !(1 << (list as u64 % SLOTS));
+            None => {
+                self.blocks.push(block);
+                (self.blocks.len() - 1) as u32
             }
-        }
-        Some(record)
+        };
+        of_level.slots[at] = Slot { head: fresh, len: 1 };
+        of_level.set(at);
+        self.entries[record.key as usize].place = place_of(fresh, 0);
     }
 
-    /// An empty block, before `next`.
-    fn fresh_block(&mut self, next: u32) -> u32 {
-        let at = self.spare;
-        if let Some(block) = self.blocks.get_mut(at as usize) {
-            self.spare = block.next;
-            (block.next, block.len) = (next, 0);
-            return at;
-        }
-        self.blocks.push(Block { next, len: 0, records: [Record { key: 0, tick: 0 }; BLOCK_RECORDS] });
-        (self.blocks.len() - 1) as u32
-    }
-
-    fn spare_block(&mut self, at: u32) {
-        self.blocks[at as usize].next = self.spare;
-        self.spare = at;
-    }
-
-    /// The list that a timer due at `at` belongs to.
-    fn list_for(&self, at: u64) -> usize {
+    /// Level and slot for a timer that is due at `at`.
+    fn slot_for(&self, at: u64) -> (usize, usize) {
         let at = at.max(self.now);
         let differs = (at ^ self.now) | 1;
         let level = ((63 - differs.leading_zeros()) / SLOT_BITS) as usize;
         if level < TOP {
-            return list(level, at >> (SLOT_BITS * level as u32));
+            return (level, (at >> (SLOT_BITS * level as u32)) as usize % SLOTS);
         }
         let shift = SLOT_BITS * TOP as u32;
-        let farthest = (self.now >> shift) + (SLOTS - 1);
-        list(TOP, (at >> shift).min(farthest))
+        let farthest = (self.now >> shift) + (SLOTS as u64 - 1);
+        (TOP, (at >> shift).min(farthest) as usize % SLOTS)
     }
-}
-
-/// The list of a level's slot, given the slot's number from the beginning of time.
-fn list(level: usize, slot: u64) -> usize {
-    level * SLOTS as usize + (slot % SLOTS) as usize
 }
 
 #[cfg(test)]

@@ -114,7 +114,7 @@ pub struct Reactor {
     metrics: Arc<ShardMetrics>,
     closing_log: ClosingLog,
     scratch: Scratch,
-    /// Ends of handshakes and of closings, by channel slot. The hub has a wheel of its own.
+    /// Ends of handshakes, of tickets' waiting and of closings, by channel slot. The hub has a wheel of its own.
     deadlines: Wheel,
     /// Sockets that may have something to read.
     readable: VecDeque<SlotKey>,
@@ -319,7 +319,7 @@ impl Reactor {
             match state {
                 ChannelState::Handshaking { .. } => self.end(now, channel, CloseReason::HandshakeTimedOut),
                 ChannelState::Closing(reason) => self.end(now, channel, reason),
-                ChannelState::Open => {}
+                ChannelState::Open => self.let_held_go(channel),
             }
         }
         if !self.shard.is_backed_up() {
@@ -385,6 +385,25 @@ impl Reactor {
         self.metrics.sent_bytes.add(self.scratch.records.len() as u64);
         let flushed = socket.write(&self.scratch.records);
         self.on_flushed(now, key, flushed);
+    }
+
+    /// Leaves the records that were put together to whatever is written next.
+    fn hold_records_back(&mut self, key: SlotKey) {
+        if self.scratch.records.is_empty() {
+            return;
+        }
+        let Some(socket) = self.sockets.tenant_mut(key) else { return };
+        self.metrics.sent_bytes.add(self.scratch.records.len() as u64);
+        socket.hold_back(&self.scratch.records);
+    }
+
+    /// Nothing was written in time: what was held back goes by itself.
+    fn let_held_go(&mut self, channel: SlotKey) {
+        let Some(key) = self.channels.tenant(channel).map(|channel| channel.socket) else { return };
+        if let Some(socket) = self.sockets.tenant_mut(key).filter(|socket| !socket.dirty) {
+            socket.dirty = true;
+            self.dirty.push(key);
+        }
     }
 
     fn flush(&mut self, now: Now) {

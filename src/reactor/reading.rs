@@ -33,6 +33,9 @@ const READS_PER_TURN_BESIDE_FAN_OUT: usize = 32;
 const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
 /// And how long when it is crowded: whoever begins handshakes and leaves them must not take the places of those who end them.
 const CROWDED_TICKS: u64 = 2_000 / TICK_MS;
+/// How long a device's first ticket waits for the welcome, with which it travels: who is slow to say hello has it before, since whoever
+/// is lost without one comes back with a full handshake.
+const TICKET_WAITS_TICKS: u64 = 200 / TICK_MS;
 /// Handshakes in flight from which on it is crowded.
 const CROWDED: usize = IN_FLIGHT_MAX / 2;
 
@@ -202,7 +205,12 @@ impl Reactor {
             return;
         }
         let fed = channel.feed(&mut received[..bytes], plaintext, records);
-        self.send_records(now, key);
+        match &fed {
+            // The ticket: the device's hello is on its way as a rule, and the welcome with it. One write for both saves a twentieth of
+            // what a connect costs.
+            Ok((Progress::Opened(_), _)) => self.hold_records_back(key),
+            _ => self.send_records(now, key),
+        }
         match fed {
             Err(fault) => {
                 // What was said before the fault, by whoever is known, is heard; where not even the alert could be written the connection is
@@ -241,7 +249,7 @@ impl Reactor {
             fingerprint: identity.fingerprint,
             certificate_ends: identity.not_after,
         };
-        self.deadlines.cancel(channel_key.index);
+        self.deadlines.arm(channel_key.index, Tick(now.tick.0 + TICKET_WAITS_TICKS));
         self.on_handshake_over(peer.address);
         self.shard.handle_opened(now, hub_key(channel_key), peer);
         self.do_deeds(now);

@@ -142,11 +142,17 @@ impl Socket {
         self.unsent.as_ref().map_or(0, |unsent| unsent.rest().len())
     }
 
+    /// Keeps `bytes` until the next write or flush, since more is about to follow: one write for both is half of what two cost.
+    pub fn hold_back(&mut self, bytes: &[u8]) {
+        self.keep(bytes);
+    }
+
     /// Sends `bytes` after what waits already; what the kernel does not take waits.
     pub fn write(&mut self, bytes: &[u8]) -> Flushed {
         if self.unsent_bytes() > 0 {
             self.keep(bytes);
-            return Flushed::Blocked;
+            // Where the kernel is asked, it will say; else they were held back.
+            return if self.asks_writable { Flushed::Blocked } else { self.flush() };
         }
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -242,13 +248,32 @@ mod tests {
         assert!(unsent.rest().starts_with(&[(10_000 - CHOKED_BYTES / 4_096) as u8; 4_096]), "in their order");
     }
 
-    #[test]
-    fn a_buffer_that_is_empty_is_given_back() {
+    fn connected() -> (Socket, std::net::TcpStream) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut reader = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let reader = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, peer) = listener.accept().unwrap();
         stream.set_nonblocking(true).unwrap();
-        let mut socket = Socket::new(TcpStream::from_std(stream), peer, SlotKey { index: 0, generation: 0 });
+        (Socket::new(TcpStream::from_std(stream), peer, SlotKey { index: 0, generation: 0 }), reader)
+    }
+
+    #[test]
+    fn what_is_held_back_goes_before_what_is_written_next() {
+        let (mut socket, mut reader) = connected();
+        socket.hold_back(b"one ");
+        socket.hold_back(b"two ");
+        assert_eq!(socket.unsent_bytes(), 8);
+        assert!(matches!(socket.write(b"three"), Flushed::Empty));
+        let mut read = [0; 64];
+        assert_eq!(reader.read(&mut read).unwrap(), 13, "in one piece");
+        assert_eq!(&read[..13], b"one two three");
+        socket.hold_back(b"four");
+        assert!(matches!(socket.flush(), Flushed::Empty));
+        assert_eq!(reader.read(&mut read).unwrap(), 4);
+    }
+
+    #[test]
+    fn a_buffer_that_is_empty_is_given_back() {
+        let (mut socket, mut reader) = connected();
         let mut written = 0;
         while socket.unsent.is_none() {
             written += 64 * 1024;

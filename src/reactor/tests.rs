@@ -167,6 +167,21 @@ fn a_device_for_which_there_is_no_seat_is_told_so() {
 }
 
 #[test]
+fn a_device_that_is_slow_to_say_hello_has_its_ticket_meanwhile() {
+    let mut bench = Bench::new(10);
+    let (mut tls, mut stream) = (device_tls(&bench.site, DeviceId(1), &[ALPN]), bench.connect());
+    let device = std::thread::spawn(move || {
+        while tls.tls13_tickets_received() == 0 {
+            tls.complete_io(&mut stream).unwrap();
+        }
+        stream
+    });
+    bench.turn_until(|_| device.is_finished());
+    let _stream = device.join().unwrap();
+    assert!(bench.reactor.shard.hub().online() == 0 && !bench.reactor.channels.is_empty());
+}
+
+#[test]
 fn a_peer_that_does_not_offer_the_protocol_is_closed() {
     let mut bench = Bench::new(10);
     let peer = bench.hear(1, &[]);

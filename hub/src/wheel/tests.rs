@@ -11,7 +11,9 @@ fn expired(wheel: &mut Wheel, now: u64) -> Vec<u32> {
 
 #[test]
 fn a_timer_is_due_at_its_tick_and_not_before() {
-    for at in [0, 1, 63, 64, 65, 4_095, 4_096, 262_143, 262_144, 262_145, 20_000_000, 900_000_000] {
+    for at in
+        [0, 1, 255, 256, 257, 65_535, 65_536, 16_777_215, 16_777_216, 16_777_217, 20_000_000, 900_000_000]
+    {
         let mut wheel = Wheel::new();
         wheel.arm(3, Tick(at));
         if at > 0 {
@@ -34,7 +36,7 @@ fn a_deadline_that_has_passed_is_due_at_once() {
 
 #[test]
 fn a_timer_crosses_the_edge_of_every_level() {
-    for edge in [64_u64, 4_096, 262_144, 16_777_216, 33_554_432] {
+    for edge in [256_u64, 65_536, 16_777_216, 33_554_432] {
         let mut wheel = Wheel::new();
         expired(&mut wheel, edge - 1);
         wheel.arm(1, Tick(edge));
@@ -87,36 +89,50 @@ fn time_that_goes_back_is_taken_as_standing_still() {
 }
 
 #[test]
-fn an_entry_has_16_bytes_and_a_block_half_a_kib() {
-    assert_eq!((size_of::<Entry>(), size_of::<Block>()), (16, 512));
+fn an_entry_has_16_bytes_and_a_block_two_cache_lines() {
+    assert_eq!((size_of::<Entry>(), size_of::<Block>()), (16, 128));
+}
+
+/// How many blocks are in slots.
+fn blocks_in_use(wheel: &Wheel) -> usize {
+    wheel.blocks.len() - wheel.spare.len()
 }
 
 #[test]
-fn a_timer_that_is_moved_later_keeps_its_record_and_one_that_is_moved_earlier_gets_another() {
-    let mut wheel = Wheel::new();
-    wheel.arm(5, Tick(100));
-    wheel.arm(5, Tick(300));
-    assert_eq!((wheel.records, wheel.len(), wheel.next_deadline()), (1, 1, Some(Tick(64))));
-    wheel.arm(5, Tick(50));
-    assert_eq!((wheel.records, wheel.next_deadline()), (2, Some(Tick(50))));
-    wheel.arm(5, Tick(100));
-    assert!(expired(&mut wheel, 99).is_empty());
-    assert_eq!(expired(&mut wheel, 100), [5]);
-    assert!(expired(&mut wheel, 1_000).is_empty());
-    assert_eq!(wheel.records, 0);
-}
-
-#[test]
-fn records_that_count_no_more_are_swept() {
+fn a_timer_that_is_moved_or_cancelled_leaves_no_record_in_a_slot() {
     let mut wheel = Wheel::new();
     for round in 0..1_000_000_u64 {
-        let key = (round % 10) as u32;
-        wheel.cancel(key);
+        let key = (round % 100) as u32;
+        if round % 3 == 0 {
+            wheel.cancel(key);
+        }
         wheel.arm(key, Tick(20_000_000 - round));
-        assert!(wheel.records <= 2 * 10 + LEFT_LYING_MAX + 1);
+        assert!(blocks_in_use(&wheel) <= 100);
     }
-    assert!(wheel.blocks.len() <= LEFT_LYING_MAX / BLOCK_RECORDS + LISTS, "{}", wheel.blocks.len());
-    assert_eq!(expired(&mut wheel, 20_000_000).len(), 10);
+    assert!(wheel.blocks.len() <= 101, "{}", wheel.blocks.len());
+    assert_eq!(expired(&mut wheel, 20_000_000).len(), 100);
+    assert_eq!(blocks_in_use(&wheel), 0);
+}
+
+#[test]
+fn a_timer_of_the_window_is_moved_within_it_out_of_it_and_cancelled() {
+    let mut wheel = Wheel::new();
+    (0..6).for_each(|key| wheel.arm(key, Tick(300 + u64::from(key))));
+    assert_eq!(expired(&mut wheel, 300), [0]);
+    assert_eq!(wheel.window.records.len(), 6);
+    wheel.arm(1, Tick(303));
+    wheel.arm(2, Tick(301));
+    wheel.arm(3, Tick(600));
+    wheel.cancel(4);
+    wheel.arm(4, Tick(304));
+    wheel.cancel(5);
+    assert_eq!(expired(&mut wheel, 301), [2]);
+    assert!(expired(&mut wheel, 302).is_empty());
+    assert_eq!(expired(&mut wheel, 303), [1]);
+    assert_eq!(expired(&mut wheel, 304), [4]);
+    assert!(expired(&mut wheel, 599).is_empty());
+    assert_eq!(expired(&mut wheel, 600), [3]);
+    assert!(wheel.is_empty() && blocks_in_use(&wheel) == 0);
 }
 
 #[test]
@@ -125,9 +141,37 @@ fn blocks_of_slots_that_are_over_are_used_again() {
     for round in 0..50_u64 {
         (0..10_000).for_each(|key| wheel.arm(key, Tick(round * 10_000 + 1 + u64::from(key) % 9_000)));
         assert_eq!(expired(&mut wheel, round * 10_000 + 9_999).len(), 10_000);
+        assert_eq!(blocks_in_use(&wheel), 0);
     }
-    assert!(wheel.is_empty() && wheel.records == 0);
-    assert!(wheel.blocks.len() <= 2 * (10_000 / BLOCK_RECORDS + LISTS), "{}", wheel.blocks.len());
+    assert!(wheel.is_empty());
+    assert!(wheel.blocks.len() <= 10_000 / BLOCK_RECORDS + LEVELS * SLOTS, "{}", wheel.blocks.len());
+}
+
+#[test]
+fn what_a_crowded_window_took_is_given_back() {
+    let mut wheel = Wheel::new();
+    (0..100_000).for_each(|key| wheel.arm(key, Tick(300)));
+    assert_eq!(expired(&mut wheel, 300).len(), 100_000);
+    wheel.arm(0, Tick(600));
+    assert_eq!(expired(&mut wheel, 600), [0]);
+    assert!(wheel.window.records.capacity() <= 2 * BLOCK_RECORDS);
+}
+
+#[test]
+fn the_next_slot_round_the_ring_is_found() {
+    for at in 0..SLOTS {
+        let mut level = Level::EMPTY;
+        assert_eq!(level.ahead(at), SLOTS);
+        for ahead in [0, 1, 63, 64, 65, 200, 255] {
+            level.set((at + ahead) % SLOTS);
+            assert_eq!(level.ahead(at), ahead);
+            level.clear((at + ahead) % SLOTS);
+        }
+        assert!(level.is_empty());
+        level.set(at);
+        level.set((at + 255) % SLOTS);
+        assert_eq!(level.ahead((at + 1) % SLOTS), 254);
+    }
 }
 
 #[derive(Clone, Debug)]
