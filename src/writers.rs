@@ -35,7 +35,7 @@ pub const COURIER_ROUND: Duration = Duration::from_millis(50);
 pub const COURIER_REST: Duration = Duration::from_secs(1);
 /// How soon a full disk is tried again.
 pub const SPOOL_RETRY: Duration = Duration::from_millis(500);
-/// How long the presence list rests after it was told something: who wakes it pays for that, and many who come together need not each.
+/// How long the presence list sleeps after the first word: to wake it costs whoever speaks, and those who speak meanwhile need not.
 const PRESENCE_REST: Duration = Duration::from_millis(10);
 /// How often a thread that waits looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(100);

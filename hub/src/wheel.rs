@@ -1,22 +1,21 @@
 //! A hierarchical timer wheel: one deadline per key, armed, moved and cancelled in O(1).
 //!
 //! Three levels of 256 slots. A slot of level 0 is one tick, of level n 256^n ticks; so the wheel reaches 256^3 ticks, 19 days
-//! in ticks of 100 ms. The level of a deadline is that of the highest bit in which it differs from the wheel's time, so a
-//! level never holds a slot that lies behind, and the lowest level that is occupied holds the earliest deadline. The top
-//! level alone is a ring. A deadline beyond its reach waits in its farthest slot and is put back from there.
+//! in ticks of 100 ms. Level 0 has the 256 ticks that time is in, the *window*; the others are rings, and a deadline goes to the lowest that
+//! reaches as far. One beyond the reach waits in the farthest slot and is put back from there.
 //!
 //! ```text
 //! level 2   [ 1.8 h each ]   when a slot's first tick comes, its records move down
-//! level 1   [ 25.6 s     ]   when a slot's first tick comes, its records are sorted by tick: the window
-//! level 0   [ 0.1 s      ]   what is armed for a tick of the present window
+//! level 1   [ 25.6 s     ]   when a slot's first tick comes, its records are sorted by tick, and are the window
+//! level 0   [ 0.1 s      ]   what is armed for a tick of the window since
 //! ```
 //!
 //! What is random about a timer is its key; what lies in slots is read in the order in which it lies there. So a key's entry has the deadline and the
-//! place of its record, and a slot holds records of key and tick, in blocks of two cache lines. A record is taken out of the middle by the slot's
-//! last one's taking its place. Only in the window a record stays where it is when its timer is moved or cancelled; it is passed over then.
+//! place of its record, and a slot holds records of key and tick, in blocks of two cache lines. When a record is taken out, the slot's last one
+//! moves into its place. Only in the window's list a record stays where it is when its timer is moved or cancelled; it is passed over then.
 //!
-//! Opening a window decides nothing by what the machine would have to fetch first, so that many fetches are under way at a time; what is left
-//! is a sorted list to walk.
+//! A poll that comes to a slot of a ring moves all that lies in it, at some nanoseconds each: opening a window takes no branch on a timer's
+//! entry, so that a machine can fetch many at once. What is minutes away moves once, and is in a list to walk then.
 //!
 //! Keys are the caller's and should be dense. The wheel reads no clock, and must not know what a timer means.
 
@@ -74,7 +73,8 @@ impl Record {
     }
 }
 
-/// A slot's records: its first block is filled up to `len`, those behind it are full. Without a block it takes no record either.
+/// A slot's records: its first block is filled up to `len`, those behind it are full. An empty slot has no block and counts as full, so that its
+/// first record gets one.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     head: u32,
@@ -135,18 +135,20 @@ impl Level {
         64 * word + self.occupied[word].trailing_zeros() as usize
     }
 
-    /// How far from `slot` on, round the ring, the next one lies that is occupied.
-    fn ahead(&self, slot: usize) -> usize {
+    /// How far from `slot` on, round the ring, the next one lies that is occupied; `None` when none is.
+    fn ahead(&self, slot: usize) -> Option<usize> {
+        if self.is_empty() {
+            return None;
+        }
         let (word, bit) = (slot / 64, slot % 64);
         let at_once = self.occupied[word] >> bit;
         if at_once != 0 {
-            return at_once.trailing_zeros() as usize;
+            return Some(at_once.trailing_zeros() as usize);
         }
         let words = self.occupied.len();
-        let later = (1..=words).find(|step| self.occupied[(word + step) % words] != 0);
-        later.map_or(SLOTS, |step| {
-            64 * step - bit + self.occupied[(word + step) % words].trailing_zeros() as usize
-        })
+        let later = |step: usize| self.occupied[(word + step) % words];
+        let step = (1..=words).find(|step| later(*step) != 0)?;
+        Some(64 * step - bit + later(step).trailing_zeros() as usize)
     }
 
     /// Takes all that is in a slot.
@@ -284,8 +286,8 @@ impl Wheel {
         }
     }
 
-    /// A moment at which or before which the earliest timer is due: within 25.6 s that of the earliest record, whose timer may have been moved or
-    /// cancelled; beyond it the start of its slot, when that is to be looked at. `None` when no timer is armed.
+    /// A moment at which or before which the earliest timer is due: in the window the tick of the earliest record, whose timer may have been moved
+    /// or cancelled; beyond it the start of a slot, when that is to be looked at. `None` when no timer is armed.
     #[must_use]
     #[inline]
     pub fn next_deadline(&self) -> Option<Tick> {
@@ -323,21 +325,19 @@ impl Wheel {
     /// The same of the levels above the lowest.
     #[inline(never)]
     fn earliest_beyond(&self) -> Option<(Source, u64)> {
-        let [_, windows, top] = &*self.levels;
-        if !windows.is_empty() {
-            let slot = windows.first();
-            let window = (self.now >> SLOT_BITS & !(SLOTS as u64 - 1)) + slot as u64;
-            return Some((Source::Slot(1, slot), window << SLOT_BITS));
+        let first_of = |level: usize| {
+            // The slots ahead are those after the present one, which itself is never occupied.
+            let shift = SLOT_BITS * level as u32;
+            let present = self.now >> shift;
+            let slot = present.saturating_add(self.levels[level].ahead(present as usize % SLOTS)? as u64);
+            let start = slot.checked_mul(1 << shift).unwrap_or(UNARMED);
+            Some((Source::Slot(level, slot as usize % SLOTS), start))
+        };
+        match (first_of(1), first_of(TOP)) {
+            // What moves down at the same tick may belong to that very window.
+            (Some(window), Some(top)) if window.1 < top.1 => Some(window),
+            (window, top) => top.or(window),
         }
-        if top.is_empty() {
-            return None;
-        }
-        // A ring: the slots ahead are those after the present one, and the present one itself is never occupied.
-        let shift = SLOT_BITS * TOP as u32;
-        let present = self.now >> shift;
-        let slot = present.saturating_add(top.ahead(present as usize % SLOTS) as u64);
-        let start = slot.checked_mul(1 << shift).unwrap_or(UNARMED);
-        Some((Source::Slot(TOP, slot as usize % SLOTS), start))
     }
 
     /// The key of the window's next record, of which there is one, if its timer is due.
@@ -369,12 +369,13 @@ impl Wheel {
     /// The first tick of a slot above the lowest level has come.
     #[inline(never)]
     fn come_to(&mut self, level: usize, slot: usize, start: u64) {
-        let slot = self.levels[level].take(slot);
-        if level == 1 {
-            self.open(slot, start);
-        } else {
-            self.move_down(slot);
+        let mut taken = self.levels[level].take(slot);
+        if level == TOP {
+            self.move_down(taken);
+            // A window begins at this tick as well.
+            taken = self.levels[1].take((start >> SLOT_BITS) as usize % SLOTS);
         }
+        self.open(taken, start);
     }
 
     /// Puts every record of a slot of the top level where its distance from the present asks for.
@@ -406,7 +407,7 @@ impl Wheel {
         }
         let records = &mut self.window.records;
         records.resize(length as usize, Record::NONE);
-        // What one crowded window took is not kept for ever.
+        // What a crowded window took is given back when the next one opens.
         records.shrink_to(2 * records.len().max(BLOCK_RECORDS));
         let mut rest = slot;
         while let Some(block) = self.blocks.get(rest.head as usize) {
@@ -509,10 +510,12 @@ impl Wheel {
     /// Level and slot for a timer that is due at `at`.
     fn slot_for(&self, at: u64) -> (usize, usize) {
         let at = at.max(self.now);
-        let differs = (at ^ self.now) | 1;
-        let level = ((63 - differs.leading_zeros()) / SLOT_BITS) as usize;
-        if level < TOP {
-            return (level, (at >> (SLOT_BITS * level as u32)) as usize % SLOTS);
+        let windows_ahead = (at >> SLOT_BITS) - (self.now >> SLOT_BITS);
+        if windows_ahead == 0 {
+            return (0, at as usize % SLOTS);
+        }
+        if windows_ahead < SLOTS as u64 {
+            return (1, (at >> SLOT_BITS) as usize % SLOTS);
         }
         let shift = SLOT_BITS * TOP as u32;
         let farthest = (self.now >> shift) + (SLOTS as u64 - 1);

@@ -33,8 +33,8 @@ const READS_PER_TURN_BESIDE_FAN_OUT: usize = 32;
 const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
 /// And how long when it is crowded: whoever begins handshakes and leaves them must not take the places of those who end them.
 const CROWDED_TICKS: u64 = 2_000 / TICK_MS;
-/// How long a device's first ticket waits for the welcome, with which it travels: who is slow to say hello has it before, since whoever
-/// is lost without one comes back with a full handshake.
+/// How long a device's ticket waits at the most to travel with the welcome. A device that is slow to say hello gets it without: one whose connection
+/// is lost before it has a ticket comes back with a full handshake.
 const TICKET_WAITS_TICKS: u64 = 200 / TICK_MS;
 /// Handshakes in flight from which on it is crowded.
 const CROWDED: usize = IN_FLIGHT_MAX / 2;
@@ -206,8 +206,7 @@ impl Reactor {
         }
         let fed = channel.feed(&mut received[..bytes], plaintext, records);
         match &fed {
-            // The ticket: the device's hello is on its way as a rule, and the welcome with it. One write for both saves a twentieth of
-            // what a connect costs.
+            // The ticket: the device's hello is on its way as a rule, and one write does for both it and the welcome.
             Ok((Progress::Opened(_), _)) => self.hold_records_back(key),
             _ => self.send_records(now, key),
         }
@@ -223,6 +222,7 @@ impl Reactor {
                     self.open(now, key, channel_key, &established);
                 }
                 self.take_frames(now, channel_key);
+                self.limit_wait(now, key, channel_key);
                 if peer_closed {
                     self.on_peer_closed(now, channel_key, CloseReason::PeerClosed);
                 }
@@ -249,10 +249,19 @@ impl Reactor {
             fingerprint: identity.fingerprint,
             certificate_ends: identity.not_after,
         };
-        self.deadlines.arm(channel_key.index, Tick(now.tick.0 + TICKET_WAITS_TICKS));
+        self.deadlines.cancel(channel_key.index);
         self.on_handshake_over(peer.address);
         self.shard.handle_opened(now, hub_key(channel_key), peer);
         self.do_deeds(now);
+    }
+
+    /// What was held back for an open channel goes by itself after a while.
+    fn limit_wait(&mut self, now: Now, key: SlotKey, channel_key: SlotKey) {
+        let is_open =
+            self.channels.tenant(channel_key).is_some_and(|channel| channel.state == ChannelState::Open);
+        if is_open && self.sockets.tenant(key).is_some_and(Socket::holds_back) {
+            self.deadlines.arm(channel_key.index, Tick(now.tick.0 + TICKET_WAITS_TICKS));
+        }
     }
 
     /// Gives each whole frame of what has come to the shard, and does what it wants done before the next.

@@ -1,4 +1,4 @@
-//! One file descriptor: its stream, the bytes that the kernel would not take, and what it waits for.
+//! One file descriptor: its stream, the bytes that wait to be sent, and what it waits for.
 //!
 //! A socket knows neither TLS nor frames: bytes come and go. At rest it owns no heap buffer. Three limits hold: above
 //! [`CHOKED_BYTES`] of unsent bytes its channel is told to hold back, below [`FLOWING_BYTES`] to go on, and at
@@ -58,7 +58,7 @@ pub enum Flow {
 pub enum Flushed {
     /// Nothing is left.
     Empty,
-    /// The kernel takes no more for now.
+    /// The kernel takes no more for now, and is to be asked when it does.
     Blocked,
     /// The connection is broken.
     Broken(io::Error),
@@ -80,12 +80,13 @@ pub struct Socket {
     pub read_closed: bool,
     /// On the reactor's list of those with something to write.
     pub dirty: bool,
+    /// Bytes that wait while the kernel is not asked are held back: the next write or flush sends them.
     asks_writable: bool,
     /// Of most sockets there is nothing unsent at most times.
     unsent: Option<Box<Unsent>>,
 }
 
-/// Bytes that the kernel would not take yet, in their order.
+/// Bytes that the kernel would not take yet, or that are held back, in their order.
 #[derive(Debug, Default)]
 struct Unsent {
     bytes: Vec<u8>,
@@ -142,9 +143,15 @@ impl Socket {
         self.unsent.as_ref().map_or(0, |unsent| unsent.rest().len())
     }
 
-    /// Keeps `bytes` until the next write or flush, since more is about to follow: one write for both is half of what two cost.
+    /// Keeps `bytes` until the next write or flush, since more is about to follow.
     pub fn hold_back(&mut self, bytes: &[u8]) {
         self.keep(bytes);
+    }
+
+    /// Whether bytes are held back.
+    #[must_use]
+    pub fn holds_back(&self) -> bool {
+        !self.asks_writable && self.unsent_bytes() > 0
     }
 
     /// Sends `bytes` after what waits already; what the kernel does not take waits.
@@ -269,6 +276,32 @@ mod tests {
         socket.hold_back(b"four");
         assert!(matches!(socket.flush(), Flushed::Empty));
         assert_eq!(reader.read(&mut read).unwrap(), 4);
+    }
+
+    #[test]
+    fn what_is_held_back_before_a_kernel_that_takes_no_more_comes_in_its_place() {
+        let (mut socket, mut reader) = connected();
+        let mut written = 0;
+        while socket.unsent_bytes() == 0 {
+            written += 64 * 1024;
+            socket.write(&[0; 64 * 1024]);
+        }
+        let unsent = socket.unsent_bytes();
+        // As after a flush that sent all, but for a kernel that is full again at once.
+        let rest = socket.unsent.take().unwrap().rest().to_vec();
+        socket.hold_back(&rest);
+        socket.hold_back(&[1; 10]);
+        assert!(socket.holds_back());
+        assert!(matches!(socket.write(&[2; 10]), Flushed::Blocked));
+        assert_eq!(socket.unsent_bytes(), unsent + 20);
+        let mut read = Vec::new();
+        while read.len() < written + 20 {
+            let mut some = [0; 64 * 1024];
+            let bytes = reader.read(&mut some).unwrap();
+            read.extend_from_slice(&some[..bytes]);
+            socket.flush();
+        }
+        assert_eq!(&read[written..], [[1; 10], [2; 10]].concat());
     }
 
     #[test]

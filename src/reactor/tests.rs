@@ -176,6 +176,19 @@ fn a_device_that_is_slow_to_say_hello_has_its_ticket_meanwhile() {
         }
         stream
     });
+    let holds = |reactor: &Reactor| {
+        let mut keys = reactor.sockets.keys();
+        keys.any(|key| reactor.sockets.tenant(key).is_some_and(Socket::holds_back))
+    };
+    bench.turn_until(|reactor| reactor.metrics.handshakes.value() == 1);
+    assert!(holds(&bench.reactor), "it waits for the hello");
+    // Nobody rings: it is the ticket that wakes the reactor.
+    let held_at = Instant::now();
+    while holds(&bench.reactor) {
+        assert!(held_at.elapsed() < Duration::from_secs(5) && !device.is_finished());
+        assert!(bench.reactor.timeout().is_some_and(|timeout| timeout <= Duration::from_millis(201)));
+        assert!(bench.reactor.turn().unwrap().is_continue());
+    }
     bench.turn_until(|_| device.is_finished());
     let _stream = device.join().unwrap();
     assert!(bench.reactor.shard.hub().online() == 0 && !bench.reactor.channels.is_empty());
