@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench::Bench;
+use crate::capacity::CapacityArguments;
 use crate::flood::FloodArguments;
 use crate::floor::writes::ReaderArguments;
 use crate::peers::PeersArguments;
@@ -43,6 +44,10 @@ pub(crate) enum Command {
     Storm(StormArguments),
     /// Finds how many connections this machine holds, and at what push latency: a page
     Size(SizeArguments),
+    /// Measures what a server and a manager of this machine pay for each thing that happens: what `capacity` computes with
+    Costs(CostsArguments),
+    /// What a site of so many devices needs, computed from measured costs: a table
+    Capacity(CapacityArguments),
     /// Measures one of the goals, and the floor beside it: ends in a line of JSON
     Bench(BenchArguments),
     /// Measures other people's servers beside ours, under the same load
@@ -108,6 +113,9 @@ pub(crate) struct RunArguments {
     /// Connections that the server is configured for, in a site of the run's own [default: as many as there are agents]
     #[arg(long)]
     pub(crate) connections_max: Option<usize>,
+    /// How often agents speak when they have nothing to say, 20 to 3,600, in a site of the run's own [default: the server's own]
+    #[arg(long)]
+    pub(crate) keepalive_seconds: Option<u32>,
     /// Where to write the figures as JSON
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
@@ -133,6 +141,7 @@ impl RunArguments {
             window: 128,
             rate: 0.0,
             connections_max: None,
+            keepalive_seconds: None,
             json: None,
             hgrm: None,
             plots: None,
@@ -148,6 +157,16 @@ pub(crate) struct SizeArguments {
     /// It is enough when a push to one device takes longer than this, 99 times of 100
     #[arg(long, default_value_t = 100.0)]
     pub(crate) latency_ms: f64,
+}
+
+/// `bgb-loadgen costs`.
+#[derive(Args)]
+pub(crate) struct CostsArguments {
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+    /// Where to write them; without it they are only printed
+    #[arg(long)]
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// `bgb-loadgen bench`.

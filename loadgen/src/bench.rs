@@ -14,7 +14,8 @@ use crate::arguments::{
     BenchArguments, Command, ConnectArguments, FanoutArguments, IdleArguments, RunArguments, StormArguments,
     TrickleArguments,
 };
-use crate::floor::{handshake, writes};
+use crate::floor::handshake::{self, HandshakeFloor};
+use crate::floor::writes;
 use crate::scenario;
 
 /// A server's memory for each connection at rest: 1 KiB.
@@ -124,8 +125,9 @@ fn idle(run: &RunArguments) -> anyhow::Result<Outcome> {
 }
 
 fn connect(run: &RunArguments) -> anyhow::Result<Outcome> {
-    let floor = handshake::measure(HANDSHAKES)?;
+    let before = handshake::measure(HANDSHAKES)?;
     let result = whole(&Command::Connect(ConnectArguments { run: run.clone(), resumed: false }))?;
+    let floor = HandshakeFloor::between(before, handshake::measure(HANDSHAKES)?);
     let ratio = number(&result, "server_cpu_us_per_connect")? / floor.full_us;
     let figures = json!({
         "connections": run.agents, "cpu_us_per_connect": result["figures"]["server_cpu_us_per_connect"],

@@ -224,6 +224,7 @@ impl Crew {
             had: sum.had + of_one.had,
             answered: sum.answered + of_one.answered,
             kept: sum.kept + of_one.kept,
+            keepalives: sum.keepalives + of_one.keepalives,
             refused: sum.refused + of_one.refused,
             late_ns: sum.late_ns.max(of_one.late_ns),
         })

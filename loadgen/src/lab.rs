@@ -32,6 +32,8 @@ pub(crate) struct LabOptions {
     pub(crate) servers: usize,
     /// What each server is configured for.
     pub(crate) connections_max: usize,
+    /// How often devices speak when they have nothing to say, if not as often as servers have it by default.
+    pub(crate) keepalive_seconds: Option<u32>,
     /// Whether addresses of this machine count as strangers', whose handshakes are limited.
     pub(crate) has_strangers: bool,
     /// By so many days the wall clocks of all its programs are behind, until [`Lab::come_to_the_present`].
@@ -102,6 +104,9 @@ impl Lab {
             edit(&server_config(&site, number), |config| {
                 config.insert("reactors".to_owned(), Value::Integer(options.reactors as i64));
                 config.insert("connections_max".to_owned(), Value::Integer(options.connections_max as i64));
+                if let Some(seconds) = options.keepalive_seconds {
+                    config.insert("keepalive_seconds".to_owned(), Value::Integer(seconds.into()));
+                }
                 if options.has_strangers {
                     config.insert("handshake_exempt_networks".to_owned(), Value::Array(Vec::new()));
                 }
@@ -158,6 +163,27 @@ impl Lab {
     /// The servers' processes.
     pub(crate) fn server_pids(&self) -> Vec<u32> {
         self.servers.iter().map(Running::pid).collect()
+    }
+
+    /// The manager's process.
+    pub(crate) fn manager_pid(&self) -> Option<u32> {
+        self.manager.as_ref().map(Running::pid)
+    }
+
+    /// Bytes of the site's database, without what only waits beside it: those of a copy.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub(crate) fn database_bytes(&self) -> anyhow::Result<u64> {
+        let copy = self.folder.path().join("copy.db");
+        let mut command = Command::new(beside("bgb")?);
+        let made = command.args(["site", "backup"]).arg(&copy).env("BGB_SITE", self.site()).output()?;
+        if !made.status.success() {
+            bail!("bgb site backup: {}", String::from_utf8_lossy(&made.stderr).trim());
+        }
+        let bytes = fs::metadata(&copy)?.len();
+        fs::remove_file(&copy)?;
+        Ok(bytes)
     }
 
     /// Starts so many servers, and waits until they take connections.

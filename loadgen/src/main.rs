@@ -9,6 +9,7 @@
 mod arguments; // what people type
 mod authority; // certificates for those who belong to no site
 mod bench; // the goals, and the floors beside them
+mod capacity; // what a site of so many devices needs
 mod client; // one agent: what it says, over which TLS and socket
 mod clock; // time that all processes share
 mod crew; // the workers, as their coordinator has them
@@ -22,7 +23,7 @@ mod measure; // histograms, and what a process costs
 mod peers; // other people's servers under the same load
 mod plots; // pictures of what was measured
 mod report; // BENCHMARKS.md
-mod scenario; // connect, idle, fanout, trickle, mixed, soak, fleet, storm
+mod scenario; // connect, idle, fanout, trickle, mixed, soak, fleet, storm, costs
 mod sources; // the addresses that agents connect from
 mod worker; // one process of agents
 
@@ -57,6 +58,7 @@ fn run(command: &Command) -> anyhow::Result<()> {
         Command::Bench(own) => bench::run(own),
         Command::Peers(own) => peers::run(own),
         Command::Report(own) => report::run(own),
+        Command::Capacity(own) => capacity::run(own),
         scenario => scenario::run(scenario),
     }
 }

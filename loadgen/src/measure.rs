@@ -144,6 +144,24 @@ impl Cost {
         children_of(pid).into_iter().map(Self::of_family).fold(Self::of(pid), Self::plus)
     }
 
+    /// User and system time of those threads of the process whose names begin so, in seconds.
+    pub(crate) fn cpu_secs_of_threads(pid: u32, name: &str) -> f64 {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let secs = threads.map(|thread| {
+            let read = |file| fs::read_to_string(thread.path().join(file)).unwrap_or_default();
+            if !read("comm").starts_with(name) {
+                return 0.0;
+            }
+            // In nanoseconds, where the kernel counts them; `stat` counts in hundredths of a second.
+            read("schedstat")
+                .split_whitespace()
+                .next()
+                .and_then(|ns| ns.parse::<f64>().ok())
+                .map_or(0.0, |ns| ns / 1e9)
+        });
+        secs.sum()
+    }
+
     /// Two processes together.
     pub(crate) fn plus(self, other: Self) -> Self {
         Self {
@@ -183,6 +201,27 @@ pub(crate) fn median(values: &mut [f64]) -> f64 {
 /// How many descriptors the process has open; 0 where it is gone.
 pub(crate) fn descriptors(pid: u32) -> u64 {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count() as u64)
+}
+
+/// What the kernel holds for everything on this machine: its slabs, and the pages of sockets' buffers.
+pub(crate) fn kernel_bytes() -> u64 {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let memory = read("/proc/meminfo");
+    let slab = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("Slab:")?.split_whitespace().next()?.parse::<u64>().ok());
+    let sockets = read("/proc/net/sockstat");
+    let tcp = sockets.lines().find_map(|line| line.strip_prefix("TCP:"));
+    let pages = tcp.and_then(|tcp| tcp.split_once("mem ")?.1.split_whitespace().next()?.parse::<u64>().ok());
+    slab.unwrap_or(0) * 1024 + pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
+
+/// What has gone over the loopback device so far, in bytes of packets with their headers, both ways.
+pub(crate) fn loopback_bytes() -> u64 {
+    let devices = fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    let received =
+        devices.lines().find_map(|line| line.trim_start().strip_prefix("lo:")?.split_whitespace().next());
+    received.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

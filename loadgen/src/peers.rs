@@ -76,7 +76,7 @@ pub(crate) fn run(arguments: &PeersArguments) -> anyhow::Result<()> {
     }
     let table = table(&rows);
     if let Some(file) = &arguments.file {
-        report::write_between(file, &report::PEERS, &table)?;
+        report::write_between(file, &report::PEERS, &format!("{}\n\n{table}", report::machine()))?;
     }
     println!("{table}");
     println!("{}", serde_json::json!({"bench": "peers", "figures": rows}));
@@ -91,6 +91,7 @@ fn ours(agents: usize, reactors: usize) -> anyhow::Result<Row> {
         reactors,
         servers: 1,
         connections_max: agents,
+        keepalive_seconds: None,
         has_strangers: false,
         days_ago: 0,
     };

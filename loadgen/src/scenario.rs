@@ -3,6 +3,7 @@
 //! Each ends with figures also where it was cut short, marked as partial: what was measured until then is kept.
 
 mod connect;
+mod costs;
 mod fanout;
 mod fleet;
 mod flood;
@@ -80,6 +81,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
 pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
     match command {
         Command::Connect(own) => connect::run(Run::begin(&own.run)?, own),
+        Command::Costs(own) => costs::run(Run::begin(&costs::arguments_of(own)?)?, own),
         Command::Idle(own) => idle::run(Run::begin(&own.run)?, own),
         Command::Fanout(own) => fanout::run(Run::begin(&own.run)?, own),
         Command::Trickle(own) => trickle::run(Run::begin(&own.run)?, own),
@@ -92,6 +94,7 @@ pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
         Command::Devices(_)
         | Command::Worker(_)
         | Command::Bench(_)
+        | Command::Capacity(_)
         | Command::Peers(_)
         | Command::Report(_)
         | Command::FloodWorker(_)
@@ -131,6 +134,7 @@ impl Run {
                     devices: arguments.agents,
                     reactors: arguments.reactors,
                     servers: arguments.servers,
+                    keepalive_seconds: arguments.keepalive_seconds,
                     has_strangers,
                     days_ago,
                     connections_max: connections_max.div_ceil(arguments.servers),
@@ -168,6 +172,17 @@ impl Run {
     /// What the servers have cost so far, where it is known which processes they are.
     fn server_cost(&self) -> Option<Cost> {
         self.server_pids.iter().copied().map(Cost::of).reduce(Cost::plus)
+    }
+
+    /// The manager's process, where it is the run's own.
+    fn manager_pid(&self) -> Option<u32> {
+        self.lab.as_ref()?.manager_pid()
+    }
+
+    /// The size of the site's database, where it is the run's own.
+    fn database_bytes(&mut self) -> Option<u64> {
+        let bytes = self.lab.as_ref()?.database_bytes();
+        self.or_partial(bytes)
     }
 
     /// A figure of the result.

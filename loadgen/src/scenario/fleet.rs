@@ -2,7 +2,6 @@
 //!
 //! It is bounded in time: when the minutes are over, what was measured until then is told, marked as partial.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -10,6 +9,7 @@ use serde_json::Value;
 use crate::arguments::FleetArguments;
 use crate::clock::{SECOND_NS, now_ns};
 use crate::interrupt;
+use crate::measure::{Cost, kernel_bytes};
 use crate::scenario::Run;
 use crate::worker::link::Progress;
 
@@ -47,6 +47,8 @@ pub(super) fn run(mut run: Run, arguments: &FleetArguments) -> anyhow::Result<Va
     run.figure("kernel_bytes_per_connection_both_ends", kernel / active.max(1) as f64);
     run.figure("agent_bytes_per_connection", run.crew.resident_bytes() as f64 / active.max(1) as f64);
 
+    let copied = run.database_bytes();
+    let costs_before = (run.server_cost(), run.manager_pid().map(Cost::of));
     let before = run.crew.progress();
     let origin_ns = now_ns();
     let Some(task) = run.ping_all() else { return run.end("fleet") };
@@ -78,6 +80,20 @@ pub(super) fn run(mut run: Run, arguments: &FleetArguments) -> anyhow::Result<Va
         run.rest_until(now_ns() + ASK.as_nanos() as u64);
     }
     run.is_partial |= counted < active;
+    let answers = counted.max(1) as f64;
+    if let ((Some(before), Some(manager_before)), Some(after), Some(manager)) =
+        (costs_before, run.server_cost(), run.manager_pid())
+    {
+        run.figure("server_cpu_us_per_task_and_answer", after.since(before).cpu_secs * 1e6 / answers);
+        run.figure(
+            "manager_cpu_us_per_answer",
+            Cost::of(manager).since(manager_before).cpu_secs * 1e6 / answers,
+        );
+    }
+    if let (Some(before), Some(after)) = (copied, run.database_bytes()) {
+        run.figure("database_bytes_per_device", before as f64 / run.agents() as f64);
+        run.figure("database_bytes_per_answer", after.saturating_sub(before) as f64 / answers);
+    }
     let counted_seconds = (now_ns() - origin_ns) as f64 / SECOND_NS as f64;
     let times = run.task_times(task, origin_ns);
     run.figure("had", times.count);
@@ -88,17 +104,4 @@ pub(super) fn run(mut run: Run, arguments: &FleetArguments) -> anyhow::Result<Va
     run.figure("all_answers_in_the_database_seconds", counted_seconds);
     run.latencies = Some(times.latencies);
     run.end("fleet")
-}
-
-/// What the kernel holds for everything on this machine: its slabs, and the pages of sockets' buffers.
-fn kernel_bytes() -> u64 {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let memory = read("/proc/meminfo");
-    let slab = memory
-        .lines()
-        .find_map(|line| line.strip_prefix("Slab:")?.split_whitespace().next()?.parse::<u64>().ok());
-    let sockets = read("/proc/net/sockstat");
-    let tcp = sockets.lines().find_map(|line| line.strip_prefix("TCP:"));
-    let pages = tcp.and_then(|tcp| tcp.split_once("mem ")?.1.split_whitespace().next()?.parse::<u64>().ok());
-    slab.unwrap_or(0) * 1024 + pages.unwrap_or(0) * rustix::param::page_size() as u64
 }

@@ -449,6 +449,7 @@ impl Crowd {
         self.out.clear();
         self.clients[place].speaker.keep_alive(&mut self.out);
         if self.say(place) {
+            self.progress.keepalives += 1;
             self.plan_keepalive(place, now_ns());
         }
     }

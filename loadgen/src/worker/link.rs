@@ -52,6 +52,8 @@ pub(crate) struct Progress {
     pub(crate) had: u64,
     pub(crate) answered: u64,
     pub(crate) kept: u64,
+    /// Keepalives that were said.
+    pub(crate) keepalives: u64,
     /// What a real agent would not have carried out.
     pub(crate) refused: u64,
     /// How late the loop was at the most since the last report: more than a few milliseconds say that the generator is the limit.
