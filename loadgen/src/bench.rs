@@ -22,6 +22,8 @@ use crate::scenario;
 const IDLE_BYTES: f64 = 1_024.0;
 /// How many in-memory handshakes the floor takes: a second's worth.
 const HANDSHAKES: u32 = 2_000;
+/// Tasks for everybody, and rounds of bare writes; the median of either counts.
+const FAN_OUTS: usize = 7;
 /// How old everybody's ticket is in a storm: a day younger than the oldest that is taken.
 const STORM_TICKET_DAYS: u32 = 6;
 /// From the order to the last agent's having the task: so many times the fan-out itself, and this beside.
@@ -137,9 +139,9 @@ fn connect(run: &RunArguments) -> anyhow::Result<Outcome> {
 }
 
 fn fanout(run: &RunArguments) -> anyhow::Result<Outcome> {
-    let result = whole(&Command::Fanout(FanoutArguments { run: run.clone(), tasks: 7 }))?;
+    let result = whole(&Command::Fanout(FanoutArguments { run: run.clone(), tasks: FAN_OUTS }))?;
     let record_bytes = number(&result, "push_record_bytes")? as usize;
-    let floor = writes::measure(run.agents, record_bytes, 5)?;
+    let floor = writes::measure(run.agents, record_bytes, FAN_OUTS)?;
     let ratio = number(&result, "pushes_per_second")? / floor.per_second;
     let (fan_out_ms, last_ms) =
         (number(&result, "from_first_to_last_median_ms")?, number(&result, "last_has_it_median_ms")?);

@@ -24,9 +24,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::{Command, RunArguments};
-use crate::clock::now_ns;
+use crate::clock::{SECOND_NS, now_ns};
 use crate::crew::{Connecting, Connects, Crew, Moment, TaskTimes, Waited};
 use crate::fleet::Fleet;
+use crate::interrupt;
 use crate::lab::{Lab, LabOptions};
 use crate::manager::{Manager, VALID_FOR_ONE};
 use crate::measure::{Cost, Latencies};
@@ -44,6 +45,8 @@ const ENDED_WITHIN: Duration = Duration::from_secs(60);
 const SERVERS_MAX: usize = 64;
 /// Connections that a server has room for beside the agents where strangers come.
 const STRANGERS_MAX: usize = 4_096;
+/// How often the site is asked how many answers it has.
+const ASK_NS: u64 = SECOND_NS / 10;
 /// The loop of a worker that is later than this may have been the limit itself.
 const LATE: Duration = Duration::from_millis(250);
 
@@ -263,6 +266,24 @@ impl Run {
         let target = Target::Devices(vec![format!("load-{device}")]);
         let ordered = self.manager.ping(target, VALID_FOR_ONE);
         self.or_partial(ordered)
+    }
+
+    /// Waits until the site's database has so many good answers to a task. How many it has then; it is less where the time is over.
+    fn await_answers(&mut self, task: TaskId, count: u64, within: Duration) -> u64 {
+        let until = Instant::now() + within;
+        loop {
+            let told = self.manager.task(task);
+            let Some(row) = self.or_partial(told) else { return 0 };
+            let counted = row.counts.succeeded;
+            if counted >= count || interrupt::is_wanted() {
+                return counted;
+            }
+            if Instant::now() >= until {
+                self.is_partial = true;
+                return counted;
+            }
+            self.rest_until(now_ns() + ASK_NS);
+        }
     }
 
     /// What goes wrong in the middle of a run cuts it short, and what was measured until then is told all the same.

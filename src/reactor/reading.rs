@@ -28,7 +28,7 @@ const ACCEPTS_PER_TURN: usize = 64;
 /// Sockets read in one turn, one read each.
 const READS_PER_TURN: usize = 512;
 /// And while a task is on its way to many: those who have it answer at once, and what they say would make the others wait for the task.
-const READS_PER_TURN_BESIDE_FAN_OUT: usize = 32;
+const READS_PER_TURN_BESIDE_FAN_OUT: usize = 8;
 /// How long a peer may take to show who it is (docs/promises.md: 10 s before authentication).
 const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
 /// And how long when it is crowded: whoever begins handshakes and leaves them must not take the places of those who end them.

@@ -102,16 +102,18 @@ impl Transport {
         }
     }
 
-    /// The system says that something is to be done here: does it, and appends what was said to `plain`.
+    /// The system says that something is to be done here: does it, and appends what was said to `plain`. An end that it has told of, `has_ended`,
+    /// it does not tell of again.
     ///
     /// # Errors
     /// Why the connection is over.
-    pub(crate) fn look(&mut self, plain: &mut Vec<u8>) -> io::Result<Looked> {
+    pub(crate) fn look(&mut self, has_ended: bool, plain: &mut Vec<u8>) -> io::Result<Looked> {
         let mut looked = Looked::default();
         let was_handshaking = self.was_handshaking;
         let Some((tls, socket)) = self.speak()? else { return Ok(looked) };
-        loop {
-            match tls.read_from(socket, plain) {
+        let mut source = Source { socket, is_empty: false };
+        while has_ended || !source.is_empty {
+            match tls.read_from(&mut source, plain) {
                 Ok(0) => {
                     looked.is_over = true;
                     break;
@@ -120,7 +122,7 @@ impl Transport {
                 Err(error) if is_not_yet(&error) => break,
                 Err(error) => {
                     // The alert that says why has to leave; whether it does changes nothing here.
-                    let _ = tls.write_to(socket);
+                    let _ = tls.write_to(source.socket);
                     return Err(error);
                 }
             }
@@ -157,6 +159,20 @@ impl Transport {
             Stage::Speaking(session) => Some(session),
             Stage::Connecting { .. } => None,
         }
+    }
+}
+
+/// A socket that is read. What gave less than was asked for is empty, and the system tells of it again when it is not (epoll(7)).
+struct Source<'a> {
+    socket: &'a mut TcpStream,
+    is_empty: bool,
+}
+
+impl io::Read for Source<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.socket.read(buffer)?;
+        self.is_empty = bytes > 0 && bytes < buffer.len();
+        Ok(bytes)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Tasks to everybody, one after the other: from the moment at which the order is given to each agent's having it, and to the last one's; and
 //! from the first one's having it to the last one's, which is the server's own part.
 //!
-//! The next is given when everybody has answered the one before: else the agents' signatures would be measured.
+//! The next is given when the site has counted everybody's answer to the one before, and rests: else signatures, given and verified, would be
+//! measured.
 
 use serde_json::Value;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use crate::scenario::Run;
 
 /// What TLS 1.3 puts around a frame: header, type and tag (RFC 8446, 5.2).
 const RECORD_OVERHEAD: usize = 5 + 1 + 16;
+/// In peace before the next task.
+const REST_NS: u64 = SECOND_NS / 2;
 /// How long everybody may take to have a task and answer it.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(120);
 
@@ -39,6 +42,8 @@ pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<V
         run.wait(ANSWERED_WITHIN, is_kept, |now, _| {
             format!("task {number}: {} of {all} answers are kept", now.kept - progress.kept)
         });
+        run.await_answers(task, all, ANSWERED_WITHIN);
+        run.rest_until(now_ns() + REST_NS);
         let times = run.task_times(task, origin_ns);
         run.is_partial |= times.count < all;
         frame_bytes = times.frame_bytes;

@@ -8,7 +8,6 @@ use serde_json::Value;
 
 use crate::arguments::FleetArguments;
 use crate::clock::{SECOND_NS, now_ns};
-use crate::interrupt;
 use crate::measure::{Cost, kernel_bytes};
 use crate::scenario::Run;
 use crate::worker::link::Progress;
@@ -19,8 +18,6 @@ const SETTLE_NS: u64 = 5 * SECOND_NS;
 const CONNECTING: f64 = 0.7;
 /// So long no answer is kept: the others do not come.
 const NOBODY_ANSWERS: Duration = Duration::from_secs(60);
-/// How often the site is asked how many answers it has.
-const ASK: Duration = Duration::from_millis(500);
 
 pub(super) fn run(mut run: Run, arguments: &FleetArguments) -> anyhow::Result<Value> {
     let whole = Duration::from_secs(60 * arguments.minutes);
@@ -69,16 +66,7 @@ pub(super) fn run(mut run: Run, arguments: &FleetArguments) -> anyhow::Result<Va
     });
     let kept_seconds = (now_ns() - origin_ns) as f64 / SECOND_NS as f64;
     let kept = run.crew.progress().kept - before.kept;
-    let mut counted = 0;
-    loop {
-        let told = run.manager.task(task);
-        let Some(row) = run.or_partial(told) else { break };
-        counted = row.counts.succeeded;
-        if counted >= kept || left(ends).is_zero() || interrupt::is_wanted() {
-            break;
-        }
-        run.rest_until(now_ns() + ASK.as_nanos() as u64);
-    }
+    let counted = run.await_answers(task, kept, left(ends));
     run.is_partial |= counted < active;
     let answers = counted.max(1) as f64;
     if let ((Some(before), Some(manager_before)), Some(after), Some(manager)) =

@@ -200,7 +200,7 @@ impl Crowd {
             let turn_ns = now_ns();
             for event in &events {
                 if event.token() != WAKER {
-                    self.look(event.token().0);
+                    self.look(event.token().0, event.is_read_closed());
                 }
             }
             for command in orders.try_iter() {
@@ -353,11 +353,11 @@ impl Crowd {
     }
 
     /// The system says that something is to be done for an agent.
-    fn look(&mut self, place: usize) {
+    fn look(&mut self, place: usize, has_ended: bool) {
         let client = &mut self.clients[place];
         let Some(transport) = client.transport.as_mut() else { return };
         self.plain.clear();
-        let looked = transport.look(&mut self.plain);
+        let looked = transport.look(has_ended, &mut self.plain);
         if let Ok(Looked { established: Some(resumed), .. }) = looked {
             match resumed {
                 Resumed::Yes => self.connects.resumed += 1,
