@@ -27,7 +27,8 @@ use crate::tls::{Established, TlsSession};
 const ACCEPTS_PER_TURN: usize = 64;
 /// Sockets read in one turn, one read each.
 const READS_PER_TURN: usize = 512;
-/// And while a task is on its way to many: those who have it answer at once, and what they say would make the others wait for the task.
+/// And of known devices while a task is on its way to many: those who have it answer at once, and what they say would make the others wait for
+/// the task. Whoever shakes hands is read all the same, since its time is short; admission bounds what that costs.
 const READS_PER_TURN_BESIDE_FAN_OUT: usize = 8;
 /// How long a peer may take to show who it is (docs/promises.md: 10 s before authentication).
 const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
@@ -124,21 +125,33 @@ impl Reactor {
     }
 
     pub(super) fn read(&mut self, now: Now) {
-        let most = if self.shard.is_fanning_out() { READS_PER_TURN_BESIDE_FAN_OUT } else { READS_PER_TURN };
-        for _ in 0..most.min(self.readable.len()) {
+        let mut of_known =
+            if self.shard.is_fanning_out() { READS_PER_TURN_BESIDE_FAN_OUT } else { READS_PER_TURN };
+        for _ in 0..READS_PER_TURN.min(self.readable.len()) {
             let Some(key) = self.readable.pop_front() else { return };
-            self.read_one(now, key);
+            let is_known = self.is_known(key);
+            if is_known && of_known == 0 {
+                self.readable.push_back(key);
+                continue;
+            }
+            of_known -= usize::from(is_known);
+            self.read_one(now, key, is_known);
         }
     }
 
+    /// Whether the socket's peer has shown who it is.
+    fn is_known(&self, key: SlotKey) -> bool {
+        let channel = self.sockets.tenant(key).and_then(|socket| self.channels.tenant(socket.channel));
+        channel.is_some_and(|channel| !channel.is_handshaking())
+    }
+
     /// Reads a socket once. If that filled the buffer, more may be there, and it goes to the end of the list.
-    fn read_one(&mut self, now: Now, key: SlotKey) {
+    fn read_one(&mut self, now: Now, key: SlotKey, is_known: bool) {
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
         if socket.reading != Reading::Listed {
             return;
         }
         let channel = socket.channel;
-        let is_known = !self.channels.tenant(channel).is_some_and(Channel::is_handshaking);
         // A stranger has no more kept for it than a handshake may have.
         let room = if is_known { self.scratch.received.len() } else { HANDSHAKE_BYTES_MAX };
         match socket.read(&mut self.scratch.received[..room]) {
