@@ -1,7 +1,7 @@
 //! What a server's word on a session does to the session that is held: a pure function, so that every case can be tested.
 //!
 //! Newest wins. The higher session number is the newer one; within a session, the later file is. A lower number is accepted only
-//! with a boot that is not among the device's last four and a later sign-in: a restored snapshot.
+//! with a boot that is not among the device's last four and a later sign-in, while it lasts: a restored snapshot.
 
 use bgb_protocol::ids::{BootId, ServerId, SessionNumber, UnixMillis};
 
@@ -74,7 +74,8 @@ pub(super) fn judge(held: Option<&Held>, said: &Said) -> Judgement {
     if said.session > held.session {
         return take(said, false, elsewhere);
     }
-    let restored = !held.boots.contains(&said.boot) && said.signed_in > held.signed_in;
+    // That a session has ended which the site has never heard of says nothing of where the device is, and would take the place of what does.
+    let restored = said.online && !held.boots.contains(&said.boot) && said.signed_in > held.signed_in;
     if restored {
         return take(said, true, elsewhere);
     }
@@ -196,6 +197,8 @@ mod tests {
         let restored =
             Said { session: SessionNumber(3), boot: boot(9), signed_in: UnixMillis(2_000), ..said() };
         assert_eq!(judge(Some(&held()), &restored), taken(true, true, false));
+        let ended = Said { online: false, server: ServerId(2), ..restored };
+        assert_eq!(judge(Some(&held()), &ended), NOTHING, "it says nothing of where the device is now");
         let known_boot = Said { boot: boot(2), ..restored };
         assert_eq!(judge(Some(&held()), &known_boot), NOTHING);
         let earlier = Said { signed_in: UnixMillis(1_000), ..restored };
