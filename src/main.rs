@@ -7,7 +7,7 @@ use bgb_server::config::ServerConfig;
 use clap::Parser;
 use tikv_jemallocator::Jemalloc;
 
-/// It takes less time for what a handshake needs and leaves, and less memory for what stays, than the C library's (BENCHMARKS.md). How soon it gives
+/// It takes less time for what a handshake needs and leaves, and less memory for what stays, than the C library's (ARCHITECTURE.md). How soon it gives
 /// back what it does not need is in `.cargo/config.toml`.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;

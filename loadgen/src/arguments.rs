@@ -114,8 +114,11 @@ pub(crate) struct RunArguments {
     #[arg(long)]
     pub(crate) connections_max: Option<usize>,
     /// How often agents speak when they have nothing to say, 20 to 3,600, in a site of the run's own [default: the server's own]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(20..=3_600))]
     pub(crate) keepalive_seconds: Option<u32>,
+    /// How often servers write the whole list of who is online, 10 to 3,600, in a site of the run's own [default: the server's own]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(10..=3_600))]
+    pub(crate) presence_full_seconds: Option<u32>,
     /// Where to write the figures as JSON
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
@@ -142,6 +145,7 @@ impl RunArguments {
             rate: 0.0,
             connections_max: None,
             keepalive_seconds: None,
+            presence_full_seconds: None,
             json: None,
             hgrm: None,
             plots: None,

@@ -130,9 +130,11 @@ fn connect(run: &RunArguments) -> anyhow::Result<Outcome> {
     let before = handshake::measure(HANDSHAKES)?;
     let result = whole(&Command::Connect(ConnectArguments { run: run.clone(), resumed: false }))?;
     let floor = HandshakeFloor::between(before, handshake::measure(HANDSHAKES)?);
-    let ratio = number(&result, "server_cpu_us_per_connect")? / floor.full_us;
+    let cpu_us = number(&result, "server_cpu_us_per_connect")?;
+    let ratio = cpu_us / floor.full_us;
     let figures = json!({
-        "connections": run.agents, "cpu_us_per_connect": result["figures"]["server_cpu_us_per_connect"],
+        "connections": run.agents, "cpu_us_per_connect": cpu_us,
+        "times_own_suite": cpu_us / floor.full_own_suite_us,
         "per_second": result["figures"]["per_second"], "latency": result["figures"]["latency"],
     });
     Ok(Outcome { figures, floor: json!(floor), ratio: Some(ratio), goal: json!(1.25), holds: ratio <= 1.25 })

@@ -18,6 +18,10 @@ use crate::report::{self, Marks, number};
 const MEASURED: &str = include_str!("../costs.toml");
 /// Servers of one site (docs/configuration.md).
 const SERVERS_MAX: u64 = 64;
+/// Device numbers of one site (docs/protocol.md).
+const DEVICES_MAX: u64 = 1 << 24;
+/// How long a site keeps a task's answers after its end (docs/promises.md).
+const DAYS_KEPT: f64 = 90.0;
 /// The sizes that are shown where none is asked for.
 const SIZES: [u64; 3] = [100_000, 1_000_000, 10_000_000];
 /// The marks around the table of docs/capacity.md.
@@ -77,6 +81,8 @@ pub(crate) struct WireCosts {
 pub(crate) struct ManagerCosts {
     /// The one writer's, for a device that comes or goes.
     pub(crate) presence_us: f64,
+    /// The one writer's, for each device of a whole online list that says nothing new.
+    pub(crate) listed_us: f64,
     /// The one writer's, for an answer.
     pub(crate) writer_us: f64,
     /// A verifier's, for an answer's signature; there is one verifier for each core.
@@ -125,9 +131,9 @@ pub(crate) struct Site {
     /// How often a device connects, in a day
     #[arg(long, default_value_t = 4.0)]
     connects_per_day: f64,
-    /// For how many days answers are kept
-    #[arg(long, default_value_t = 30.0)]
-    days_kept: f64,
+    /// Seconds from one whole online list of a server to the next
+    #[arg(long, default_value_t = 300)]
+    presence_full_seconds: u32,
 }
 
 /// What it needs.
@@ -155,8 +161,17 @@ struct Plan {
 impl Site {
     fn plan(&self, devices: u64, costs: &Costs) -> Plan {
         let Costs { server, wire, manager, .. } = costs;
-        let servers = devices.div_ceil(self.per_server);
-        let sites = servers.div_ceil(SERVERS_MAX);
+        // One more than the devices need, for when one is lost; a site that needs one only waits for that to come back.
+        let servers_of = |devices: u64| match devices.div_ceil(self.per_server) {
+            1 => 1,
+            needed => needed + 1,
+        };
+        let is_enough = |sites: &u64| {
+            servers_of(devices.div_ceil(*sites)) <= SERVERS_MAX && devices.div_ceil(*sites) <= DEVICES_MAX
+        };
+        let sites = (1..).find(is_enough).unwrap_or(1);
+        let servers_of_site = servers_of(devices.div_ceil(sites));
+        let servers = sites * servers_of_site;
         let devices = devices as f64;
         let connections = devices / servers as f64;
         let of_site = devices / sites as f64;
@@ -165,23 +180,25 @@ impl Site {
         let connects = connections * self.connects_per_day / DAY_SECS;
         let resting_us = keepalives * server.keepalive_us + connects * server.resumed_connect_us;
         let resting_bytes = keepalives * wire.keepalive_bytes + connects * wire.resumed_connect_bytes;
-        // Each step works on what the one before has finished, all servers at once; the slowest decides.
+        // Each step works on what the one before has finished, all servers at once; the slowest decides. One of the manager's cores writes, and
+        // all of them verify.
         let answered_seconds = connections * server.answered_us / 1e6 / reactors;
-        let verified_seconds = of_site * manager.verifier_us / 1e6 / f64::from(self.manager_cores);
-        let written_seconds = of_site * manager.writer_us / 1e6;
-        let answers_seconds = answered_seconds.max(verified_seconds).max(written_seconds);
+        let both_us = (manager.verifier_us + manager.writer_us) / f64::from(self.manager_cores);
+        let ingested_seconds = of_site * both_us.max(manager.writer_us) / 1e6;
+        let answers_seconds = answered_seconds.max(ingested_seconds);
         let comes_back_within = |per_server: f64, us: f64| per_server * us / 1e6 / reactors;
         // Those of a lost server come to the others of their site, which do not take its tickets; where there is no other, it comes back itself.
-        let others = servers as f64 / sites as f64 - 1.0;
-        let server_lost_seconds = if others < 1.0 {
-            comes_back_within(connections, server.resumed_connect_us)
-        } else {
-            comes_back_within(connections / others, server.full_connect_us)
+        let server_lost_seconds = match servers_of_site - 1 {
+            0 => comes_back_within(connections, server.resumed_connect_us),
+            others => comes_back_within(connections / others as f64, server.full_connect_us),
         };
         // A device that connects has gone before.
         let presence_rows = of_site * 2.0 * self.connects_per_day / DAY_SECS;
         let answer_rows = of_site * self.tasks_per_day / DAY_SECS;
-        let writer_us = presence_rows * manager.presence_us + answer_rows * manager.writer_us;
+        let listed_rows = of_site / f64::from(self.presence_full_seconds);
+        let writer_us = presence_rows * manager.presence_us
+            + listed_rows * manager.listed_us
+            + answer_rows * manager.writer_us;
         Plan {
             sites,
             servers,
@@ -196,7 +213,7 @@ impl Site {
             rows_per_second_most: of_site / answers_seconds,
             writer_percent: writer_us / 1e4,
             database_bytes: of_site
-                * (manager.device_bytes + self.tasks_per_day * self.days_kept * manager.answer_bytes),
+                * (manager.device_bytes + self.tasks_per_day * DAYS_KEPT * manager.answer_bytes),
             server_lost_seconds,
             site_lost_seconds: comes_back_within(connections, server.resumed_connect_us),
             strangers_seconds: comes_back_within(connections, server.full_connect_us),
@@ -210,13 +227,14 @@ impl Site {
 /// When costs cannot be read, or the site is none.
 pub(crate) fn run(arguments: &CapacityArguments) -> anyhow::Result<()> {
     let CapacityArguments { devices, site, costs, against, file } = arguments;
-    let is_site =
-        site.per_server > 0 && site.reactors > 0 && site.manager_cores > 0 && site.keepalive_seconds > 0;
-    ensure!(is_site, "--per-server, --reactors, --manager-cores and --keepalive-seconds are 1 at least");
-    let is_day = [site.tasks_per_day, site.connects_per_day, site.days_kept];
+    let counts = [site.reactors, site.manager_cores, site.keepalive_seconds, site.presence_full_seconds];
     ensure!(
-        is_day.iter().all(|often| *often >= 0.0),
-        "--tasks-per-day, --connects-per-day and --days-kept are 0 at least"
+        site.per_server > 0 && counts.iter().all(|count| *count > 0),
+        "--per-server, --reactors, --manager-cores, --keepalive-seconds and --presence-full-seconds are 1 at least"
+    );
+    ensure!(
+        [site.tasks_per_day, site.connects_per_day].iter().all(|often| (0.0..=1e6).contains(often)),
+        "--tasks-per-day and --connects-per-day are 0 to 1,000,000"
     );
     let sizes = if devices.is_empty() { &SIZES[..] } else { devices };
     ensure!(!sizes.contains(&0), "--devices is 1 at least");
@@ -228,7 +246,11 @@ pub(crate) fn run(arguments: &CapacityArguments) -> anyhow::Result<()> {
         None => read(MEASURED)?,
     };
     if let Some(path) = against {
-        let run = serde_json::from_slice(&fs::read(path).with_context(|| format!("{}", path.display()))?)?;
+        let run: Value =
+            serde_json::from_slice(&fs::read(path).with_context(|| format!("{}", path.display()))?)
+                .with_context(|| format!("{}", path.display()))?;
+        let is_whole = run["scenario"] == "fleet" && run["partial"] == false;
+        ensure!(is_whole, "{} is no run of `bgb-loadgen fleet` that came to its end", path.display());
         print!("{}", comparison(&costs, &run).with_context(|| format!("{}", path.display()))?);
         return Ok(());
     }
@@ -243,7 +265,25 @@ pub(crate) fn run(arguments: &CapacityArguments) -> anyhow::Result<()> {
 }
 
 fn read(text: &str) -> anyhow::Result<Costs> {
-    Ok(toml::from_str(text)?)
+    let costs: Costs = toml::from_str(text)?;
+    costs.check()?;
+    Ok(costs)
+}
+
+impl Costs {
+    /// Nothing is for nothing, and nothing costs more than can be counted.
+    ///
+    /// # Errors
+    /// Which cost is none.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let costs = serde_json::to_value(self)?;
+        let parts = costs.as_object().into_iter().flatten().filter_map(|(_, part)| part.as_object());
+        for (name, cost) in parts.flatten() {
+            let is_cost = cost.as_f64().is_some_and(|cost| cost > 0.0);
+            ensure!(is_cost, "{name} is {cost}, which is no cost: it could not be measured on this machine");
+        }
+        Ok(())
+    }
 }
 
 fn table(site: &Site, sizes: &[u64], costs: &Costs) -> String {
@@ -396,6 +436,7 @@ mod tests {
             },
             manager: ManagerCosts {
                 presence_us: 5.0,
+                listed_us: 1.0,
                 writer_us: 10.0,
                 verifier_us: 80.0,
                 device_bytes: 700.0,
@@ -408,30 +449,44 @@ mod tests {
     fn each_figure_is_a_cost_times_how_often_it_is_paid() {
         let line =
             ["--per-server", "1000", "--reactors", "2", "--manager-cores", "4", "--keepalive-seconds", "100"];
-        let site = arguments(
-            &[&line[..], &["--connects-per-day", "0", "--tasks-per-day", "2", "--days-kept", "5"]].concat(),
-        )
-        .site;
+        let often = ["--connects-per-day", "0", "--tasks-per-day", "2", "--presence-full-seconds", "200"];
+        let site = arguments(&[&line[..], &often].concat()).site;
         let plan = site.plan(4_000, &costs());
-        assert_eq!((plan.sites, plan.servers, plan.connections), (1, 4, 1_000.0));
-        assert_eq!(plan.server_bytes, 1_000.0 + 1_000.0 * 100.0);
-        // Ten keepalives a second.
-        assert_eq!(plan.resting_core_percent, 0.03);
-        assert_eq!(plan.resting_bits_per_second, 24_000.0);
-        assert_eq!((plan.fan_out_seconds, plan.task_bytes), (0.01, 1_500_000.0));
-        // Servers 0.02 s, verifiers 0.08 s, the writer 0.04 s.
-        assert_eq!((plan.answers_seconds, plan.rows_per_second_most), (0.08, 50_000.0));
-        assert_eq!(plan.database_bytes, 4_000.0 * (700.0 + 10.0 * 100.0));
-        assert_eq!((plan.site_lost_seconds, plan.strangers_seconds), (0.1, 0.25));
-        assert!((plan.server_lost_seconds - 0.25 / 3.0).abs() < 1e-9, "{plan:?}");
+        assert_eq!((plan.sites, plan.servers, plan.connections), (1, 5, 800.0), "one may be lost");
+        assert_eq!(plan.server_bytes, 1_000.0 + 800.0 * 100.0);
+        // Eight keepalives a second.
+        assert_eq!(plan.resting_core_percent, 0.024);
+        assert_eq!(plan.resting_bits_per_second, 19_200.0);
+        assert_eq!((plan.fan_out_seconds, plan.task_bytes), (0.008, 1_200_000.0));
+        // Servers 0.016 s, the manager's cores 0.09 s, of which its writer 0.04 s.
+        assert!((plan.answers_seconds - 0.09).abs() < 1e-9, "{plan:?}");
+        assert!((plan.rows_per_second_most - 44_444.4).abs() < 0.1, "{plan:?}");
+        // Twenty rows of lists a second, and 8,000 answers a day.
+        assert!((plan.writer_percent - (20.0 + 8_000.0 / 86_400.0 * 10.0) / 1e4).abs() < 1e-9, "{plan:?}");
+        assert_eq!(plan.database_bytes, 4_000.0 * (700.0 + 2.0 * 90.0 * 100.0));
+        assert_eq!((plan.site_lost_seconds, plan.strangers_seconds), (0.08, 0.2));
+        assert_eq!(plan.server_lost_seconds, 0.05);
         assert_eq!(site.plan(900, &costs()).server_lost_seconds, 0.09, "its own devices, with their tickets");
     }
 
     #[test]
-    fn a_fleet_that_outgrows_the_servers_of_a_site_is_parted() {
+    fn a_fleet_that_outgrows_a_site_is_parted() {
         let plan = arguments(&["--per-server", "1000"]).site.plan(100_000, &costs());
-        assert_eq!((plan.sites, plan.servers), (2, 100));
-        assert_eq!(plan.answers_seconds, 1.0, "of 50,000 answers each; 4 cores verify them");
+        assert_eq!((plan.sites, plan.servers), (2, 102));
+        assert_eq!(plan.answers_seconds, 1.125, "of 50,000 answers each");
+        let plan = arguments(&["--per-server", "1000000"]).site.plan(40_000_000, &costs());
+        assert_eq!(plan.sites, 3, "by the numbers that a site has");
+    }
+
+    #[test]
+    fn costs_that_are_none_are_refused() {
+        let text = toml::to_string(&costs()).unwrap();
+        assert_eq!(read(&text).unwrap(), costs());
+        for none in ["0.0", "-1.0", "inf", "nan"] {
+            let altered = text.replace("writer_us = 10.0", &format!("writer_us = {none}"));
+            assert!(read(&altered).unwrap_err().to_string().contains("writer_us"), "{none}");
+        }
+        assert!(read(&text.replace("writer_us", "writer_ms")).is_err());
     }
 
     #[test]
@@ -440,7 +495,7 @@ mod tests {
             ["--per-server", "0"],
             ["--reactors", "0"],
             ["--devices", "0"],
-            ["--days-kept=-1", "--devices=5"],
+            ["--tasks-per-day=-1", "--devices=5"],
         ] {
             assert!(run(&arguments(&line)).is_err(), "{line:?}");
         }

@@ -34,6 +34,8 @@ pub(crate) struct LabOptions {
     pub(crate) connections_max: usize,
     /// How often devices speak when they have nothing to say, if not as often as servers have it by default.
     pub(crate) keepalive_seconds: Option<u32>,
+    /// How often servers write the whole list of who is online, if not as often as by default.
+    pub(crate) presence_full_seconds: Option<u32>,
     /// Whether addresses of this machine count as strangers', whose handshakes are limited.
     pub(crate) has_strangers: bool,
     /// By so many days the wall clocks of all its programs are behind, until [`Lab::come_to_the_present`].
@@ -106,6 +108,9 @@ impl Lab {
                 config.insert("connections_max".to_owned(), Value::Integer(options.connections_max as i64));
                 if let Some(seconds) = options.keepalive_seconds {
                     config.insert("keepalive_seconds".to_owned(), Value::Integer(seconds.into()));
+                }
+                if let Some(seconds) = options.presence_full_seconds {
+                    config.insert("presence_full_seconds".to_owned(), Value::Integer(seconds.into()));
                 }
                 if options.has_strangers {
                     config.insert("handshake_exempt_networks".to_owned(), Value::Array(Vec::new()));

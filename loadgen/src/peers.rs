@@ -92,6 +92,7 @@ fn ours(agents: usize, reactors: usize) -> anyhow::Result<Row> {
         servers: 1,
         connections_max: agents,
         keepalive_seconds: None,
+        presence_full_seconds: None,
         has_strangers: false,
         days_ago: 0,
     };

@@ -138,6 +138,7 @@ impl Run {
                     reactors: arguments.reactors,
                     servers: arguments.servers,
                     keepalive_seconds: arguments.keepalive_seconds,
+                    presence_full_seconds: arguments.presence_full_seconds,
                     has_strangers,
                     days_ago,
                     connections_max: connections_max.div_ceil(arguments.servers),
@@ -282,7 +283,10 @@ impl Run {
                 self.is_partial = true;
                 return counted;
             }
-            self.rest_until(now_ns() + ASK_NS);
+            if self.crew.rest_until(now_ns() + ASK_NS) != Waited::Done {
+                self.is_partial = true;
+                return counted;
+            }
         }
     }
 

@@ -231,11 +231,16 @@ impl Reactor {
                 self.fail(now, channel_key, &fault);
             }
             Ok((progress, peer_closed)) => {
-                if let Progress::Opened(established) = progress {
+                let is_opened = if let Progress::Opened(established) = progress {
                     self.open(now, key, channel_key, &established);
-                }
+                    true
+                } else {
+                    false
+                };
                 self.take_frames(now, channel_key);
-                self.limit_wait(now, key, channel_key);
+                if is_opened {
+                    self.limit_wait(now, key, channel_key);
+                }
                 if peer_closed {
                     self.on_peer_closed(now, channel_key, CloseReason::PeerClosed);
                 }

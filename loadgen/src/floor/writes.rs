@@ -1,5 +1,5 @@
-//! One thread that writes a record to each of many sockets in turn, and a process that reads them: the fastest that a fan-out could be on this
-//! machine, over TCP, with nothing else in the way.
+//! One thread that writes a record to each of many sockets in turn, and a process that reads them: what a fan-out would be on this machine, over
+//! TCP, with nothing else in the way.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -127,7 +127,8 @@ pub(crate) fn run_reader(arguments: &ReaderArguments) -> anyhow::Result<()> {
     loop {
         poll.poll(&mut events, None)?;
         for event in &events {
-            while matches!(streams[event.token().0].read(&mut buffer), Ok(read) if read > 0) {}
+            // What gave less than was asked for is empty, and is told of again when it is not.
+            while matches!(streams[event.token().0].read(&mut buffer), Ok(read) if read == buffer.len()) {}
         }
     }
 }

@@ -18,10 +18,17 @@ use crate::scenario::Run;
 const TOLD_NS: u64 = 8 * SECOND_NS;
 /// How often agents speak during the measurement, so that a minute has enough of it and the rest of the run not much.
 const KEEPALIVE_SECONDS: u32 = 60;
+/// How often the server writes the whole list of who is online meanwhile.
+const PRESENCE_FULL_SECONDS: u32 = 20;
+/// In peace before the next task.
+const REST_NS: u64 = SECOND_NS / 2;
 /// Tasks for everybody.
 const TASKS: usize = 5;
 /// How long everybody may take to answer a task.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(120);
+
+/// With fewer, what a site has anyway would seem to be a device's.
+const AGENTS_MIN: usize = 100;
 
 /// What everything has cost until a moment.
 #[derive(Clone, Copy, Debug)]
@@ -49,8 +56,12 @@ impl Spent {
         self.server.since(since.server).cpu_secs * 1e6 / events
     }
 
+    fn writer_us(&self, since: &Self, events: f64) -> f64 {
+        (self.writer_secs - since.writer_secs) * 1e6 / events
+    }
+
     fn wire_bytes(&self, since: &Self, events: f64) -> f64 {
-        (self.wire_bytes - since.wire_bytes) as f64 / events
+        self.wire_bytes.saturating_sub(since.wire_bytes) as f64 / events
     }
 }
 
@@ -58,8 +69,16 @@ impl Spent {
 pub(super) fn arguments_of(arguments: &CostsArguments) -> anyhow::Result<RunArguments> {
     let mut run = arguments.run.clone();
     ensure!(run.site.is_none(), "costs are measured at a site of the run's own: leave --site out");
-    ensure!(run.servers == 1, "costs are those of one server: leave --servers out");
+    ensure!(
+        run.servers == 1 && run.reactors == 1,
+        "costs are those of one server with one reactor: leave --servers and --reactors out"
+    );
+    ensure!(
+        run.agents >= AGENTS_MIN,
+        "costs are measured with {AGENTS_MIN} agents at the least: --agents 15000"
+    );
     run.keepalive_seconds.get_or_insert(KEEPALIVE_SECONDS);
+    run.presence_full_seconds.get_or_insert(PRESENCE_FULL_SECONDS);
     Ok(run)
 }
 
@@ -71,20 +90,23 @@ pub(super) fn run(mut run: Run, arguments: &CostsArguments) -> anyhow::Result<Va
     run.connect(false, true);
     let connected = Spent::by_now(&run)?;
     run.rest_until(now_ns() + TOLD_NS);
-    let told = Spent::by_now(&run)?;
+    let (told, kernel) = (Spent::by_now(&run)?, kernel_bytes());
     run.disconnect();
     run.rest_until(now_ns() + TOLD_NS);
     let alone = Spent::by_now(&run)?;
     run.connect(true, true);
     let resumed = Spent::by_now(&run)?;
     run.rest_until(now_ns() + TOLD_NS);
-    let (at_rest, kernel) = (Spent::by_now(&run)?, kernel_bytes());
+    let at_rest = Spent::by_now(&run)?;
 
     let said = run.crew.progress().keepalives;
     let interval_ns = u64::from(run.arguments.keepalive_seconds.unwrap_or(KEEPALIVE_SECONDS)) * SECOND_NS;
     run.rest_until(now_ns() + interval_ns);
     let kept_alive = Spent::by_now(&run)?;
     let keepalives = (run.crew.progress().keepalives - said) as f64;
+    let lists = interval_ns as f64
+        / SECOND_NS as f64
+        / f64::from(run.arguments.presence_full_seconds.unwrap_or(PRESENCE_FULL_SECONDS));
 
     let devices_bytes = run.database_bytes();
     let before = Spent::by_now(&run)?;
@@ -105,8 +127,7 @@ pub(super) fn run(mut run: Run, arguments: &CostsArguments) -> anyhow::Result<Va
         agents: run.agents() as u64,
         server: ServerCosts {
             base_bytes: empty.server.resident_bytes as f64,
-            connection_bytes: at_rest.server.resident_bytes.saturating_sub(empty.server.resident_bytes)
-                as f64
+            connection_bytes: told.server.resident_bytes.saturating_sub(empty.server.resident_bytes) as f64
                 / all,
             // The other half is the agents'.
             kernel_bytes: kernel.saturating_sub(empty_kernel) as f64 / all / 2.0,
@@ -123,17 +144,23 @@ pub(super) fn run(mut run: Run, arguments: &CostsArguments) -> anyhow::Result<Va
             answered_bytes: after.wire_bytes(&before, answers),
         },
         manager: ManagerCosts {
-            presence_us: (told.writer_secs - empty.writer_secs) * 1e6 / all,
-            writer_us: (after.writer_secs - before.writer_secs) * 1e6 / answers,
+            presence_us: told.writer_us(&empty, all),
+            listed_us: kept_alive.writer_us(&at_rest, all * lists),
+            writer_us: after.writer_us(&before, answers),
             verifier_us: (after.verifier_secs - before.verifier_secs) * 1e6 / answers,
             device_bytes: devices_bytes.unwrap_or_default() as f64 / all,
             answer_bytes: answers_bytes.unwrap_or_default() as f64 / answers,
         },
     };
     let text = toml::to_string(&costs)?;
+    ensure!(
+        !run.is_partial,
+        "the run was cut short, and what it measured is no cost: {:?}",
+        run.crew.troubles
+    );
+    costs.check()?;
     run.figure("costs", &costs);
     match &arguments.file {
-        Some(_) if run.is_partial => run.crew.trouble("the run was cut short: nothing is written".to_owned()),
         Some(file) => fs::write(file, text).with_context(|| format!("{}", file.display()))?,
         None => run.figure("page", text),
     }
@@ -152,6 +179,7 @@ fn task(run: &mut Run) -> Option<f64> {
         |now, _| format!("a task for all: {} of {all} answers are kept", now.kept - before.kept),
     );
     run.await_answers(task, all, ANSWERED_WITHIN);
+    run.rest_until(now_ns() + REST_NS);
     let times = run.task_times(task, origin_ns);
     (!run.is_partial).then(|| times.last_ns.saturating_sub(times.first_ns) as f64)
 }

@@ -67,6 +67,7 @@ pub(super) fn run(mut run: Run, arguments: &FleetArguments) -> anyhow::Result<Va
     let kept_seconds = (now_ns() - origin_ns) as f64 / SECOND_NS as f64;
     let kept = run.crew.progress().kept - before.kept;
     let counted = run.await_answers(task, kept, left(ends));
+    let counted_seconds = (now_ns() - origin_ns) as f64 / SECOND_NS as f64;
     run.is_partial |= counted < active;
     let answers = counted.max(1) as f64;
     if let ((Some(before), Some(manager_before)), Some(after), Some(manager)) =
@@ -82,7 +83,6 @@ pub(super) fn run(mut run: Run, arguments: &FleetArguments) -> anyhow::Result<Va
         run.figure("database_bytes_per_device", before as f64 / run.agents() as f64);
         run.figure("database_bytes_per_answer", after.saturating_sub(before) as f64 / answers);
     }
-    let counted_seconds = (now_ns() - origin_ns) as f64 / SECOND_NS as f64;
     let times = run.task_times(task, origin_ns);
     run.figure("had", times.count);
     run.figure("last_has_it_seconds", times.last_ns.saturating_sub(origin_ns) as f64 / SECOND_NS as f64);
