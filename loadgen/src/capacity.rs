@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
@@ -24,8 +24,12 @@ const DEVICES_MAX: u64 = 1 << 24;
 const DAYS_KEPT: f64 = 90.0;
 /// The sizes that are shown where none is asked for.
 const SIZES: [u64; 3] = [100_000, 1_000_000, 10_000_000];
-/// The marks around the table of docs/capacity.md.
-const MARKS: Marks = Marks {
+/// The marks around the tables of docs/capacity.md.
+const COMPARED: Marks = Marks {
+    begin: "<!-- compared: written by bgb-loadgen capacity --against loadgen/runs/fleet-200000.json --file docs/capacity.md -->",
+    end: "<!-- compared: end -->",
+};
+const COMPUTED: Marks = Marks {
     begin: "<!-- computed: written by bgb-loadgen capacity --file docs/capacity.md -->",
     end: "<!-- computed: end -->",
 };
@@ -103,7 +107,7 @@ pub(crate) struct CapacityArguments {
     #[arg(long)]
     pub(crate) costs: Option<PathBuf>,
     /// What `bgb-loadgen fleet --json` wrote: the model's figures beside those of the run, instead of the table
-    #[arg(long)]
+    #[arg(long, conflicts_with = "devices")]
     pub(crate) against: Option<PathBuf>,
     /// A file with marks for the table, between which it is written
     #[arg(long)]
@@ -251,12 +255,17 @@ pub(crate) fn run(arguments: &CapacityArguments) -> anyhow::Result<()> {
                 .with_context(|| format!("{}", path.display()))?;
         let is_whole = run["scenario"] == "fleet" && run["partial"] == false;
         ensure!(is_whole, "{} is no run of `bgb-loadgen fleet` that came to its end", path.display());
-        print!("{}", comparison(&costs, &run).with_context(|| format!("{}", path.display()))?);
-        return Ok(());
+        let compared = comparison(&costs, &run).with_context(|| format!("{}", path.display()))?;
+        return tell(file.as_deref(), &COMPARED, &compared);
     }
     let table = format!("Costs: {}\n\n{}", costs.measured, table(site, sizes, &costs));
+    tell(file.as_deref(), &COMPUTED, &table)
+}
+
+/// Writes a table between its marks where that was asked for, or prints it.
+fn tell(file: Option<&Path>, marks: &Marks, table: &str) -> anyhow::Result<()> {
     match file {
-        Some(file) => report::write_between(file, &MARKS, &table),
+        Some(file) => report::write_between(file, marks, table),
         None => {
             print!("{table}");
             Ok(())
@@ -305,7 +314,7 @@ fn table(site: &Site, sizes: &[u64], costs: &Costs) -> String {
     row("sites", &|plan| number(plan.sites as f64));
     row("notification servers in all", &|plan| number(plan.servers as f64));
     row("connections of each", &|plan| number(plan.connections));
-    row("its memory for them, kernel's part included", &|plan| {
+    row("its memory at rest, kernel's part included", &|plan| {
         format!("{} GiB", number(plan.server_bytes / GIB))
     });
     row("its CPU at rest", &|plan| format!("{} % of a core", number(plan.resting_core_percent)));
