@@ -20,7 +20,7 @@ const MEASURED: &str = include_str!("../costs.toml");
 const SERVERS_MAX: u64 = 64;
 /// Device numbers of one site (docs/protocol.md).
 const DEVICES_MAX: u64 = 1 << 24;
-/// How long a site keeps a task's answers after its end (docs/promises.md).
+/// How long a site keeps a task's answers after its end (site/src/store/retention.rs).
 const DAYS_KEPT: f64 = 90.0;
 /// The sizes that are shown where none is asked for.
 const SIZES: [u64; 3] = [100_000, 1_000_000, 10_000_000];
