@@ -424,6 +424,7 @@ impl Wheel {
     }
 
     /// Takes the record at `place` out of its slot: the last one of that takes its place.
+    #[inline]
     fn take_out(&mut self, place: u32) {
         let (block, number) = (place >> PLACE_BITS, place as usize % (1 << PLACE_BITS));
         let Block { level, slot, .. } = self.blocks[block as usize];
@@ -438,6 +439,7 @@ impl Wheel {
     }
 
     /// Forgets the last record of a slot.
+    #[inline]
     fn shorten(&mut self, level: usize, at: usize) {
         let level = &mut self.levels[level];
         let slot = &mut level.slots[at];
@@ -469,6 +471,7 @@ impl Wheel {
     }
 
     /// Puts a record of a timer that has none into the slot for its deadline.
+    #[inline]
     fn put(&mut self, key: u32, at: u64) {
         let record = Record { key, tick: at.max(self.now) as u32 };
         let (level, at) = self.slot_for(at);

@@ -311,8 +311,8 @@ fn table(site: &Site, sizes: &[u64], costs: &Costs) -> String {
         }
         table.push('\n');
     };
-    row("sites", &|plan| number(plan.sites as f64));
-    row("notification servers in all", &|plan| number(plan.servers as f64));
+    row("sites", &|plan| plan.sites.to_string());
+    row("notification servers in all", &|plan| plan.servers.to_string());
     row("connections of each", &|plan| number(plan.connections));
     row("its memory at rest, kernel's part included", &|plan| {
         format!("{} GiB", number(plan.server_bytes / GIB))
@@ -412,6 +412,13 @@ mod tests {
 
     use super::*;
 
+    /// How far a run may be from what is computed with: other sizes, and a machine that changes its pace.
+    const DIFFERS_AT_MOST: f64 = 0.5;
+
+    fn run_of_200_000() -> Value {
+        serde_json::from_str(include_str!("../runs/fleet-200000.json")).unwrap()
+    }
+
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
@@ -476,6 +483,27 @@ mod tests {
         assert_eq!((plan.site_lost_seconds, plan.strangers_seconds), (0.08, 0.2));
         assert_eq!(plan.server_lost_seconds, 0.05);
         assert_eq!(site.plan(900, &costs()).server_lost_seconds, 0.09, "its own devices, with their tickets");
+    }
+
+    #[test]
+    fn a_larger_run_paid_about_what_is_computed_with() {
+        for Compared { what, model, run, .. } in compare(&read(MEASURED).unwrap(), &run_of_200_000()).unwrap()
+        {
+            assert!(
+                (run / model - 1.0).abs() <= DIFFERS_AT_MOST,
+                "{what}: {model} in the model, {run} in the run"
+            );
+        }
+    }
+
+    #[test]
+    fn the_page_has_what_is_computed() {
+        let (page, costs) = (include_str!("../../docs/capacity.md"), read(MEASURED).unwrap());
+        assert!(
+            page.contains(&table(&arguments(&[]).site, &SIZES, &costs)),
+            "bgb-loadgen capacity --file docs/capacity.md"
+        );
+        assert!(page.contains(&comparison(&costs, &run_of_200_000()).unwrap()), "the same with --against");
     }
 
     #[test]
