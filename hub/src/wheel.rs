@@ -51,10 +51,13 @@ struct Entry {
     at: u64,
     /// Where its record is: the block's number and the place in it, see [`place_of`].
     place: u32,
+    /// And whose that block is.
+    level: u8,
+    slot: u8,
 }
 
 impl Entry {
-    const UNARMED: Self = Self { at: UNARMED, place: NOWHERE };
+    const UNARMED: Self = Self { at: UNARMED, place: NOWHERE, level: 0, slot: 0 };
 }
 
 /// That a key is to be looked at, and the low bits of when.
@@ -91,9 +94,6 @@ impl Slot {
 struct Block {
     records: [Record; BLOCK_RECORDS],
     next: u32,
-    /// Whose it is.
-    level: u8,
-    slot: u8,
 }
 
 /// The place of a record, as an entry has it.
@@ -229,10 +229,10 @@ impl Wheel {
         let at = at.0.min(UNARMED - 1);
         let entry = &mut self.entries[key as usize];
         self.armed += usize::from(entry.at == UNARMED);
-        entry.at = at;
-        let place = std::mem::replace(&mut entry.place, NOWHERE);
-        if place != NOWHERE {
-            self.take_out(place);
+        let former = *entry;
+        (entry.at, entry.place) = (at, NOWHERE);
+        if former.place != NOWHERE {
+            self.take_out(former);
         }
         self.put(key, at);
     }
@@ -240,10 +240,10 @@ impl Wheel {
     /// Disarms the timer of `key`; nothing happens if it is not armed.
     pub fn cancel(&mut self, key: u32) {
         let Some(entry) = self.entries.get_mut(key as usize) else { return };
-        let Entry { at, place } = std::mem::replace(entry, Entry::UNARMED);
-        self.armed -= usize::from(at != UNARMED);
-        if place != NOWHERE {
-            self.take_out(place);
+        let former = std::mem::replace(entry, Entry::UNARMED);
+        self.armed -= usize::from(former.at != UNARMED);
+        if former.place != NOWHERE {
+            self.take_out(former);
         }
     }
 
@@ -344,7 +344,7 @@ impl Wheel {
     fn take_of_window(&mut self) -> Option<u32> {
         let Record { key, .. } = self.window.records[self.window.taken];
         self.window.taken += 1;
-        let Entry { at, place } = self.entries[key as usize];
+        let Entry { at, place, .. } = self.entries[key as usize];
         // A timer that was moved has a record in a slot.
         (place == NOWHERE && at != UNARMED).then(|| self.fire(key))
     }
@@ -423,11 +423,10 @@ impl Wheel {
         (self.window.start, self.window.taken) = (start, 0);
     }
 
-    /// Takes the record at `place` out of its slot: the last one of that takes its place.
-    #[inline]
-    fn take_out(&mut self, place: u32) {
+    /// Takes the record out of its slot to which an entry led: the slot's last one moves into its place.
+    fn take_out(&mut self, former: Entry) {
+        let Entry { place, level, slot, .. } = former;
         let (block, number) = (place >> PLACE_BITS, place as usize % (1 << PLACE_BITS));
-        let Block { level, slot, .. } = self.blocks[block as usize];
         let (level, slot) = (usize::from(level), usize::from(slot));
         let Slot { head, len } = self.levels[level].slots[slot];
         let last = self.blocks[head as usize].records[len as usize - 1];
@@ -439,7 +438,6 @@ impl Wheel {
     }
 
     /// Forgets the last record of a slot.
-    #[inline]
     fn shorten(&mut self, level: usize, at: usize) {
         let level = &mut self.levels[level];
         let slot = &mut level.slots[at];
@@ -471,15 +469,15 @@ impl Wheel {
     }
 
     /// Puts a record of a timer that has none into the slot for its deadline.
-    #[inline]
     fn put(&mut self, key: u32, at: u64) {
         let record = Record { key, tick: at.max(self.now) as u32 };
         let (level, at) = self.slot_for(at);
         let slot = &mut self.levels[level].slots[at];
         if (slot.len as usize) < BLOCK_RECORDS {
             self.blocks[slot.head as usize].records[slot.len as usize] = record;
-            self.entries[key as usize].place = place_of(slot.head, slot.len);
+            let place = place_of(slot.head, slot.len);
             slot.len += 1;
+            self.lead_to(key, place, level, at);
         } else {
             self.put_into_fresh(record, level, at);
         }
@@ -489,12 +487,7 @@ impl Wheel {
     #[inline(never)]
     fn put_into_fresh(&mut self, record: Record, level: usize, at: usize) {
         let of_level = &mut self.levels[level];
-        let block = Block {
-            records: [record; BLOCK_RECORDS],
-            next: of_level.slots[at].head,
-            level: level as u8,
-            slot: at as u8,
-        };
+        let block = Block { records: [record; BLOCK_RECORDS], next: of_level.slots[at].head };
         let fresh = match self.spare.pop() {
             Some(fresh) => {
                 self.blocks[fresh as usize] = block;
@@ -507,7 +500,13 @@ impl Wheel {
         };
         of_level.slots[at] = Slot { head: fresh, len: 1 };
         of_level.set(at);
-        self.entries[record.key as usize].place = place_of(fresh, 0);
+        self.lead_to(record.key, place_of(fresh, 0), level, at);
+    }
+
+    /// Has a key's entry lead to its record.
+    fn lead_to(&mut self, key: u32, place: u32, level: usize, slot: usize) {
+        let entry = &mut self.entries[key as usize];
+        (entry.place, entry.level, entry.slot) = (place, level as u8, slot as u8);
     }
 
     /// Level and slot for a timer that is due at `at`.
