@@ -144,7 +144,7 @@ impl Cost {
         children_of(pid).into_iter().map(Self::of_family).fold(Self::of(pid), Self::plus)
     }
 
-    /// User and system time of those threads of the process whose names begin so, in seconds.
+    /// User and system time of those threads of the process whose names begin so, in seconds; 0 where the kernel does not count nanoseconds.
     pub(crate) fn cpu_secs_of_threads(pid: u32, name: &str) -> f64 {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
         let secs = threads.map(|thread| {
@@ -152,7 +152,7 @@ impl Cost {
             if !read("comm").starts_with(name) {
                 return 0.0;
             }
-            // In nanoseconds, where the kernel counts them; `stat` counts in hundredths of a second.
+            // `stat` counts in hundredths of a second, which is too coarse for a thread.
             read("schedstat")
                 .split_whitespace()
                 .next()

@@ -11,7 +11,7 @@ use crate::output::Output;
 use crate::session::{Deadline, Stage};
 
 /// Timers that one turn looks at: a fleet whose deadlines all come at once (a machine that slept) must not hold up the
-/// reactor. At some 100 ns each this is under a millisecond; that the wheel finds them takes it a tenth of that.
+/// reactor. At some 100 ns each this is under a millisecond; what the wheel moves when it comes to a slot is on top of it.
 const TIMERS_PER_TURN: usize = 4_096;
 
 /// Sessions that one turn of a drain ends, each with a message to encode and write.
