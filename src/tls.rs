@@ -99,6 +99,12 @@ impl TlsContext {
         Ok(Self { config: Arc::new(config), tickets, site, authority, identity })
     }
 
+    /// Whether `received`, the first bytes of a connection, are its whole first record, or cannot become one.
+    #[must_use]
+    pub fn is_whole(&self, received: &[u8]) -> bool {
+        hello::is_whole(received)
+    }
+
     /// Whether `received`, the first bytes of a connection, show a ticket that opens. A stranger cannot make one up, but can repeat one that it has
     /// seen go by: whoever asks puts the cheap ones first, and trusts nobody for it.
     #[must_use]

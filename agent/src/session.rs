@@ -8,8 +8,8 @@
 //! ```
 //!
 //! It owns the state, the back-off and the list of servers. It reads no clock (milliseconds since boot come in), touches no
-//! socket and knows no task. Laws: each way back leads through Resting with a jittered delay, and the delay grows until
-//! a session has lasted; a device that was told of a newer session of its own does not fight for its place: it
+//! socket and knows no task. Laws: each way back leads through Resting with a jittered delay, and the delay grows with
+//! the time that there has been no session, until one has lasted; a device that was told of a newer session of its own does not fight for its place: it
 //! comes back rarely, and ever more rarely, until somebody has looked into the clone.
 
 mod servers;
@@ -107,8 +107,8 @@ pub enum SessionPhase {
 pub(crate) struct Session {
     state: State,
     servers: Servers,
-    /// Tries in a row that led to no good session.
-    tries: u32,
+    /// Since when there has been no good session, the time of those that were not good left out. The next try is not later than that again.
+    failing_since_ms: Option<u64>,
     /// Times in a row that a newer session of this device was named.
     superseded: u32,
     random: Random,
@@ -118,7 +118,7 @@ impl Session {
     /// At rest until the first call of [`Self::poll`].
     pub(crate) fn new(servers: Vec<String>, random: Random) -> Self {
         let state = State::Resting { until_ms: 0 };
-        Self { state, servers: Servers::new(servers), tries: 0, superseded: 0, random }
+        Self { state, servers: Servers::new(servers), failing_since_ms: None, superseded: 0, random }
     }
 
     pub(crate) fn phase(&self) -> SessionPhase {
@@ -172,7 +172,7 @@ impl Session {
                 Some(Act::Disconnect(Parting::KeepaliveUnanswered))
             }
             State::Active(active) if now_ms >= active.renew_ms && active.is_quiet() => {
-                self.tries = 0;
+                self.failing_since_ms = None;
                 self.state = State::Resting { until_ms: now_ms };
                 Some(Act::Disconnect(Parting::TicketOld))
             }
@@ -215,8 +215,7 @@ impl Session {
             State::Resting { .. } | State::Stopped => {}
             State::Connecting { .. } | State::Greeting { .. } => self.on_failed(now_ms),
             State::Active(_) => {
-                if self.is_good(now_ms) {
-                    self.tries = 0;
+                if self.note_end(now_ms) {
                     // Told of a newer session long ago: that is over.
                     self.superseded = 0;
                 }
@@ -296,7 +295,7 @@ impl Session {
             _ => self.random.up_to(u64::from(window_secs) * 1_000),
         };
         self.servers.go_to(&drain.servers);
-        self.tries = 0;
+        self.failing_since_ms = None;
         self.state = State::Resting { until_ms: now_ms + delay_ms };
         true
     }
@@ -306,8 +305,7 @@ impl Session {
         if !matches!(self.state, State::Greeting { .. } | State::Active(_)) {
             return false;
         }
-        if self.is_good(now_ms) {
-            self.tries = 0;
+        if self.note_end(now_ms) {
             // Two machines that bear one identity end each other's good sessions: that is not over.
             if reason != RefusedReason::Superseded {
                 self.superseded = 0;
@@ -334,9 +332,14 @@ impl Session {
         had
     }
 
-    /// Whether there is a session that has lasted.
-    fn is_good(&self, now_ms: u64) -> bool {
-        matches!(&self.state, State::Active(active) if now_ms.saturating_sub(active.since_ms) >= SESSION_IS_GOOD_MS)
+    /// A session ends, if there is one: whether it was a good one. The time of one that was not does not count as time without.
+    fn note_end(&mut self, now_ms: u64) -> bool {
+        let State::Active(active) = &self.state else { return false };
+        let lasted_ms = now_ms.saturating_sub(active.since_ms);
+        let was_good = lasted_ms >= SESSION_IS_GOOD_MS;
+        self.failing_since_ms =
+            self.failing_since_ms.filter(|_| !was_good).map(|since_ms| since_ms + lasted_ms);
+        was_good
     }
 
     /// This server did not work out: the next one, after a while.
@@ -345,10 +348,11 @@ impl Session {
         self.rest_jittered(now_ms);
     }
 
-    /// Full jitter: anything from nothing to a limit that doubles with each try.
+    /// Anything from nothing to the time that it has been failing: whoever has just asked in vain asks again as soon as those who have not asked
+    /// yet, and when a server is back, so are all its devices in no more than the time that it was away.
     fn rest_jittered(&mut self, now_ms: u64) {
-        let most_ms = BACK_OFF_BASE_MS.saturating_mul(1 << self.tries.min(16)).min(BACK_OFF_CAP_MS);
-        self.tries = self.tries.saturating_add(1);
+        let since_ms = *self.failing_since_ms.get_or_insert(now_ms);
+        let most_ms = now_ms.saturating_sub(since_ms).clamp(BACK_OFF_BASE_MS, BACK_OFF_CAP_MS);
         self.state = State::Resting { until_ms: now_ms + self.random.up_to(most_ms) };
     }
 

@@ -24,7 +24,7 @@ pub enum CloseReason {
     WrongRole,
     /// TLS: the certificate is of another site.
     WrongSite,
-    /// TLS: the handshake took too long.
+    /// TLS: the handshake took too long, or its turn did not come.
     HandshakeTimedOut,
     /// TLS: what came is no handshake.
     HandshakeGarbage,
@@ -183,7 +183,9 @@ impl CloseReason {
             Self::BadCertificate => ("bad-certificate", "the peer's certificate cannot be used here"),
             Self::WrongRole => ("wrong-role", "the peer's certificate is not a device's"),
             Self::WrongSite => ("wrong-site", "the peer's certificate is of another site"),
-            Self::HandshakeTimedOut => ("handshake-timed-out", "the TLS handshake took too long"),
+            Self::HandshakeTimedOut => {
+                ("handshake-timed-out", "the TLS handshake took too long, or its turn did not come")
+            }
             Self::HandshakeGarbage => ("handshake-garbage", "what the peer sent is no TLS handshake"),
             Self::HandshakeFailed => ("handshake-failed", "the TLS handshake failed"),
             Self::TooManyHandshakes => ("too-many-handshakes", "too many TLS handshakes are in flight"),

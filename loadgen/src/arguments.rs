@@ -155,6 +155,12 @@ impl RunArguments {
 
 /// `bgb-loadgen size`.
 #[derive(Args)]
+#[command(
+    mut_arg("agents", |agents| agents.default_value("50000").help("Connections to go up to")),
+    mut_arg("servers", |servers| {
+        servers.default_value("0").help("Servers, a process each; 0: as many as the limit of descriptors asks for")
+    })
+)]
 pub(crate) struct SizeArguments {
     #[command(flatten)]
     pub(crate) run: RunArguments,
@@ -193,6 +199,9 @@ pub(crate) struct ReportArguments {
     pub(crate) lines: PathBuf,
     /// The file with the table
     pub(crate) file: PathBuf,
+    /// A folder for pictures (SVG) of how costs grow
+    #[arg(long)]
+    pub(crate) plots: Option<PathBuf>,
 }
 
 /// `bgb-loadgen connect`.
@@ -256,8 +265,8 @@ pub(crate) struct MixedArguments {
 pub(crate) struct SoakArguments {
     #[command(flatten)]
     pub(crate) run: RunArguments,
-    /// For how long
-    #[arg(long, default_value_t = 480)]
+    /// For how long; 30 days at the most
+    #[arg(long, default_value_t = 480, value_parser = clap::value_parser!(u64).range(1..=43_200))]
     pub(crate) minutes: u64,
     /// Tasks in a second, each to one device
     #[arg(long, default_value_t = 5.0)]
@@ -275,6 +284,9 @@ pub(crate) struct FloodScenarioArguments {
     /// The part of a core that the flood has, in percent
     #[arg(long, default_value_t = 50)]
     pub(crate) core_percent: u32,
+    /// Strangers whose hello was answered hold their place for a second, instead of going at once: fewer hellos, and places that are taken
+    #[arg(long)]
+    pub(crate) holds: bool,
 }
 
 /// `bgb-loadgen fleet`.
@@ -282,8 +294,8 @@ pub(crate) struct FloodScenarioArguments {
 pub(crate) struct FleetArguments {
     #[command(flatten)]
     pub(crate) run: RunArguments,
-    /// The run ends after so long, with what was measured until then
-    #[arg(long, default_value_t = 45)]
+    /// The run ends after so long, with what was measured until then; a day at the most
+    #[arg(long, default_value_t = 45, value_parser = clap::value_parser!(u64).range(1..=1_440))]
     pub(crate) minutes: u64,
 }
 

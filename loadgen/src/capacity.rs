@@ -1,7 +1,8 @@
 //! `bgb-loadgen capacity`: what a site of so many devices needs, computed from what was measured.
 //!
 //! The model is small on purpose: every figure is a cost that `bgb-loadgen costs` has measured ([`Costs`], `costs.toml`) times how often it is
-//! paid ([`Site`]). What it says of a run that was made is compared with what that run measured (`runs/`, in the tests below).
+//! paid ([`Site`]). The costs are compared with what much larger runs have paid, and so is how long a task to everybody takes (`runs/`, in the
+//! tests below). There all servers share the cores with the agents and the manager, which no site does: the rest cannot be compared on one machine.
 //! docs/capacity.md shows it for three sizes.
 
 use std::fmt::Write as _;
@@ -365,6 +366,7 @@ fn compare(costs: &Costs, run: &Value) -> anyhow::Result<Vec<Compared>> {
         Ok(Compared { what, unit, model, run })
     };
     let manager_us = manager.writer_us + manager.verifier_us;
+    let held = run["figures"]["held"].as_f64().context("the run has no figure held")?;
     Ok(vec![
         compared(
             "a server's memory of a connection",
@@ -393,6 +395,7 @@ fn compare(costs: &Costs, run: &Value) -> anyhow::Result<Vec<Compared>> {
             "database_bytes_per_device",
         )?,
         compared("and of an answer", "bytes", manager.answer_bytes, "database_bytes_per_answer")?,
+        compared("a task is with everybody after", "s", held * server.push_us / 1e6, "last_has_it_seconds")?,
     ])
 }
 
@@ -414,9 +417,15 @@ mod tests {
 
     /// How far a run may be from what is computed with: other sizes, and a machine that changes its pace.
     const DIFFERS_AT_MOST: f64 = 0.5;
+    /// And how many times as much time it may take where dozens of processes share two cores and their caches: the costs were measured with three.
+    const CROWDED_TIMES: f64 = 3.0;
 
     fn run_of_200_000() -> Value {
         serde_json::from_str(include_str!("../runs/fleet-200000.json")).unwrap()
+    }
+
+    fn run_of_500_000() -> Value {
+        serde_json::from_str(include_str!("../runs/fleet-500000.json")).unwrap()
     }
 
     #[derive(Parser)]
@@ -487,12 +496,15 @@ mod tests {
 
     #[test]
     fn a_larger_run_paid_about_what_is_computed_with() {
-        for Compared { what, model, run, .. } in compare(&read(MEASURED).unwrap(), &run_of_200_000()).unwrap()
-        {
-            assert!(
-                (run / model - 1.0).abs() <= DIFFERS_AT_MOST,
-                "{what}: {model} in the model, {run} in the run"
-            );
+        for (whole, is_crowded) in [(run_of_200_000(), false), (run_of_500_000(), true)] {
+            for Compared { what, unit, model, run } in compare(&read(MEASURED).unwrap(), &whole).unwrap() {
+                let takes_turns = unit == "s" || is_crowded && unit == "us";
+                let most = if takes_turns { CROWDED_TIMES } else { 1.0 + DIFFERS_AT_MOST };
+                assert!(
+                    (1.0 - DIFFERS_AT_MOST..=most).contains(&(run / model)),
+                    "{what}: {model} in the model, {run} in the run"
+                );
+            }
         }
     }
 

@@ -24,6 +24,10 @@ use crate::worker::link::{Command, Progress, Report};
 const PER_WORKER_MAX: usize = 15_000;
 /// How often it is looked whether somebody wants to end it.
 const LOOK: Duration = Duration::from_millis(100);
+/// Where nobody looks at a terminal, a line of how far it is comes this often.
+const SAY: Duration = Duration::from_secs(15);
+/// A rest that is shorter than this is not told.
+const REST_TOLD: Duration = Duration::from_secs(2);
 /// Samples of what happened are so far apart at the least.
 const SAMPLE_SECONDS: f64 = 1.0;
 /// How long a worker may take to answer; and, for each agent that there is, to read its part of a fleet.
@@ -98,6 +102,33 @@ pub(crate) struct TaskTimes {
     pub(crate) last_ns: u64,
     /// How long its frame is.
     pub(crate) frame_bytes: usize,
+}
+
+/// Says how far it is: on a terminal in one line that changes, elsewhere in a line now and then.
+struct Teller {
+    is_terminal: bool,
+    said: Instant,
+}
+
+impl Teller {
+    fn new() -> Self {
+        Self { is_terminal: std::io::stderr().is_terminal(), said: Instant::now() }
+    }
+
+    fn tell(&mut self, line: impl FnOnce() -> String) {
+        if self.is_terminal {
+            eprint!("\r{}\x1b[K", line());
+        } else if self.said.elapsed() >= SAY {
+            self.said = Instant::now();
+            eprintln!("bgb-loadgen: {}", line());
+        }
+    }
+
+    fn end(self) {
+        if self.is_terminal {
+            eprint!("\r\x1b[K");
+        }
+    }
 }
 
 /// How waiting ended.
@@ -238,7 +269,7 @@ impl Crew {
         show: impl Fn(&Progress, Duration) -> String,
     ) -> Waited {
         let begun = Instant::now();
-        let is_terminal = std::io::stderr().is_terminal();
+        let mut teller = Teller::new();
         let waited = loop {
             let progress = self.progress();
             if is_done(&progress) {
@@ -250,37 +281,45 @@ impl Crew {
             if begun.elapsed() >= within {
                 break Waited::TooLong;
             }
-            if is_terminal {
-                eprint!("\r{}\x1b[K", show(&progress, begun.elapsed()));
-            }
+            teller.tell(|| show(&progress, begun.elapsed()));
             match self.reports.recv_timeout(LOOK) {
                 Ok((part, report)) => self.note(part, report),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break Waited::Limited,
             }
         };
-        if is_terminal {
-            eprint!("\r\x1b[K");
-        }
+        teller.end();
         waited
     }
 
     /// Rests until a moment of the shared clock, and hears the workers meanwhile.
     pub(crate) fn rest_until(&mut self, until_ns: u64) -> Waited {
-        loop {
-            let left = Duration::from_nanos(until_ns.saturating_sub(now_ns()));
+        let left = || Duration::from_nanos(until_ns.saturating_sub(now_ns()));
+        let mut teller = (left() >= REST_TOLD).then(Teller::new);
+        let waited = loop {
+            let left = left();
             if left.is_zero() {
-                return Waited::Done;
+                break Waited::Done;
             }
             if let Some(stopped) = self.stopped() {
-                return stopped;
+                break stopped;
+            }
+            if let Some(teller) = &mut teller {
+                teller.tell(|| {
+                    let Progress { active, had, .. } = self.progress();
+                    format!("{active} signed in, {had} tasks had, {} s left", left.as_secs() + 1)
+                });
             }
             match self.reports.recv_timeout(left.min(LOOK)) {
                 Ok((part, report)) => self.note(part, report),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Waited::Limited,
+                Err(RecvTimeoutError::Disconnected) => break Waited::Limited,
             }
+        };
+        if let Some(teller) = teller {
+            teller.end();
         }
+        waited
     }
 
     /// Why nothing more is waited for, if so.
@@ -432,11 +471,9 @@ impl Crew {
         }
     }
 
-    /// How late a worker's loop was at the most since this was asked last.
-    pub(crate) fn take_lateness(&mut self) -> Duration {
-        let late_ns = self.progress().late_ns;
-        self.progress.iter_mut().for_each(|progress| progress.late_ns = 0);
-        Duration::from_nanos(late_ns)
+    /// How late a worker's loop was at the most.
+    pub(crate) fn lateness(&self) -> Duration {
+        Duration::from_nanos(self.progress().late_ns)
     }
 }
 

@@ -18,7 +18,8 @@ use crate::fleet::Fleet;
 /// Addresses that it comes from, in a network that no agent of a run has.
 const ADDRESSES: usize = 256;
 const FROM: [u8; 2] = [127, 200];
-/// Connections that are open at a time, and how long each waits for an answer: then it is let go, and so it is as soon as there is one.
+/// Connections that are open at a time, and how long each waits for an answer: then it is let go, and so it is as soon as there is one, unless it is
+/// to be held all the same.
 const OPEN_MAX: usize = 4_096;
 const HELD: Duration = Duration::from_secs(1);
 /// While so many are open, it is looked so often whether one of them may go.
@@ -38,6 +39,16 @@ pub(crate) struct FloodArguments {
     /// The part of a core that it may have, in percent.
     #[arg(long, default_value_t = 50)]
     pub(crate) core_percent: u32,
+    /// Hold what was answered for as long as what was not.
+    #[arg(long)]
+    pub(crate) holds: bool,
+}
+
+/// A connection that was begun.
+struct Begun {
+    stream: TcpStream,
+    since: Instant,
+    is_heard: bool,
 }
 
 /// What came of it, in one line of JSON.
@@ -63,11 +74,12 @@ pub(crate) fn run(arguments: &FloodArguments) -> anyhow::Result<()> {
         fleet.servers.iter().map(|server| crate::worker::resolve(server)).collect::<anyhow::Result<_>>()?;
     let hello = recorded(&fleet, &arguments.fleet, servers[0])?;
     let (begun, mut flooded) = (Instant::now(), Flooded::default());
-    let mut open: VecDeque<(TcpStream, Instant)> = VecDeque::new();
+    let mut open: VecDeque<Begun> = VecDeque::new();
     let (ends, cpu_before) = (begun + Duration::from_secs(arguments.seconds), cpu());
     while Instant::now() < ends {
-        while let Some((stream, since)) = open.front_mut() {
-            if !flooded.hear(stream) && since.elapsed() < HELD {
+        while let Some(begun) = open.front_mut() {
+            begun.is_heard = begun.is_heard || flooded.hear(&mut begun.stream);
+            if (arguments.holds || !begun.is_heard) && begun.since.elapsed() < HELD {
                 break;
             }
             open.pop_front();
@@ -77,7 +89,7 @@ pub(crate) fn run(arguments: &FloodArguments) -> anyhow::Result<()> {
             flooded.offered += 1;
             if let Some(stream) = begin(servers[place % servers.len()], place % ADDRESSES, &hello) {
                 flooded.said += 1;
-                open.push_back((stream, Instant::now()));
+                open.push_back(Begun { stream, since: Instant::now(), is_heard: false });
             }
         }
         let may_have = begun.elapsed().mul_f64(f64::from(arguments.core_percent) / 100.0);

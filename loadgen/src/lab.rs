@@ -20,6 +20,10 @@ use crate::manager::Manager;
 
 /// How long a program may take until it answers.
 const START: Duration = Duration::from_secs(30);
+/// And how long an answer may take, before it is asked again.
+const ASK: Duration = Duration::from_secs(2);
+/// So many of the last lines of a log say why a program has ended.
+const LOG_LINES: usize = 5;
 /// How long it may take to end.
 const END: Duration = Duration::from_secs(15);
 
@@ -132,7 +136,9 @@ impl Lab {
         let config = self.site().join("manager.toml");
         self.manager = Some(Running::start("bgb-manager", &config, self.folder.path(), self.days_ago)?);
         let api = SocketAddr::from((self.address, API_PORT));
-        wait_for("the manager", || TcpStream::connect(api).is_ok())
+        let folder = self.folder.path().to_owned();
+        let manager = self.manager.as_mut().context("it was started just now")?;
+        wait_for_program(manager, &folder, || TcpStream::connect(api).is_ok())
     }
 
     /// Programs that are started from now on have the time as it is; the manager is started again.
@@ -200,8 +206,9 @@ impl Lab {
             let config = server_config(&self.site(), number);
             self.servers.push(Running::start("bgb-server", &config, self.folder.path(), self.days_ago)?);
         }
-        for number in 1..=count {
-            wait_for("the server", || is_ready(admin_of(self.address, number)))?;
+        let (address, folder) = (self.address, self.folder.path().to_owned());
+        for (server, number) in self.servers.iter_mut().zip(1..) {
+            wait_for_program(server, &folder, || is_ready(admin_of(address, number)))?;
         }
         Ok(())
     }
@@ -342,7 +349,24 @@ pub(crate) fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) -> anyhow
     Ok(())
 }
 
+/// Waits until a program that was started answers; where it has ended instead, its log says why.
+fn wait_for_program(
+    running: &mut Running,
+    logs: &Path,
+    mut answers: impl FnMut() -> bool,
+) -> anyhow::Result<()> {
+    let name = running.name;
+    wait_for(name, || !running.is_running() || answers())?;
+    if !running.is_running() {
+        let log = fs::read_to_string(logs.join(format!("{name}.log"))).unwrap_or_default();
+        let last: Vec<&str> = log.trim().lines().rev().take(LOG_LINES).collect();
+        bail!("{name} has ended: {}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+    }
+    Ok(())
+}
+
 /// Whether the server says at its own address that it takes sign-ins.
 fn is_ready(admin: SocketAddr) -> bool {
-    ureq::get(format!("http://{admin}/readyz")).call().is_ok_and(|answer| answer.status() == 200)
+    let asked = ureq::get(format!("http://{admin}/readyz")).config().timeout_global(Some(ASK)).build();
+    asked.call().is_ok_and(|answer| answer.status() == 200)
 }

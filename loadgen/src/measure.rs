@@ -133,15 +133,17 @@ impl Cost {
         let stat = read("stat");
         let ticks = |place| number_in(&stat, place).unwrap_or(0);
         let per_second = rustix::param::clock_ticks_per_second() as f64;
-        let status = read("status");
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = resident.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0);
+        let kib = kib_of(&read("status"), "VmRSS:").unwrap_or(0);
         Self { cpu_secs: (ticks(11) + ticks(12)) as f64 / per_second, resident_bytes: kib * 1024 }
     }
 
-    /// Of the process and those that it has started.
+    /// Of the process and those that it has started. Pages that several of them have count once (Pss of proc_pid_smaps(5)).
     pub(crate) fn of_family(pid: u32) -> Self {
-        children_of(pid).into_iter().map(Self::of_family).fold(Self::of(pid), Self::plus)
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let own = Self::of(pid);
+        let resident_bytes = kib_of(&rollup, "Pss:").map_or(own.resident_bytes, |kib| kib * 1_024);
+        let own = Self { resident_bytes, ..own };
+        children_of(pid).into_iter().map(Self::of_family).fold(own, Self::plus)
     }
 
     /// User and system time of those threads of the process whose names begin so, in seconds; 0 where the kernel does not count nanoseconds.
@@ -181,6 +183,11 @@ fn number_in(stat: &str, place: usize) -> Option<u64> {
     stat.rsplit(')').next()?.split_whitespace().nth(place)?.parse().ok()
 }
 
+/// A line of `/proc` that gives kibibytes.
+fn kib_of(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
+}
+
 /// Processes that the process has started and that are there.
 fn children_of(pid: u32) -> Vec<u32> {
     let is_child = |of: &u32| {
@@ -203,13 +210,18 @@ pub(crate) fn descriptors(pid: u32) -> u64 {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |entries| entries.count() as u64)
 }
 
+/// How many the process may have open; `None` where it is gone.
+pub(crate) fn descriptors_max(pid: u32) -> Option<u64> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    soft.split_whitespace().next()?.parse().ok()
+}
+
 /// What the kernel holds for everything on this machine: its slabs, and the pages of sockets' buffers.
 pub(crate) fn kernel_bytes() -> u64 {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let memory = read("/proc/meminfo");
-    let slab = memory
-        .lines()
-        .find_map(|line| line.strip_prefix("Slab:")?.split_whitespace().next()?.parse::<u64>().ok());
+    let slab = kib_of(&memory, "Slab:");
     let sockets = read("/proc/net/sockstat");
     let tcp = sockets.lines().find_map(|line| line.strip_prefix("TCP:"));
     let pages = tcp.and_then(|tcp| tcp.split_once("mem ")?.1.split_whitespace().next()?.parse::<u64>().ok());
@@ -257,9 +269,11 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let family = Cost::of_family(std::process::id());
         assert!(children_of(std::process::id()).contains(&child.id()));
-        assert!(family.resident_bytes > cost.resident_bytes.min(Cost::of(child.id()).resident_bytes));
+        assert!(family.resident_bytes > 100 * 1024, "{family:?}");
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(descriptors(std::process::id()) >= 3 && descriptors(0) == 0);
+        let most = descriptors_max(std::process::id()).unwrap();
+        assert!(most >= descriptors(std::process::id()) && descriptors_max(0).is_none());
     }
 }

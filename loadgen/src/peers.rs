@@ -8,7 +8,6 @@ mod publisher; // whoever publishes there
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use bgb_protocol::ids::TaskId;
 use serde::Serialize;
 
@@ -16,6 +15,7 @@ use crate::authority::Authority;
 use crate::clock::{SECOND_NS, now_ns};
 use crate::crew::{Connecting, Crew, Waited};
 use crate::fleet::Fleet;
+use crate::interrupt;
 use crate::lab::{Lab, LabOptions};
 use crate::measure::{Cost, Latencies, Summary, median};
 use crate::report;
@@ -67,20 +67,52 @@ pub(crate) struct PeersArguments {
 pub(crate) fn run(arguments: &PeersArguments) -> anyhow::Result<()> {
     crate::worker::raise_descriptors();
     let mut rows = Vec::new();
+    let mut failed = Vec::new();
+    // What cannot be measured is said, and the others are measured all the same.
+    let mut note = |row: anyhow::Result<Row>, what: String| match row {
+        Ok(row) => {
+            eprintln!("bgb-loadgen: {}", line_of(&row).trim());
+            rows.push(row);
+        }
+        Err(error) => {
+            eprintln!("bgb-loadgen: {what} could not be measured: {error:#}");
+            failed.push(what);
+        }
+    };
     for reactors in [1, 2] {
-        rows.push(ours(arguments.agents, reactors)?);
+        interrupt::check()?;
+        note(ours(arguments.agents, reactors), format!("bgb-server with {reactors} reactors"));
     }
     for peer in [Peer::Mosquitto, Peer::Nats, Peer::Nchan { workers: 1 }, Peer::Nchan { workers: 2 }] {
-        let row = theirs(peer, arguments.agents);
-        rows.push(row.with_context(|| format!("{peer:?}"))?);
+        if !interrupt::is_wanted() {
+            note(theirs(peer, arguments.agents), format!("{peer:?}"));
+        }
     }
+    let is_ahead = is_ahead(&rows);
     let table = table(&rows);
+    anyhow::ensure!(!interrupt::is_wanted(), "interrupted; what was measured until then:\n{table}");
     if let Some(file) = &arguments.file {
         report::write_between(file, &report::PEERS, &format!("{}\n\n{table}", report::machine()))?;
     }
     println!("{table}");
-    println!("{}", serde_json::json!({"bench": "peers", "figures": rows}));
+    println!(
+        "{}",
+        serde_json::json!({
+            "bench": "peers", "figures": rows, "floor": null, "ratio": is_ahead, "goal": "more than 1: fan-out of two reactors over that of nginx's two workers",
+            "holds": is_ahead.is_some_and(|times| times > 1.0),
+        })
+    );
+    anyhow::ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())
+}
+
+/// Our fan-out with two reactors, over that of nginx with two workers.
+fn is_ahead(rows: &[Row]) -> Option<f64> {
+    let rate = |of: &str, settings: &str| {
+        let row = rows.iter().find(|row| row.server.starts_with(of) && row.settings.starts_with(settings));
+        row.map(|row| row.fan_out_per_second)
+    };
+    Some(rate("bgb-server", "2 ")? / rate("nginx", "2 ")?)
 }
 
 fn ours(agents: usize, reactors: usize) -> anyhow::Result<Row> {
@@ -211,20 +243,24 @@ fn table(rows: &[Row]) -> String {
          |---|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for row in rows {
-        let Row { server, settings, latency, .. } = row;
-        let numbers = [
-            row.connects_per_second,
-            row.cpu_us_per_connect,
-            row.kib_per_connection,
-            row.fan_out_per_second,
-            row.cpu_us_per_push,
-            latency.p50_ms,
-            latency.p99_ms,
-        ];
-        let numbers = numbers.map(report::number).join(" | ");
-        table.push_str(&format!("| {server} | {settings} | {numbers} |\n"));
+        table.push_str(&line_of(row));
     }
     table
+}
+
+fn line_of(row: &Row) -> String {
+    let Row { server, settings, latency, .. } = row;
+    let numbers = [
+        row.connects_per_second,
+        row.cpu_us_per_connect,
+        row.kib_per_connection,
+        row.fan_out_per_second,
+        row.cpu_us_per_push,
+        latency.p50_ms,
+        latency.p99_ms,
+    ];
+    let numbers = numbers.map(report::number).join(" | ");
+    format!("| {server} | {settings} | {numbers} |\n")
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use anyhow::{Context as _, anyhow};
 use plotters::prelude::*;
 
 use crate::measure::Latencies;
+use crate::report::number;
 
 const SIZE: (u32, u32) = (900, 480);
 const COLOURS: [RGBColor; 4] =
@@ -42,6 +43,14 @@ pub(crate) fn over_time(path: &Path, title: &str, unit: &str, series: &[Series])
 /// When the file cannot be written.
 pub(crate) fn by_connections(path: &Path, title: &str, unit: &str, series: &[Series]) -> anyhow::Result<()> {
     draw(path, title, ("connections", unit), series, |connections| format!("{connections:.0}"))
+}
+
+/// What each of so many sessions costs; points are given with the logarithm of how many there are.
+///
+/// # Errors
+/// When the file cannot be written.
+pub(crate) fn by_sessions(path: &Path, title: &str, unit: &str, series: &[Series]) -> anyhow::Result<()> {
+    draw(path, title, ("sessions", unit), series, |log| number(10_f64.powf(*log).round()))
 }
 
 fn draw(

@@ -30,7 +30,7 @@ use crate::fleet::Fleet;
 use crate::interrupt;
 use crate::lab::{Lab, LabOptions};
 use crate::manager::{Manager, VALID_FOR_ONE};
-use crate::measure::{Cost, Latencies};
+use crate::measure::{Cost, Latencies, descriptors, descriptors_max};
 use crate::plots::{self, Series};
 use crate::worker::link::{self, Progress};
 
@@ -45,6 +45,8 @@ const ENDED_WITHIN: Duration = Duration::from_secs(60);
 const SERVERS_MAX: usize = 64;
 /// Connections that a server has room for beside the agents where strangers come.
 const STRANGERS_MAX: usize = 4_096;
+/// A server with so few descriptors left takes no more connections: it keeps some for its files.
+const DESCRIPTORS_LEFT: u64 = 64;
 /// How often the site is asked how many answers it has.
 const ASK_NS: u64 = SECOND_NS / 10;
 /// The loop of a worker that is later than this may have been the limit itself.
@@ -93,7 +95,7 @@ pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
         Command::Soak(own) => soak::run(Run::begin(&own.run)?, own),
         Command::Fleet(own) => fleet::run(Run::begin(&own.run)?, own),
         Command::Storm(own) => storm::run(Run::begin_days_ago(&own.run, own.ticket_days)?),
-        Command::Size(own) => size::run(Run::begin(&own.run)?, own),
+        Command::Size(own) => size::run(Run::begin(&size::arguments_of(own))?, own),
         Command::Devices(_)
         | Command::Worker(_)
         | Command::Bench(_)
@@ -202,7 +204,9 @@ impl Run {
 
     /// The same for the first `all` of the fleet.
     fn connect_upto(&mut self, all: usize, resumes: bool, returns: bool) -> u64 {
-        self.connect_in(CONNECT_AT_LEAST.max(PER_CONNECT * all as u32), all, resumes, returns)
+        // By a pace that was asked for, the last one is due so late.
+        let paced = Duration::from_nanos(self.gap_ns().saturating_mul(all as u64));
+        self.connect_in(paced + CONNECT_AT_LEAST.max(PER_CONNECT * all as u32), all, resumes, returns)
     }
 
     /// The same for everybody, in the time that is given.
@@ -210,9 +214,14 @@ impl Run {
         self.connect_in(within, self.agents(), true, true)
     }
 
+    /// From one agent's connecting to the next one's; 0 where each connects when there is room.
+    fn gap_ns(&self) -> u64 {
+        if self.arguments.rate > 0.0 { (1e9 / self.arguments.rate) as u64 } else { 0 }
+    }
+
     fn connect_in(&mut self, within: Duration, all: usize, resumes: bool, returns: bool) -> u64 {
         let from_ns = now_ns();
-        let gap_ns = if self.arguments.rate > 0.0 { (1e9 / self.arguments.rate) as u64 } else { 0 };
+        let gap_ns = self.gap_ns();
         let window = self.arguments.window;
         self.crew.connect(all, from_ns, gap_ns, Connecting { window, resumes, returns });
         let (mut most, mut since) = (0, Instant::now());
@@ -231,9 +240,21 @@ impl Run {
         let active = self.crew.progress().active;
         if active < all && !self.is_partial {
             self.is_partial = true;
-            self.crew.trouble(format!("{} of {all} connections did not come about", all - active));
+            let why = self.servers_at_their_limit().unwrap_or_default();
+            self.crew.trouble(format!("{} of {all} connections did not come about{why}", all - active));
         }
         from_ns
+    }
+
+    /// Where a server has nearly all the descriptors that it may have: that, and what helps.
+    fn servers_at_their_limit(&self) -> Option<String> {
+        self.server_pids.iter().find_map(|pid| {
+            let most = descriptors_max(*pid).filter(|most| descriptors(*pid) + DESCRIPTORS_LEFT >= *most)?;
+            Some(format!(
+                ": a server has all of the {most} descriptors that this machine lets a process have; raise its limit (LimitNOFILE, \
+                 ulimit -Hn), or take more --servers"
+            ))
+        })
     }
 
     /// Has everybody end its connection, and waits for it; what was measured of connecting is forgotten.
@@ -351,15 +372,21 @@ impl Run {
         plots::over_time(&folder.join(format!("{scenario}-rates.svg")), scenario, "a second", &rates)
     }
 
-    /// Ends the run: the figures, written where they were asked for.
-    fn end(mut self, scenario: &str) -> anyhow::Result<Value> {
-        let late = self.crew.take_lateness();
+    /// How late the agents were themselves at the most, which is said where it is much.
+    fn note_lateness(&mut self) -> Duration {
+        let late = self.crew.lateness();
         if late > LATE {
             self.crew.trouble(format!(
                 "a process of agents was {} ms late once: this machine may have been the limit, not the server",
                 late.as_millis()
             ));
         }
+        late
+    }
+
+    /// Ends the run: the figures, written where they were asked for.
+    fn end(mut self, scenario: &str) -> anyhow::Result<Value> {
+        let late = self.note_lateness();
         self.figure("generator_late_ms", late.as_secs_f64() * 1_000.0);
         if let Some(folder) = self.plots() {
             self.draw(&folder, scenario)?;

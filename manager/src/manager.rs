@@ -324,7 +324,7 @@ impl Manager {
                 false
             }),
             Chore::Checkpoint => {
-                self.store.checkpoint()?;
+                self.store.tidy_log()?;
                 false
             }
         })

@@ -1,7 +1,7 @@
 //! The manager as a running service: opens what it needs, starts its threads, stops them.
 //!
-//! Threads: one that writes (the manager itself), a pool that verifies, one that watches the inbox, a few that answer the API, two for
-//! metrics and health. They speak through bounded channels. The order of start: lock, database, keys, inbox, then the API, so that
+//! Threads: one that writes (the manager itself), one that moves the database's log for it, a pool that verifies, one that watches the
+//! inbox, a few that answer the API, two for metrics and health. They speak through bounded channels. The order of start: lock, database, keys, inbox, then the API, so that
 //! whoever gets an answer gets a true one; the order of stop is the reverse, but that health is told to the end.
 
 use std::net::{SocketAddr, TcpListener};
@@ -48,6 +48,8 @@ pub struct Service {
     /// Dropped to stop the writer.
     stop: Option<Sender<()>>,
     writer: Option<JoinHandle<()>>,
+    /// Ends when the writer has.
+    checkpointer: Option<JoinHandle<()>>,
     ended: Receiver<()>,
     _lock: ProcessLock,
 }
@@ -59,7 +61,8 @@ impl Service {
     /// One sentence for whoever started it: what is missing, wrong or taken, and what to do.
     pub fn start(config: &ManagerConfig) -> anyhow::Result<Self> {
         let lock = ProcessLock::take(&SiteFolder::manager_lock(&config.database), "manager")?;
-        let store = open_store(config)?;
+        let mut store = open_store(config)?;
+        let checkpointer = store.checkpointer()?;
         let token = secret::read(&config.token)?;
         if token.trim_ascii().len() < TOKEN_BYTES_MIN {
             bail!(
@@ -88,6 +91,8 @@ impl Service {
             writer.run();
             drop(ended_in);
         })?;
+        let checkpointer =
+            std::thread::Builder::new().name("checkpointer".to_owned()).spawn(move || checkpointer.run())?;
         let watcher = Watcher::start(&config.inbox, changed_in);
         let stopping = Arc::new(AtomicBool::new(false));
         let health =
@@ -96,8 +101,18 @@ impl Service {
         let api = Arc::new(Api::new(&token, config.database.clone(), &config.inbox, disk, orders, figures));
         let server = HttpServer::start(listener, "api", API_THREADS, BODY_BYTES_MAX, api.handler())?;
         let address = server.local_addr();
-        let (api, watcher, stop, writer) = (Some(server), Some(watcher), Some(stop), Some(writer));
-        Ok(Self { api, address, admin, stopping, watcher, stop, writer, ended, _lock: lock })
+        Ok(Self {
+            api: Some(server),
+            address,
+            admin,
+            stopping,
+            watcher: Some(watcher),
+            stop: Some(stop),
+            writer: Some(writer),
+            checkpointer: Some(checkpointer),
+            ended,
+            _lock: lock,
+        })
     }
 
     /// Where the API listens, with the port that it really has.
@@ -134,7 +149,11 @@ impl Service {
         drop(self.api.take());
         drop(self.watcher.take());
         drop(self.stop.take());
-        self.writer.take().map(JoinHandle::join)
+        let writer = self.writer.take().map(JoinHandle::join);
+        if let Some(Err(_)) = self.checkpointer.take().map(JoinHandle::join) {
+            tracing::error!("the thread that moves the database's log ended with a panic");
+        }
+        writer
     }
 }
 

@@ -7,6 +7,7 @@ use std::hint::black_box;
 use bgb_protocol::action::{Action, Parameters};
 use bgb_protocol::codec;
 use bgb_protocol::file::presence::{OnlineDetails, Presence, PresenceRow};
+use bgb_protocol::file::results::{DeviceWord, ResultRow};
 use bgb_protocol::file::{
     BlockHead, Epoch, FileBuilder, FileKind, HEADER_BYTES, Header, check_block, check_end, rows,
 };
@@ -15,11 +16,14 @@ use bgb_protocol::ids::{BootId, DeviceId, ServerId, SessionNumber, TaskId, UnixM
 use bgb_protocol::message::{
     Abilities, AgentMessage, Hello, KnownTask, Platform, RoadTaken, ServerMessage, TaskPush,
 };
-use bgb_protocol::signature::SigningKey;
+use bgb_protocol::result::{ResultStatement, SignedResult};
+use bgb_protocol::signature::{DeviceKey, SigningKey};
 use bgb_protocol::state::TaskState;
 use bgb_protocol::target_set::TargetSet;
 use bgb_protocol::task::{SignedTask, TaskStatement};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// Rows of a file: one server's, some seconds after a storm.
 const ROWS: u32 = 10_000;
@@ -123,9 +127,27 @@ fn row(device: u32) -> PresenceRow {
     }
 }
 
-fn header() -> Header {
+fn result(device: u32, key: &DeviceKey) -> ResultRow {
+    let (site, device) = ("LAB".parse().expect("a site's code"), DeviceId(device));
+    let statement = ResultStatement {
+        site,
+        task: TaskId::from_bytes([7; 16]),
+        device,
+        state: TaskState::Succeeded,
+        refusal: None,
+        code: 0,
+        started: NOW,
+        finished: NOW.plus(10),
+        output_digest: [0; 32],
+    };
+    let task = statement.task;
+    let signed = SignedResult::sign(statement, b"done".to_vec(), key).expect("a key signs");
+    ResultRow { task, device, heard: NOW, word: DeviceWord::Final(Box::new(signed)) }
+}
+
+fn header(kind: FileKind) -> Header {
     Header {
-        kind: FileKind::PresenceFull,
+        kind,
         site: "LAB".parse().expect("a site's code"),
         server: ServerId(1),
         epoch: Epoch { counter: 1, nonce: 7 },
@@ -136,20 +158,20 @@ fn header() -> Header {
     }
 }
 
-fn written(rows: &[PresenceRow]) -> Vec<u8> {
+fn written<R: Serialize>(kind: FileKind, rows: &[R]) -> Vec<u8> {
     let mut builder = FileBuilder::new();
     rows.iter().for_each(|row| builder.push(row));
-    builder.finish(header()).1
+    builder.finish(header(kind)).1
 }
 
 /// Reads a file as the manager does: header, each block with its checksum and rows, the end. The number of rows.
-fn read(bytes: &[u8]) -> usize {
+fn read<R: DeserializeOwned>(bytes: &[u8]) -> usize {
     let header = Header::decode(bytes).expect("it was written");
     let (mut at, mut seen, mut sums) = (HEADER_BYTES, 0, Vec::new());
     for number in 0..header.blocks {
         let head = BlockHead::decode(&bytes[at..], number).expect("it was written");
         let (sum, body) = check_block(&bytes[at..], head).expect("it was written");
-        seen += rows::<PresenceRow>("presence row", head, body).filter(|row| black_box(row).is_ok()).count();
+        seen += rows::<R>("row", head, body).filter(|row| black_box(row).is_ok()).count();
         sums.push(sum);
         at += head.total_bytes();
     }
@@ -157,11 +179,11 @@ fn read(bytes: &[u8]) -> usize {
     seen
 }
 
-fn files(criterion: &mut Criterion) {
-    let list: Vec<PresenceRow> = (0..ROWS).map(row).collect();
-    let bytes = written(&list);
-    assert_eq!(read(&bytes), ROWS as usize);
-    let mut group = criterion.benchmark_group("online list of 10,000");
+/// One kind of file.
+fn file<R: Serialize + DeserializeOwned>(criterion: &mut Criterion, name: &str, kind: FileKind, list: &[R]) {
+    let bytes = written(kind, list);
+    assert_eq!(read::<R>(&bytes), ROWS as usize);
+    let mut group = criterion.benchmark_group(name);
     group.throughput(Throughput::Elements(u64::from(ROWS)));
     group.bench_function("floor, copied and summed", |bencher| {
         bencher.iter(|| {
@@ -169,18 +191,26 @@ fn files(criterion: &mut Criterion) {
             black_box(crc32c::crc32c(&copy));
         });
     });
-    group.bench_function("written", |bencher| bencher.iter(|| black_box(written(black_box(&list)))));
-    group.bench_function("read", |bencher| bencher.iter(|| black_box(read(black_box(&bytes)))));
+    group.bench_function("written", |bencher| bencher.iter(|| black_box(written(kind, black_box(list)))));
+    group.bench_function("read", |bencher| bencher.iter(|| black_box(read::<R>(black_box(&bytes)))));
     let mut encoded = Vec::new();
     codec::encode(&list[0], &mut encoded);
-    // Presence lists keep their rows in this form, so that a full list is written from them.
+    // Presence lists and the spool's logs keep their rows in this form, so that files are written from them.
     group.bench_function("written from encoded rows", |bencher| {
         bencher.iter(|| {
             let mut builder = FileBuilder::new();
             (0..ROWS).for_each(|_| builder.push_encoded(black_box(&encoded)));
-            black_box(builder.finish(header()));
+            black_box(builder.finish(header(kind)));
         });
     });
+}
+
+fn files(criterion: &mut Criterion) {
+    let list: Vec<PresenceRow> = (0..ROWS).map(row).collect();
+    file(criterion, "online list of 10,000 (BOS)", FileKind::PresenceFull, &list);
+    let key = DeviceKey::generate().expect("there is randomness").0;
+    let results: Vec<ResultRow> = (0..ROWS).map(|device| result(device, &key)).collect();
+    file(criterion, "10,000 results (BTS)", FileKind::Results, &results);
 }
 
 criterion_group!(benches, messages, files);

@@ -24,8 +24,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a reader waits: locks against readers are held for moments only, when a log is recovered.
 const READ_BUSY_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Pages of the log at which a commit also checkpoints (40 MiB of 4 KiB pages). The writer does it earlier when it is quiet.
-const AUTOCHECKPOINT_PAGES: u32 = 10_000;
+/// Pages of the log (40 MiB of 4 KiB pages) at which it is moved into the database: by a commit, or beside the writer where somebody is there for
+/// it (store/checkpoints.rs). When it is quiet that happens earlier.
+pub(crate) const AUTOCHECKPOINT_PAGES: u32 = 10_000;
 
 /// To how many bytes the log's file is cut back after a checkpoint that emptied it.
 const LOG_BYTES_KEPT: u32 = 64 * 1024 * 1024;

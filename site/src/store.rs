@@ -7,6 +7,7 @@
 //! (20,000 rows) does; pages go by the last key seen. The store owns no thread, and the caller sees to it that a process has one.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::SyncSender;
 
 use aws_lc_rs::rand;
 use bgb_protocol::ids::{Generation, SiteCode, UnixMillis};
@@ -23,6 +24,7 @@ use crate::store::tasks::TaskCache;
 pub(crate) mod columns;
 
 mod certificates;
+mod checkpoints;
 mod collections;
 mod details;
 mod devices;
@@ -40,6 +42,7 @@ mod targets;
 mod tasks;
 
 pub use certificates::DevicePublicKey;
+pub use checkpoints::Checkpointer;
 pub use collections::{CollectionChange, CollectionRow};
 pub use details::{DeviceCertificate, FleetCounts};
 pub use devices::{
@@ -93,6 +96,8 @@ pub struct Store {
     full_list: Option<FullListCursor>,
     listening: Listening,
     retake_since: Option<UnixMillis>,
+    /// Rung when the log is to be moved beside the writer, if somebody is there for it.
+    wake_checkpointer: Option<SyncSender<()>>,
 }
 
 /// A read-only connection.
@@ -137,7 +142,18 @@ impl Store {
         let (code, generation, path) = (site.code, site.generation, path.to_owned());
         let (tasks, full_list, retake_since) = (TaskCache::default(), None, site.retake_since);
         let listening = Listening::default();
-        Ok(Self { connection, path, code, generation, tasks, online, full_list, listening, retake_since })
+        Ok(Self {
+            connection,
+            path,
+            code,
+            generation,
+            tasks,
+            online,
+            full_list,
+            listening,
+            retake_since,
+            wake_checkpointer: None,
+        })
     }
 
     /// Servers write whole online lists so often from now on: every 5 minutes unless this is said. Silence is judged by it.
@@ -181,7 +197,7 @@ impl Store {
         self.online.len()
     }
 
-    /// Moves the write-ahead log into the database as far as no reader is in the way: for quiet moments.
+    /// Moves the write-ahead log into the database as far as no reader is in the way, and waits for it.
     ///
     /// # Errors
     /// When the database cannot be written.

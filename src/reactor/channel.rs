@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use bgb_hub::{CloseReason, TICK_MS, Tick};
 use bgb_protocol::ids::DeviceId;
 
-use super::admission::Step;
+use super::admission::{Opening, Step};
 use super::slots::SlotKey;
 use crate::tls::{Established, TlsContext, TlsFault, TlsSession};
 
@@ -33,14 +33,36 @@ pub enum ChannelState {
     /// TLS is being set up.
     Handshaking {
         /// Bytes from the peer that TLS has been fed.
-        bytes: usize,
-        /// The peer has been answered.
-        is_answered: bool,
+        bytes: u32,
+        /// Whose turn it is.
+        stage: Stage,
     },
     /// The hub knows it.
     Open,
     /// Nothing is read any more; what waits is sent.
     Closing(CloseReason),
+}
+
+/// How far a handshake has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The peer has not said its whole hello.
+    Silent,
+    /// It has, and waits for our first answer.
+    InLine(Opening),
+    /// It is to show who it is.
+    Answered(Opening),
+}
+
+impl Stage {
+    /// How it began, if it was answered.
+    #[must_use]
+    pub fn answered(self) -> Option<Opening> {
+        match self {
+            Self::Answered(opening) => Some(opening),
+            Self::Silent | Self::InLine(_) => None,
+        }
+    }
 }
 
 /// See the module.
@@ -100,7 +122,7 @@ impl Channel {
         let allowance = Allowance { messages: MESSAGES_MAX, filled: Tick(0) };
         Self {
             socket,
-            state: ChannelState::Handshaking { bytes: 0, is_answered: false },
+            state: ChannelState::Handshaking { bytes: 0, stage: Stage::Silent },
             device: None,
             tls,
             partial: Vec::new(),
@@ -112,6 +134,15 @@ impl Channel {
     #[must_use]
     pub fn is_handshaking(&self) -> bool {
         matches!(self.state, ChannelState::Handshaking { .. })
+    }
+
+    /// How far its handshake has got, if it is not over.
+    #[must_use]
+    pub fn stage(&self) -> Option<Stage> {
+        match self.state {
+            ChannelState::Handshaking { stage, .. } => Some(stage),
+            ChannelState::Open | ChannelState::Closing(_) => None,
+        }
     }
 
     /// Counts a message; `false` when the peer has sent more than it may.
@@ -130,11 +161,12 @@ impl Channel {
         plaintext: &mut Vec<u8>,
         records: &mut Vec<u8>,
     ) -> Result<(Progress, bool), TlsFault> {
-        let ChannelState::Handshaking { bytes, is_answered } = self.state else {
+        let ChannelState::Handshaking { bytes, stage } = self.state else {
             let peer_closed = self.tls.feed(received, plaintext, records)?.peer_closed;
             return Ok((Progress::Open, peer_closed));
         };
         // No more than a handshake may have goes in before it is seen whether that was enough: a stranger's flood costs no parsing.
+        let bytes = bytes as usize;
         let (first, rest) = received.split_at_mut(received.len().min(HANDSHAKE_BYTES_MAX - bytes));
         let unsaid = records.len();
         let fed = self.tls.feed(first, plaintext, records)?;
@@ -146,18 +178,36 @@ impl Channel {
         if !rest.is_empty() {
             return Err(TlsFault::handshake_too_long(bytes + rest.len()));
         }
-        self.state = ChannelState::Handshaking { bytes, is_answered: is_answered || records.len() > unsaid };
+        let stage = match stage {
+            Stage::InLine(opening) if records.len() > unsaid => Stage::Answered(opening),
+            same => same,
+        };
+        self.state = ChannelState::Handshaking { bytes: bytes as u32, stage };
         Ok((Progress::Handshaking, fed.peer_closed))
     }
 
-    /// Keeps what a peer says that is not known yet, until its step is due; the step says what that will be.
-    pub fn wait_with(&mut self, received: &[u8], tls: &TlsContext) -> Step {
+    /// Keeps what a peer says that is not known yet, until its step is due; the step says what that will be. `None` while the peer has not said
+    /// its whole hello: until then it is not known whether it shows a ticket, and nothing waits for us.
+    pub fn wait_with(&mut self, received: &[u8], tls: &TlsContext) -> Option<Step> {
         self.partial.extend_from_slice(received);
-        match self.state {
-            ChannelState::Handshaking { is_answered: true, .. } => Step::GoesOn,
-            ChannelState::Handshaking { bytes: 0, .. } if tls.resumes(received) => Step::Resumes,
-            _ => Step::Begins,
+        let ChannelState::Handshaking { stage, .. } = &mut self.state else { return None };
+        if *stage == Stage::Silent
+            && (tls.is_whole(&self.partial) || self.partial.len() >= HANDSHAKE_BYTES_MAX)
+        {
+            let opening = if tls.resumes(&self.partial) { Opening::Resumed } else { Opening::Full };
+            *stage = Stage::InLine(opening);
         }
+        match *stage {
+            Stage::Silent => None,
+            Stage::InLine(opening) => Some(Step::Begins(opening)),
+            Stage::Answered(_) => Some(Step::GoesOn),
+        }
+    }
+
+    /// How many bytes are kept of a peer that is not known.
+    #[must_use]
+    pub fn kept(&self) -> Option<usize> {
+        self.is_handshaking().then_some(self.partial.len())
     }
 
     /// Moves what was kept to the beginning of `received`; gives its length.

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use bgb_hub::{CloseReason, Now, Tick};
 
+use super::admission::Opening;
 use super::channel::ChannelState;
 use super::closing_log::Closing;
 use super::slots::SlotKey;
@@ -39,8 +40,8 @@ impl Reactor {
     }
 
     /// A handshake has succeeded, failed or been given up: its peer may begin another.
-    pub(super) fn on_handshake_over(&mut self, peer: SocketAddr) {
-        self.handshakes.end(peer.ip());
+    pub(super) fn on_handshake_over(&mut self, peer: SocketAddr, answered: Option<Opening>) {
+        self.handshakes.end(peer.ip(), answered);
         self.metrics.handshakes_in_flight.set(self.handshakes.in_flight() as u64);
     }
 
@@ -113,9 +114,9 @@ impl Reactor {
         reason: CloseReason,
     ) {
         match state {
-            ChannelState::Handshaking { .. } => {
+            ChannelState::Handshaking { stage, .. } => {
                 if let Some(peer) = self.sockets.tenant(socket).map(|socket| socket.peer) {
-                    self.on_handshake_over(peer);
+                    self.on_handshake_over(peer, stage.answered());
                 }
             }
             ChannelState::Open => {

@@ -1,8 +1,11 @@
-//! Handshakes in flight: how many a stranger may have, and how many there may be in all.
+//! Handshakes in flight: how many a stranger may have, how many there may be in all, and how many of them may be answered.
 //!
 //! It is asked before TLS begins, since a handshake is what costs us most and a stranger least. It owns counts and no connection: the
-//! reactor says when a handshake begins and when it is over, however it ends. Each reactor has its own, so that no lock is shared;
-//! the kernel spreads a stranger's connections over them.
+//! reactor says when a handshake begins, when it is answered and when it is over, however it ends. Each reactor has its own, so that no
+//! lock is shared; the kernel spreads a stranger's connections over them.
+//!
+//! More may wait for their turn than may be answered at a time: whoever waits costs little, and is not forgotten as in the kernel, which
+//! takes no more than its backlog and leaves the others to try again after 1, 3 and 7 s.
 //!
 //! Law: it remembers no more than `ORIGINS_MAX` strangers, whatever comes.
 
@@ -12,10 +15,16 @@ use std::sync::Arc;
 
 use bgb_hub::{TICK_MS, Tick};
 
+use super::admission::{Admits, Opening};
 use crate::network::{Network, Origin};
 
-/// Handshakes in flight in all: at 10 s for the slowest and some 20 KiB each, 20 MiB. What comes beyond waits in the kernel.
-pub const IN_FLIGHT_MAX: usize = 1_024;
+/// Handshakes in flight in all, at some 6 KiB for one that is not answered yet, and 8 more where its peer says as much as it may. What comes
+/// beyond waits in the kernel.
+pub const IN_FLIGHT_MAX: usize = 2_048;
+/// Those of them that are answered and not over, at some 20 KiB each.
+pub const ANSWERED_MAX: usize = 1_024;
+/// And of those so many that resume, and so many that do not: whoever begins one kind and leaves it leaves places for the other.
+const ANSWERED_OF_KIND_MAX: usize = ANSWERED_MAX / 4 * 3;
 /// Handshakes in flight of one origin (docs/promises.md).
 const IN_FLIGHT_OF_ORIGIN_MAX: u32 = 64;
 /// Handshakes that one origin may begin in a second, and at once (docs/promises.md).
@@ -28,6 +37,8 @@ const ORIGINS_MAX: usize = 16 * 1_024;
 pub struct Handshakes {
     exempt: Arc<[Network]>,
     in_flight: usize,
+    answered_resumed: usize,
+    answered_full: usize,
     origins: HashMap<Origin, Strangers>,
 }
 
@@ -60,7 +71,7 @@ impl Handshakes {
     /// None in flight. Peers in the `exempt` networks count in all only: many devices come from one address there.
     #[must_use]
     pub fn new(exempt: Arc<[Network]>) -> Self {
-        Self { exempt, in_flight: 0, origins: HashMap::new() }
+        Self { exempt, in_flight: 0, answered_resumed: 0, answered_full: 0, origins: HashMap::new() }
     }
 
     /// Whether another one may begin, whoever it is.
@@ -91,13 +102,42 @@ impl Handshakes {
         true
     }
 
-    /// A handshake of `peer` that was begun is over.
-    pub fn end(&mut self, peer: IpAddr) {
+    /// Whose handshakes may be answered.
+    #[must_use]
+    pub fn admits(&self) -> Admits {
+        let has_place = |of_kind| of_kind < ANSWERED_OF_KIND_MAX && self.answered() < ANSWERED_MAX;
+        Admits { resumed: has_place(self.answered_resumed), full: has_place(self.answered_full) }
+    }
+
+    /// Handshakes that are answered and not over.
+    #[must_use]
+    pub fn answered(&self) -> usize {
+        self.answered_resumed + self.answered_full
+    }
+
+    /// A handshake that was begun has its first answer.
+    pub fn answer(&mut self, opening: Opening) {
+        *self.of_kind(opening) += 1;
+    }
+
+    /// A handshake of `peer` that was begun is over; where it was answered, it was one that began so.
+    pub fn end(&mut self, peer: IpAddr, answered: Option<Opening>) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        if let Some(opening) = answered {
+            let of_kind = self.of_kind(opening);
+            *of_kind = of_kind.saturating_sub(1);
+        }
         if !self.is_exempt(peer)
             && let Some(strangers) = self.origins.get_mut(&peer.into())
         {
             strangers.in_flight = strangers.in_flight.saturating_sub(1);
+        }
+    }
+
+    fn of_kind(&mut self, opening: Opening) -> &mut usize {
+        match opening {
+            Opening::Resumed => &mut self.answered_resumed,
+            Opening::Full => &mut self.answered_full,
         }
     }
 
@@ -125,7 +165,7 @@ mod tests {
         let mut handshakes = none_exempt();
         assert_eq!((0..100).filter(|_| handshakes.begin(ONE, Tick(0))).count(), 64);
         assert!(handshakes.begin(OTHER, Tick(0)));
-        handshakes.end(ONE);
+        handshakes.end(ONE, None);
         assert!(handshakes.begin(ONE, Tick(0)));
         assert!(!handshakes.begin(ONE, Tick(0)));
         assert_eq!(handshakes.in_flight(), 65, "those that were refused do not count");
@@ -138,7 +178,7 @@ mod tests {
             let begin = |_: &i32| {
                 let begun = handshakes.begin(ONE, Tick(tick));
                 if begun {
-                    handshakes.end(ONE);
+                    handshakes.end(ONE, None);
                 }
                 begun
             };
@@ -154,9 +194,28 @@ mod tests {
         let mut handshakes = Handshakes::new(Arc::from(["192.0.2.1/32".parse().unwrap()]));
         assert!((0..IN_FLIGHT_MAX).all(|_| handshakes.has_room() && handshakes.begin(ONE, Tick(0))));
         assert!(!handshakes.has_room());
-        handshakes.end(ONE);
+        handshakes.end(ONE, None);
         assert!(handshakes.has_room());
         assert!(handshakes.origins.is_empty());
+    }
+
+    #[test]
+    fn neither_kind_has_all_the_places_for_answers() {
+        for (first, other) in [(Opening::Full, Opening::Resumed), (Opening::Resumed, Opening::Full)] {
+            let mut handshakes = none_exempt();
+            let admits = |handshakes: &Handshakes, kind| match (handshakes.admits(), kind) {
+                (Admits { resumed, .. }, Opening::Resumed) => resumed,
+                (Admits { full, .. }, Opening::Full) => full,
+            };
+            (0..ANSWERED_OF_KIND_MAX).for_each(|_| handshakes.answer(first));
+            assert_eq!((admits(&handshakes, first), admits(&handshakes, other)), (false, true));
+            (ANSWERED_OF_KIND_MAX..ANSWERED_MAX).for_each(|_| handshakes.answer(other));
+            assert_eq!((admits(&handshakes, first), admits(&handshakes, other)), (false, false));
+            handshakes.end(ONE, None);
+            assert_eq!(handshakes.answered(), ANSWERED_MAX, "that one was not answered");
+            handshakes.end(ONE, Some(first));
+            assert_eq!((admits(&handshakes, first), admits(&handshakes, other)), (true, true));
+        }
     }
 
     #[test]
@@ -166,7 +225,7 @@ mod tests {
         for network in 0..100_000_u128 {
             let stranger = IpAddr::V6(Ipv6Addr::from_bits((0x2001_0db8 << 96) | (network << 64)));
             assert!(handshakes.begin(stranger, Tick(0)));
-            handshakes.end(stranger);
+            handshakes.end(stranger, None);
             assert!(handshakes.origins.len() <= ORIGINS_MAX);
         }
         assert_eq!(

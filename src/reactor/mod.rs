@@ -31,7 +31,7 @@ use bgb_protocol::ids::UnixMillis;
 use mio::{Events, Poll, Token};
 
 use self::admission::Admission;
-use self::channel::{Channel, ChannelState};
+use self::channel::{Channel, ChannelState, Stage};
 use self::closing::transport_fault;
 use self::closing_log::ClosingLog;
 use self::handshakes::Handshakes;
@@ -217,9 +217,17 @@ impl Reactor {
                     let key = SlotKey::from(token);
                     let Some(socket) = self.sockets.tenant_mut(key) else { continue };
                     socket.read_closed |= event.is_read_closed();
-                    if (event.is_readable() || event.is_read_closed() || event.is_error())
-                        && socket.reading == Reading::Waiting
-                    {
+                    let is_heeded = match socket.reading {
+                        Reading::Waiting => true,
+                        // Whoever has gone before it was answered gives its place in the line to another. After that its last word is heard: it may
+                        // be an alert.
+                        Reading::InLine => {
+                            let stage = self.channels.tenant(socket.channel).and_then(Channel::stage);
+                            socket.read_closed && stage.and_then(Stage::answered).is_none()
+                        }
+                        Reading::Listed | Reading::Held | Reading::Over => false,
+                    };
+                    if is_heeded && (event.is_readable() || event.is_read_closed() || event.is_error()) {
                         socket.reading = Reading::Listed;
                         self.readable.push_back(key);
                     }
@@ -238,7 +246,7 @@ impl Reactor {
         let now = Instant::now();
         let somebody_waits = self.listener.as_ref().is_some_and(|listener| listener.has_work(now));
         let accepting = somebody_waits && self.may_accept();
-        let is_owing = !self.readable.is_empty() || !self.admission.is_empty();
+        let is_owing = !self.readable.is_empty() || self.admission.is_owing(self.handshakes.admits());
         if accepting || is_owing || self.more_letters || !self.dirty.is_empty() {
             return Some(Duration::ZERO);
         }
@@ -297,10 +305,10 @@ impl Reactor {
         let keys: Vec<_> = self.channels.keys().collect();
         for key in keys {
             match self.channels.tenant(key).map(|channel| channel.state) {
-                Some(ChannelState::Handshaking { is_answered: true, .. }) => {
+                Some(ChannelState::Handshaking { stage: Stage::Answered(_), .. }) => {
                     self.close(now, key, CloseReason::Draining);
                 }
-                Some(ChannelState::Handshaking { is_answered: false, .. }) => {
+                Some(ChannelState::Handshaking { .. }) => {
                     self.end(now, key, CloseReason::Draining);
                 }
                 Some(ChannelState::Open | ChannelState::Closing(_)) | None => {}

@@ -11,17 +11,17 @@ use bgb_hub::{CloseReason, Now, Peer, TICK_MS, Tick};
 use bgb_protocol::frame::Frame;
 use mio::net::TcpStream;
 
-use super::admission::STEPS_PER_TURN;
-use super::channel::{Channel, ChannelState, HANDSHAKE_BYTES_MAX, Progress};
+use super::admission::{Opening, STEPS_PER_TURN, Step};
+use super::channel::{Channel, ChannelState, HANDSHAKE_BYTES_MAX, Progress, Stage};
 use super::closing::transport_fault;
 use super::closing_log::Closing;
-use super::handshakes::IN_FLIGHT_MAX;
+use super::handshakes::{ANSWERED_MAX, IN_FLIGHT_MAX};
 use super::listener::Accepted;
 use super::scratch::Scratch;
 use super::slots::SlotKey;
 use super::socket::{Reading, Socket};
 use super::{Reactor, hub_key};
-use crate::tls::{Established, TlsSession};
+use crate::tls::{Established, TlsFault, TlsSession};
 
 /// Connections accepted in one turn: each costs a handshake soon after, and sessions that are there already must not wait.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -30,15 +30,23 @@ const READS_PER_TURN: usize = 512;
 /// And of known devices while a task is on its way to many: those who have it answer at once, and what they say would make the others wait for
 /// the task. Whoever shakes hands is read all the same, since its time is short; admission bounds what that costs.
 const READS_PER_TURN_BESIDE_FAN_OUT: usize = 8;
-/// How long a peer may take to show who it is (docs/promises.md: 10 s before authentication).
+/// How long a peer may take to say hello, and how long from our answer on to show who it is (docs/promises.md, Strangers).
 const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
 /// And how long when it is crowded: whoever begins handshakes and leaves them must not take the places of those who end them.
 const CROWDED_TICKS: u64 = 2_000 / TICK_MS;
+/// How long a peer that has said hello waits for our answer: half of what devices wait. Who is kept longer gives up and begins anew, which only adds
+/// to the line.
+const LINE_TICKS: u64 = 5_000 / TICK_MS;
+/// Keys in the line at the most; each that is not of somebody who waits is that of somebody who has gone meanwhile.
+const LINE_KEYS_MAX: usize = 4 * IN_FLIGHT_MAX;
 /// How long a device's ticket waits at the most to travel with the welcome. A device that is slow to say hello gets it without: one whose connection
 /// is lost before it has a ticket comes back with a full handshake.
 const TICKET_WAITS_TICKS: u64 = 200 / TICK_MS;
-/// Handshakes in flight from which on it is crowded.
-const CROWDED: usize = IN_FLIGHT_MAX / 2;
+
+/// The time that a peer has to say something, where so many of so many places are taken.
+fn patience(taken: usize, places: usize) -> u64 {
+    if taken < places / 2 { HANDSHAKE_TICKS } else { CROWDED_TICKS }
+}
 
 impl Reactor {
     pub(super) fn may_accept(&self) -> bool {
@@ -89,7 +97,7 @@ impl Reactor {
         }
         let begun = self.begin_channel(now, stream, peer);
         if !begun {
-            self.handshakes.end(peer.ip());
+            self.handshakes.end(peer.ip(), None);
         }
         self.metrics.handshakes_in_flight.set(self.handshakes.in_flight() as u64);
         begun
@@ -106,6 +114,7 @@ impl Reactor {
         // Each needs the other's key: the socket's slot is known once it is taken.
         let nobody = SlotKey { index: u32::MAX, generation: u32::MAX };
         let key = self.sockets.insert(Socket::new(stream, peer, nobody));
+        let patience = patience(self.handshakes.in_flight(), IN_FLIGHT_MAX);
         let channel = self.channels.insert(Channel::new(key, tls));
         let socket = self.sockets.tenant_mut(key).expect("it was put in just now");
         socket.channel = channel;
@@ -118,8 +127,7 @@ impl Reactor {
         // It may have spoken before it was registered; an edge that came first would be lost.
         socket.reading = Reading::Listed;
         self.readable.push_back(key);
-        let ticks = if self.handshakes.in_flight() < CROWDED { HANDSHAKE_TICKS } else { CROWDED_TICKS };
-        self.deadlines.arm(channel.index, Tick(now.tick.0 + ticks));
+        self.deadlines.arm(channel.index, Tick(now.tick.0 + patience));
         self.metrics.connections.set(self.sockets.len() as u64);
         true
     }
@@ -153,7 +161,10 @@ impl Reactor {
         }
         let channel = socket.channel;
         // A stranger has no more kept for it than a handshake may have.
-        let room = if is_known { self.scratch.received.len() } else { HANDSHAKE_BYTES_MAX };
+        let kept = self.channels.tenant(channel).and_then(Channel::kept).filter(|_| !is_known);
+        let room = kept.map_or(self.scratch.received.len(), |kept| {
+            HANDSHAKE_BYTES_MAX + 1 - kept.min(HANDSHAKE_BYTES_MAX)
+        });
         match socket.read(&mut self.scratch.received[..room]) {
             Ok(0) => {
                 socket.reading = Reading::Over;
@@ -161,9 +172,7 @@ impl Reactor {
             }
             Ok(bytes) if !is_known => {
                 self.metrics.received_bytes.add(bytes as u64);
-                socket.reading = Reading::InLine;
-                let Some(channel) = self.channels.tenant_mut(channel) else { return };
-                self.admission.push(key, channel.wait_with(&self.scratch.received[..bytes], &self.tls));
+                self.hear_stranger(now, key, channel, bytes);
             }
             Ok(bytes) => {
                 self.metrics.received_bytes.add(bytes as u64);
@@ -190,14 +199,11 @@ impl Reactor {
 
     /// Takes those steps of handshakes that are due in this turn.
     pub(super) fn shake_hands(&mut self, now: Now) {
-        let mut steps = 0;
-        while steps < STEPS_PER_TURN {
-            let Some(key) = self.admission.pop() else { return };
+        for _ in 0..STEPS_PER_TURN {
+            let sockets = &self.sockets;
+            let waits = |key| sockets.tenant(key).is_some_and(|socket| socket.reading == Reading::InLine);
+            let Some(key) = self.admission.pop(self.handshakes.admits(), waits) else { return };
             let Some(socket) = self.sockets.tenant_mut(key) else { continue };
-            if socket.reading != Reading::InLine {
-                continue;
-            }
-            steps += 1;
             // More may have come meanwhile, and its edge was not heeded.
             socket.reading = Reading::Listed;
             self.readable.push_back(key);
@@ -206,6 +212,47 @@ impl Reactor {
             let bytes = channel.waited_with(&mut self.scratch.received);
             self.feed(now, key, channel_key, bytes);
         }
+    }
+
+    /// A peer that is not known has said something: what it is, is decided when its hello is whole, and then it waits for its step.
+    fn hear_stranger(&mut self, now: Now, key: SlotKey, channel_key: SlotKey, bytes: usize) {
+        let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
+        let was_silent = channel.stage() == Some(Stage::Silent);
+        let step = channel.wait_with(&self.scratch.received[..bytes], &self.tls);
+        if let Some(too_much) = channel.kept().filter(|kept| *kept > HANDSHAKE_BYTES_MAX) {
+            return self.fail(now, channel_key, &TlsFault::handshake_too_long(too_much));
+        }
+        let Some(socket) = self.sockets.tenant_mut(key) else { return };
+        match step {
+            // Who has closed its half without an answer goes no further, and is read to its end.
+            Some(Step::Begins(_)) | None if socket.read_closed => self.readable.push_back(key),
+            // It gave less than there is room for, and so it is empty: its next edge is armed.
+            None => socket.reading = Reading::Waiting,
+            Some(step) => {
+                socket.reading = Reading::InLine;
+                if was_silent {
+                    self.deadlines.arm(channel_key.index, Tick(now.tick.0 + LINE_TICKS));
+                }
+                self.stand_in_line(key, step);
+            }
+        }
+    }
+
+    /// Puts a socket in line. Keys of those that are gone stay in it until they are due, but not too many of them.
+    fn stand_in_line(&mut self, key: SlotKey, step: Step) {
+        if self.admission.len() >= LINE_KEYS_MAX {
+            let sockets = &self.sockets;
+            self.admission
+                .retain(|key| sockets.tenant(key).is_some_and(|socket| socket.reading == Reading::InLine));
+        }
+        self.admission.push(key, step);
+    }
+
+    /// A peer has its first answer: now it is to show who it is, and its time for that begins.
+    fn on_answered(&mut self, now: Now, channel_key: SlotKey, opening: Opening) {
+        self.handshakes.answer(opening);
+        let until = Tick(now.tick.0 + patience(self.handshakes.answered(), ANSWERED_MAX));
+        self.deadlines.arm(channel_key.index, until);
     }
 
     fn feed(&mut self, now: Now, key: SlotKey, channel_key: SlotKey, bytes: usize) {
@@ -217,7 +264,12 @@ impl Reactor {
             // What a closing peer still says is not heard; reading on only waits for its own end.
             return;
         }
+        let answered_before = channel.stage().and_then(Stage::answered);
         let fed = channel.feed(&mut received[..bytes], plaintext, records);
+        if let Some(opening) = channel.stage().and_then(Stage::answered).filter(|_| answered_before.is_none())
+        {
+            self.on_answered(now, channel_key, opening);
+        }
         match &fed {
             // The ticket: the device's hello is on its way as a rule, and one write does for both it and the welcome.
             Ok((Progress::Opened(_), _)) => self.hold_records_back(key),
@@ -260,6 +312,7 @@ impl Reactor {
         if !self.room.take_seat() {
             return self.turn_away(now, channel_key, CloseReason::ServerFull);
         }
+        let answered = channel.stage().and_then(Stage::answered);
         channel.state = ChannelState::Open;
         let peer = Peer {
             device: *device,
@@ -268,7 +321,7 @@ impl Reactor {
             certificate_ends: identity.not_after,
         };
         self.deadlines.cancel(channel_key.index);
-        self.on_handshake_over(peer.address);
+        self.on_handshake_over(peer.address, answered);
         self.shard.handle_opened(now, hub_key(channel_key), peer);
         self.do_deeds(now);
     }

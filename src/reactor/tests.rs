@@ -8,6 +8,7 @@ use bgb_protocol::message::{RefusedReason, ServerMessage};
 use bgb_site::folder::SiteFolder;
 use crossbeam_channel::bounded;
 
+use super::admission::Opening;
 use super::*;
 use crate::courier::StatusLine;
 use crate::directory::{Directory, ShardId};
@@ -242,6 +243,114 @@ fn whoever_leaves_handshakes_lying_is_let_go_sooner_when_it_is_crowded() {
     assert!(wait <= Duration::from_millis(2_200), "{wait:?}");
 }
 
+/// Takes all places for answers.
+fn take_answers(bench: &mut Bench) {
+    for kind in [Opening::Full, Opening::Resumed] {
+        (0..handshakes::ANSWERED_MAX / 2).for_each(|_| bench.reactor.handshakes.answer(kind));
+    }
+}
+
+/// The one channel that there is.
+fn only_channel(reactor: &Reactor) -> Option<&Channel> {
+    let mut keys = reactor.channels.keys();
+    let key = keys.next().filter(|_| keys.next().is_none())?;
+    reactor.channels.tenant(key)
+}
+
+fn is_in_line(reactor: &Reactor) -> bool {
+    only_channel(reactor).and_then(Channel::stage) == Some(Stage::InLine(Opening::Full))
+}
+
+#[test]
+fn while_places_for_answers_are_taken_a_peer_waits_in_line_for_some_seconds_and_costs_no_turns() {
+    let mut bench = Bench::new(10);
+    take_answers(&mut bench);
+    let (mut peer, before) = (bench.connect(), bench.reactor.now().tick);
+    peer.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    bench.turn_until(is_in_line);
+    let after = bench.reactor.now().tick;
+    let wait = bench.reactor.timeout().unwrap();
+    assert!(wait > Duration::from_secs(1), "{wait:?}");
+    let at = |tick| Now { tick, unix: UnixMillis(0) };
+    bench.reactor.advance(at(before.plus(49)));
+    assert_eq!(bench.reactor.sockets.len(), 1, "it is not its fault");
+    bench.reactor.advance(at(after.plus(52)));
+    assert!(bench.reactor.sockets.is_empty() && closed(&bench.reactor, CloseReason::HandshakeTimedOut));
+    assert_eq!(bench.reactor.handshakes.answered(), handshakes::ANSWERED_MAX, "it had no place");
+}
+
+#[test]
+fn a_place_that_becomes_free_goes_to_whoever_waits() {
+    let mut bench = Bench::new(10);
+    take_answers(&mut bench);
+    let mut peer = bench.connect();
+    peer.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    bench.turn_until(is_in_line);
+    bench.reactor.handshakes.end(Ipv4Addr::LOCALHOST.into(), Some(Opening::Full));
+    assert_eq!(bench.reactor.timeout(), Some(Duration::ZERO));
+    bench.turn_until(|reactor| closed(reactor, CloseReason::HandshakeGarbage) && reactor.sockets.is_empty());
+}
+
+#[test]
+fn whoever_goes_while_it_waits_in_line_leaves_its_place_at_once() {
+    let mut bench = Bench::new(10);
+    take_answers(&mut bench);
+    let mut peer = bench.connect();
+    peer.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    bench.turn_until(is_in_line);
+    drop(peer);
+    bench.turn_until(|reactor| reactor.sockets.is_empty());
+    assert_eq!(bench.reactor.handshakes.in_flight(), 0);
+}
+
+#[test]
+fn a_hello_that_comes_in_pieces_is_looked_at_when_it_is_whole() {
+    let mut bench = Bench::new(10);
+    let mut peer = bench.connect();
+    // A record of a handshake with 4 bytes in it, which are no hello.
+    peer.write_all(&[22, 3, 1, 0, 4, 1]).unwrap();
+    bench.turn_until(|reactor| {
+        only_channel(reactor).and_then(Channel::stage) == Some(Stage::Silent) && reactor.readable.is_empty()
+    });
+    assert!(!bench.reactor.admission.is_owing(admission::Admits::ALL));
+    peer.write_all(&[0, 0, 0]).unwrap();
+    bench.turn_until(|reactor| closed(reactor, CloseReason::HandshakeGarbage) && reactor.sockets.is_empty());
+}
+
+#[test]
+fn a_place_for_an_answer_is_given_back_however_the_handshake_ends() {
+    let mut bench = Bench::new(10);
+    let places = |reactor: &Reactor| (reactor.handshakes.answered(), reactor.handshakes.in_flight());
+    // One that says hello, is answered, and goes.
+    let mut tls = device_tls(&bench.site, DeviceId(1), &[ALPN]);
+    let mut peer = bench.connect();
+    tls.write_tls(&mut peer).unwrap();
+    bench.turn_until(|reactor| places(reactor) == (1, 1));
+    drop(peer);
+    bench.turn_until(|reactor| reactor.sockets.is_empty() && places(reactor) == (0, 0));
+    // One of a peer without the protocol, and one that ends well.
+    let without = bench.hear(1, &[]);
+    bench.turn_until(|_| without.is_finished());
+    bench.turn_until(|reactor| closed(reactor, CloseReason::HandshakeFailed) && reactor.sockets.is_empty());
+    assert_eq!(places(&bench.reactor), (0, 0));
+    let _sound = bench.hear(1, &[ALPN]);
+    bench.turn_until(|reactor| reactor.metrics.handshakes.value() == 1);
+    assert_eq!((places(&bench.reactor), bench.reactor.sockets.len()), ((0, 0), 1));
+}
+
+#[test]
+fn an_alert_that_comes_together_with_the_end_is_heard() {
+    let mut bench = Bench::new(10);
+    let mut tls = device_tls(&bench.site, DeviceId(1), &[ALPN]);
+    let mut peer = bench.connect();
+    tls.write_tls(&mut peer).unwrap();
+    bench.turn_until(|reactor| reactor.handshakes.answered() == 1);
+    // Fatal, bad certificate (RFC 8446, 6.2), in the clear as before the keys.
+    peer.write_all(&[21, 3, 3, 0, 2, 2, 42]).unwrap();
+    drop(peer);
+    bench.turn_until(|reactor| closed(reactor, CloseReason::HandshakeFailed) && reactor.sockets.is_empty());
+}
+
 #[test]
 fn a_turn_takes_a_few_steps_of_handshakes_and_the_rest_stays_in_line() {
     let mut bench = Bench::new(100);
@@ -264,7 +373,7 @@ fn a_turn_takes_a_few_steps_of_handshakes_and_the_rest_stays_in_line() {
         (before, turns) = (now, turns + 1);
         assert!(turns < 10_000);
     }
-    assert!(bench.reactor.admission.is_empty());
+    assert!(!bench.reactor.admission.is_owing(admission::Admits::ALL));
 }
 
 #[test]

@@ -34,6 +34,16 @@ pub(super) fn ticket(received: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// Whether the first record of what a peer says is all there, or is none of a handshake's: then there is nothing to wait for.
+pub(super) fn is_whole(received: &[u8]) -> bool {
+    let mut record = Reader(received);
+    match record.u8() {
+        None => false,
+        Some(HANDSHAKE) => record.take(2).and_then(|_| record.vector16()).is_some(),
+        Some(_) => true,
+    }
+}
+
 /// Takes bytes off the front, as many as there are.
 struct Reader<'a>(&'a [u8]);
 

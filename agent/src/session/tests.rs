@@ -34,18 +34,44 @@ fn rest_ms(session: &Session, now_ms: u64) -> u64 {
 }
 
 #[test]
-fn failures_go_round_the_servers_with_a_delay_that_grows_to_its_cap() {
-    let mut session = session();
-    let mut now_ms = 0;
-    let mut most_ms = BACK_OFF_BASE_MS;
-    for round in 0..20 {
+fn failures_go_round_the_servers_with_a_delay_that_grows_with_the_time_to_its_cap() {
+    let (mut session, mut now_ms, mut longest_ms) = (session(), 0, 0);
+    for round in 0..60 {
         let server = if round % 2 == 0 { "a:1" } else { "b:1" };
         assert_eq!(session.poll(now_ms), Some(Act::Connect(server.to_owned())));
         session.handle_lost(now_ms);
-        assert!(rest_ms(&session, now_ms) <= most_ms.min(BACK_OFF_CAP_MS));
+        let rest_ms = rest_ms(&session, now_ms);
+        assert!(rest_ms <= now_ms.clamp(BACK_OFF_BASE_MS, BACK_OFF_CAP_MS), "{rest_ms} after {now_ms}");
+        longest_ms = longest_ms.max(rest_ms);
         now_ms = session.next_deadline().unwrap();
-        most_ms *= 2;
     }
+    assert!(longest_ms > BACK_OFF_CAP_MS / 2, "{longest_ms}");
+}
+
+#[test]
+fn whoever_asked_in_vain_at_once_asks_again_as_soon_as_the_others() {
+    let mut session = active(0);
+    session.handle_lost(SESSION_IS_GOOD_MS);
+    for tenth in 1..10 {
+        let now_ms = SESSION_IS_GOOD_MS + tenth * 100;
+        session.poll(now_ms.max(session.next_deadline().unwrap()));
+        session.handle_lost(now_ms);
+        assert!(rest_ms(&session, now_ms) <= BACK_OFF_BASE_MS);
+    }
+}
+
+#[test]
+fn a_session_that_was_not_good_does_not_count_as_time_without() {
+    let mut session = session();
+    session.poll(0);
+    session.handle_lost(0);
+    let now_ms = 2_000;
+    session.poll(now_ms);
+    assert!(session.handle_connected(now_ms));
+    assert!(session.handle_welcome(now_ms, &welcome(900), None));
+    let end_ms = now_ms + SESSION_IS_GOOD_MS - 1;
+    session.handle_lost(end_ms);
+    assert!(rest_ms(&session, end_ms) <= now_ms);
 }
 
 #[test]
@@ -108,7 +134,7 @@ fn a_server_that_welcomes_and_hangs_up_is_not_hammered() {
     let mut session = session();
     let mut now_ms = 0;
     let mut rests = Vec::new();
-    for _ in 0..12 {
+    for _ in 0..40 {
         session.poll(now_ms);
         session.handle_connected(now_ms);
         session.handle_welcome(now_ms, &welcome(900), None);
@@ -192,7 +218,7 @@ fn after_a_good_session_the_back_off_begins_anew_however_that_ended() {
     for reason in [RefusedReason::Unavailable, RefusedReason::Full, RefusedReason::Protocol] {
         let mut session = session();
         let mut now_ms = 0;
-        for _ in 0..12 {
+        for _ in 0..40 {
             session.poll(now_ms);
             session.handle_lost(now_ms);
             now_ms = session.next_deadline().unwrap();

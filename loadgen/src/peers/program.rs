@@ -1,7 +1,10 @@
 //! The servers that we are compared with: how each is configured and started.
 //!
-//! They are Debian's packages, each configured as its own documentation recommends for many idle connections: mutual TLS 1.3, no logs of
-//! connections, limits out of the way, and no more memory for each than it asks for by itself.
+//! They are Debian's packages, each configured as its own documentation has it for many idle connections: mutual TLS 1.3, no logs of
+//! connections, limits out of the way, and no more memory for each than it asks for by itself. mosquitto.conf(5): `max_connections`,
+//! `set_tcp_nodelay`, no persistence; it has one thread. NATS, "Server configuration": `max_connections`, a long `ping_interval`; it takes all cores by
+//! itself. nginx: `worker_connections`, `worker_rlimit_nofile`, `backlog`, `reuseport` where there are several workers, a small `ssl_buffer_size`
+//! for small messages, no access log; nchan's README: WebSocket subscribers without time-out, shared memory beyond what its messages take.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -49,9 +52,11 @@ impl Peer {
     pub(crate) fn settings(self) -> String {
         match self {
             Self::Mosquitto => "one thread (it has no more), QoS 0, no persistence".to_owned(),
-            Self::Nats => "all cores (its default), core NATS".to_owned(),
-            Self::Nchan { workers: 1 } => "1 worker, WebSocket".to_owned(),
-            Self::Nchan { workers } => format!("{workers} workers, WebSocket"),
+            Self::Nats => "all cores (its default), core NATS, ping_interval 15m".to_owned(),
+            Self::Nchan { workers: 1 } => "1 worker, WebSocket, ssl_buffer_size 1400".to_owned(),
+            Self::Nchan { workers } => {
+                format!("{workers} workers, reuseport, WebSocket, ssl_buffer_size 1400")
+            }
         }
     }
 
@@ -75,7 +80,7 @@ impl Peer {
         let mut words = text.split([' ', '/', '\n', ':']).filter(is_number);
         let number = words.next().unwrap_or("of an unknown version").trim_start_matches('v');
         Ok(match self {
-            Self::Nchan { .. } => format!("nginx {number} with nchan"),
+            Self::Nchan { .. } => format!("nginx {number} with nchan {}", nchan_version()),
             _ => format!("{} {number}", self.program()),
         })
     }
@@ -112,16 +117,28 @@ impl Peer {
                  events {{ worker_connections {descriptors}; }}\n\
                  http {{\n access_log off;\n nchan_shared_memory_size 256M;\n\
                   client_body_temp_path {temp}; proxy_temp_path {temp}; fastcgi_temp_path {temp}; uwsgi_temp_path {temp}; scgi_temp_path {temp};\n\
-                  server {{\n listen {address} ssl backlog=4096;\n ssl_certificate {certificate};\n ssl_certificate_key {key};\n\
+                  server {{\n listen {address} ssl backlog=4096{reuseport};\n ssl_certificate {certificate};\n ssl_certificate_key {key};\n\
                    ssl_client_certificate {authority};\n ssl_verify_client on;\n ssl_protocols TLSv1.3;\n ssl_buffer_size 1400;\n\
                    location = /sub {{ nchan_subscriber websocket; nchan_channel_id all; nchan_subscriber_first_message newest; nchan_subscriber_timeout 0; }}\n\
                    location = /pub {{ nchan_publisher http; nchan_channel_id all; nchan_message_buffer_length 1; }}\n }}\n}}\n",
+                // Each worker with a line of its own, as our reactors have it.
+                reuseport = if workers > 1 { " reuseport" } else { "" },
                 descriptors = connections + 200,
                 pid = file("nginx.pid"),
                 temp = file("temp"),
             ),
         }
     }
+}
+
+/// The version of Debian's package with the module, which does not tell its own.
+fn nchan_version() -> String {
+    let asked = Command::new("dpkg-query").args(["-W", "-f", "${Version}", "libnginx-mod-nchan"]).output();
+    let version = asked.ok().filter(|output| output.status.success()).map(|output| output.stdout);
+    // 1:1.3.6+dfsg-1: an epoch before it, and what the packagers did after it.
+    let text = version.map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default();
+    let number = text.rsplit(':').next().and_then(|text| text.split(['+', '-', '~']).next());
+    number.filter(|number| !number.is_empty()).unwrap_or("of an unknown version").to_owned()
 }
 
 /// A server that runs, in a folder of its own.

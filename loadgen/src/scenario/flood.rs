@@ -30,7 +30,7 @@ pub(super) fn run(mut run: Run, arguments: &FloodScenarioArguments) -> anyhow::R
     let tasks = (arguments.seconds * SECOND_NS / GAP_NS).max(1);
     let in_peace = trickle(&mut run, tasks, GAP_NS)?;
     let fleet = run.lab.as_ref().map(crate::lab::Lab::fleet).context("the run has no site")?;
-    let mut flood = start(&fleet, arguments.seconds + 2 * MARGIN_SECS, arguments.core_percent)?;
+    let mut flood = start(&fleet, arguments.seconds + 2 * MARGIN_SECS, arguments)?;
     run.rest_until(crate::clock::now_ns() + MARGIN_SECS * SECOND_NS);
     let flooded = trickle(&mut run, tasks, GAP_NS)?;
     if run.is_partial {
@@ -83,9 +83,10 @@ impl Drop for Flood {
     }
 }
 
-fn start(fleet: &Path, seconds: u64, core_percent: u32) -> anyhow::Result<Flood> {
+fn start(fleet: &Path, seconds: u64, asked: &FloodScenarioArguments) -> anyhow::Result<Flood> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("flood-worker").arg("--fleet").arg(fleet);
-    command.args(["--seconds", &seconds.to_string(), "--core-percent", &core_percent.to_string()]);
+    command.args(["--seconds", &seconds.to_string(), "--core-percent", &asked.core_percent.to_string()]);
+    command.args(asked.holds.then_some("--holds"));
     Ok(Flood(command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).spawn()?))
 }

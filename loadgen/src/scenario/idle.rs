@@ -2,7 +2,7 @@
 
 use crate::arguments::IdleArguments;
 use crate::clock::{SECOND_NS, now_ns};
-use crate::measure::Cost;
+use crate::measure::{Cost, kernel_bytes};
 use crate::scenario::Run;
 use serde_json::Value;
 
@@ -10,15 +10,18 @@ use serde_json::Value;
 const SETTLE_NS: u64 = 3 * SECOND_NS;
 
 pub(super) fn run(mut run: Run, arguments: &IdleArguments) -> anyhow::Result<Value> {
-    let empty = run.server_cost();
+    let (empty, kernel_empty) = (run.server_cost(), kernel_bytes());
     run.connect(true, true);
     run.rest_until(now_ns() + SETTLE_NS);
-    let before = run.server_cost();
+    let (before, kernel) = (run.server_cost(), kernel_bytes());
     run.rest_until(now_ns() + arguments.seconds * SECOND_NS);
     let after = run.server_cost();
     let (active, lost) = (run.crew.progress().active, run.agents() - run.crew.progress().active);
     run.figure("held", active);
     run.figure("not_held", lost);
+    // Of sockets' structures and buffers, and of whatever else this machine does meanwhile.
+    let kernel = kernel.saturating_sub(kernel_empty) as f64;
+    run.figure("kernel_bytes_per_connection_both_ends", kernel / active.max(1) as f64);
     if let (Some(empty), Some(before), Some(after)) = (empty, before, after) {
         let Cost { cpu_secs, resident_bytes } = after.since(before);
         let grown = resident_bytes.saturating_sub(empty.resident_bytes);

@@ -35,6 +35,10 @@ pub(super) fn run(mut run: Run, arguments: &SoakArguments) -> anyhow::Result<Val
         arguments.tasks_per_second > 0.0 && arguments.tasks_per_second <= 16.0,
         "--tasks-per-second is more than 0, and 16 at the most"
     );
+    anyhow::ensure!(
+        !run.server_pids.is_empty(),
+        "--server-pid says which process of the site is to be watched; without it nothing would be measured"
+    );
     run.connect(true, true);
     let gap_ns = ((SECOND_NS as f64 / arguments.tasks_per_second) as u64).max(1);
     let active = run.crew.progress().active.max(1);

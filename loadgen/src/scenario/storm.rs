@@ -26,7 +26,8 @@ pub(super) fn run(mut run: Run) -> anyhow::Result<Value> {
     run.connects();
     let all = run.crew.progress().active;
     // Before the servers go: nobody is to wait for the manager then.
-    lab.come_to_the_present()?;
+    let came = lab.come_to_the_present();
+    run.or_partial(came);
     let servers = lab.kill_servers();
     run.wait(
         NOTICED_WITHIN,
@@ -37,7 +38,11 @@ pub(super) fn run(mut run: Run) -> anyhow::Result<Value> {
         run.lab = Some(lab);
         return run.end("storm");
     }
-    lab.start_servers(servers)?;
+    let started = lab.start_servers(servers);
+    if run.or_partial(started).is_none() {
+        run.lab = Some(lab);
+        return run.end("storm");
+    }
     let listens_ns = now_ns();
     run.server_pids = lab.server_pids();
     run.lab = Some(lab);

@@ -80,7 +80,8 @@ struct Client {
     window_secs: u32,
     /// In that second of it, if the server said so.
     slot_secs: Option<u32>,
-    attempts: u32,
+    /// Since when it has had no session, where it has had one.
+    lost_ns: Option<u64>,
     /// Counts connections: what was meant for an earlier one is void.
     serial: u32,
 }
@@ -155,7 +156,7 @@ impl Crowd {
                 keepalive_ns: 0,
                 window_secs: 0,
                 slot_secs: None,
-                attempts: 0,
+                lost_ns: None,
                 serial: 0,
             })
         };
@@ -296,8 +297,9 @@ impl Crowd {
                 Moment::Keepalive(_) => {}
                 Moment::Return => {
                     // Its latency counts from its first attempt.
-                    if self.clients[place].attempts <= 1 {
-                        self.clients[place].intended_ns = at_ns;
+                    let client = &mut self.clients[place];
+                    if client.lost_ns.is_some_and(|lost_ns| client.intended_ns < lost_ns) {
+                        client.intended_ns = at_ns;
                     }
                     self.connect(place);
                 }
@@ -341,7 +343,10 @@ impl Crowd {
                         .any(|limit| limit.raw_os_error() == code)
                 });
                 if is_limit {
-                    let what = format!("this machine gives no more connections: {error}");
+                    let what = format!(
+                        "this machine gives no more connections: {error}; raise the limit of descriptors (ulimit -Hn), or name a larger network \
+                         with --sources"
+                    );
                     // The others would meet it as well.
                     self.waiting.clear();
                     let _ = Report::Limit { what }.say();
@@ -429,7 +434,7 @@ impl Crowd {
         self.connects.last_ns = self.connects.last_ns.max(now);
         self.progress.connecting -= 1;
         self.progress.active += 1;
-        client.attempts = 0;
+        client.lost_ns = None;
         client.window_secs = 0;
         client.keepalive_ns = u64::from(keepalive_secs) * SECOND_NS;
         self.plan_keepalive(place, now);
@@ -501,22 +506,26 @@ impl Crowd {
         client.speaker.lose();
     }
 
-    /// Who was lost comes back as a real agent does: within the window that it was told, or with full jitter.
+    /// Who was lost comes back as a real agent does: within the window that it was told, or in no more than the time that
+    /// it has been failing.
     fn come_back(&mut self, place: usize) {
         if !self.pace.returns {
             return;
         }
+        let now = now_ns();
         let client = &mut self.clients[place];
-        let back_off_secs = (1_u64 << client.attempts.min(6)).min(BACK_OFF_SECS_MAX);
-        client.attempts += 1;
+        let failing_ns = now - *client.lost_ns.get_or_insert(now);
+        let back_off_ns = failing_ns.clamp(SECOND_NS, BACK_OFF_SECS_MAX * SECOND_NS);
         // A drain names the first moment; whoever finds nobody then backs off as ever.
         let window_secs = std::mem::take(&mut client.window_secs);
-        let (from_secs, secs) = match (window_secs, client.slot_secs) {
-            (0, _) => (0, back_off_secs),
-            (window_secs, Some(slot_secs)) if slot_secs <= window_secs => (slot_secs.into(), 1),
-            (window_secs, _) => (0, window_secs.into()),
+        let (from_ns, span_ns) = match (window_secs, client.slot_secs) {
+            (0, _) => (0, back_off_ns),
+            (window_secs, Some(slot_secs)) if slot_secs <= window_secs => {
+                (u64::from(slot_secs) * SECOND_NS, SECOND_NS)
+            }
+            (window_secs, _) => (0, u64::from(window_secs) * SECOND_NS),
         };
-        let at_ns = now_ns() + from_secs * SECOND_NS + self.below(secs * SECOND_NS);
+        let at_ns = now + from_ns + self.below(span_ns);
         self.moments.push(Reverse((at_ns, place, Moment::Return)));
     }
 
