@@ -47,6 +47,8 @@ pub(crate) struct Machine {
     pub(crate) reads_slowly: bool,
     /// Where it was at the last look in peace, and since when.
     pub(crate) whereabouts: Option<(Option<Shown>, u64)>,
+    /// The last connection whose server lied, and the tasks that it handed out by that.
+    pub(crate) lied_to: Option<(ConnId, Vec<TaskId>)>,
     /// It is a copy of another one, and calls itself the same device.
     pub(crate) is_copy: bool,
     /// The next error of the disk is its machine's death.
@@ -113,6 +115,7 @@ impl Machine {
             skew_ms: if dice.chance(weather.skew_per_mille) { draw_skew(dice) } else { 0 },
             reads_slowly: false,
             whereabouts: None,
+            lied_to: None,
             is_copy: false,
             is_dying: false,
             syncs_to_fail: 0,
@@ -136,6 +139,13 @@ impl Machine {
         }
     }
 
+    /// Whether the server of its present connection has lied to it, and handed the task out by that: it knows what it keeps to itself. With its next
+    /// hello the device names what it has, and is told the truth.
+    pub(crate) fn has_from_a_liar(&self, task: TaskId) -> bool {
+        let of_present = self.lied_to.as_ref().filter(|(conn, _)| self.conn == Some(*conn));
+        of_present.is_some_and(|(_, tasks)| tasks.contains(&task))
+    }
+
     /// A machine with a copy of this one's disk, which has not been switched on yet.
     fn copy(&self, dice: &mut Dice) -> Self {
         Self {
@@ -145,6 +155,7 @@ impl Machine {
             power: Power::Off,
             reads_slowly: false,
             whereabouts: None,
+            lied_to: None,
             is_copy: true,
             is_dying: false,
             syncs_to_fail: 0,

@@ -180,6 +180,7 @@ impl World {
                         && !is_answered
                         && cancelled <= by
                         && !state.is_final()
+                        && !machine.has_from_a_liar(*task)
                         && !self.model.cancels_heard.contains(&(*task, agent)) =>
                 {
                     missing.push((*task, "the cancel of task"));

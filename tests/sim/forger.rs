@@ -56,6 +56,12 @@ impl World {
         } else {
             Kind::PushMisdirected
         };
+        if !is_changed {
+            let lies = self.machines[agent].lied_to.take().filter(|(of, _)| *of == id);
+            let (_, mut tasks) = lies.unwrap_or((id, Vec::new()));
+            tasks.push(heard.task);
+            self.machines[agent].lied_to = Some((id, tasks));
+        }
         self.tally.count(kind);
         self.say(format_args!(
             "agent {agent}'s server forges: {kind:?}, task {} of device {}",
