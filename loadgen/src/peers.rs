@@ -6,7 +6,7 @@
 mod program; // other servers: configurations and processes
 mod publisher; // whoever publishes there
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bgb_protocol::ids::TaskId;
 use serde::Serialize;
@@ -17,6 +17,7 @@ use crate::crew::{Connecting, Crew, Waited};
 use crate::fleet::Fleet;
 use crate::interrupt;
 use crate::lab::{Lab, LabOptions};
+use crate::manager::Manager;
 use crate::measure::{Cost, Latencies, Summary, median};
 use crate::report;
 use crate::worker::link::Progress;
@@ -32,6 +33,8 @@ const WINDOW: usize = 64;
 /// How long connecting may take for each client, and a message to everybody.
 const PER_CONNECT: Duration = Duration::from_millis(30);
 const HAD_WITHIN: Duration = Duration::from_secs(60);
+/// How often the site is asked how many answers it has.
+const ASK_NS: u64 = SECOND_NS / 10;
 /// In peace before a message, in nanoseconds.
 const PAUSE_NS: u64 = SECOND_NS;
 
@@ -132,7 +135,8 @@ fn ours(agents: usize, reactors: usize) -> anyhow::Result<Row> {
     let (pid, manager) = (lab.server_pids()[0], lab.api()?);
     let crew = Crew::start(&lab.fleet(), agents, None)?;
     let settings = format!("{reactors} {}", if reactors == 1 { "reactor" } else { "reactors" });
-    let mut contest = Contest { crew, agents, cost: Box::new(move || Cost::of(pid)), answers: true };
+    let cost = Box::new(move || Cost::of(pid));
+    let mut contest = Contest { crew, agents, cost, answered_at: Some(lab.api()?) };
     contest.measure(server, settings, |_| manager.ping_all())
 }
 
@@ -147,7 +151,8 @@ fn theirs(peer: Peer, agents: usize) -> anyhow::Result<Row> {
     let crew = Crew::start_speaking(&fleet, agents, None, Some(peer.dialect()))?;
     let mut publisher = Publisher::connect(peer.dialect(), &authority, running.address)?;
     let pid = running.pid();
-    let mut contest = Contest { crew, agents, cost: Box::new(move || Cost::of_family(pid)), answers: false };
+    let cost = Box::new(move || Cost::of_family(pid));
+    let mut contest = Contest { crew, agents, cost, answered_at: None };
     contest.measure(server, peer.settings(), |number| {
         let id = TaskId::from_bytes([number; 16]);
         publisher.publish(id)?;
@@ -160,8 +165,9 @@ struct Contest {
     crew: Crew,
     agents: usize,
     cost: Box<dyn Fn() -> Cost>,
-    /// Whether clients answer what they hear.
-    answers: bool,
+    /// Where clients answer what they hear, who counts the answers: the next message waits until that is done, since signatures that are verified
+    /// meanwhile are no part of it.
+    answered_at: Option<Manager>,
 }
 
 impl Contest {
@@ -191,8 +197,9 @@ impl Contest {
             self.wait(HAD_WITHIN, "have it", |now| now.had >= progress.had + all)?;
             // All of them together: the kernel counts in hundredths of a second.
             spent_secs += (self.cost)().since(before).cpu_secs;
-            if self.answers {
+            if self.answered_at.is_some() {
                 self.wait(HAD_WITHIN, "be answered", |now| now.kept >= progress.kept + all)?;
+                self.wait_until_counted(id, all)?;
             }
             let times = self.crew.task_times(id, origin_ns)?;
             anyhow::ensure!(times.count == all, "{} of {all} have the message", times.count);
@@ -211,6 +218,21 @@ impl Contest {
             cpu_us_per_push: spent_secs * 1e6 / (all * u64::from(MESSAGES)) as f64,
             latency: latencies.summary(),
         })
+    }
+
+    /// Waits until the site has counted so many answers.
+    fn wait_until_counted(&mut self, task: TaskId, all: u64) -> anyhow::Result<()> {
+        let deadline = Instant::now() + HAD_WITHIN;
+        while let Some(manager) = &self.answered_at {
+            let counted = manager.task(task)?.counts.succeeded;
+            if counted >= all {
+                break;
+            }
+            anyhow::ensure!(Instant::now() < deadline, "the site has counted {counted} of {all} answers");
+            self.crew.rest_until(now_ns() + ASK_NS);
+            interrupt::check()?;
+        }
+        Ok(())
     }
 
     /// Waits; what does not come about is an error, since a comparison of halves is none.

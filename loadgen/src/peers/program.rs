@@ -123,7 +123,8 @@ impl Peer {
                    location = /pub {{ nchan_publisher http; nchan_channel_id all; nchan_message_buffer_length 1; }}\n }}\n}}\n",
                 // Each worker with a line of its own, as our reactors have it.
                 reuseport = if workers > 1 { " reuseport" } else { "" },
-                descriptors = connections + 200,
+                // A worker that has less than a sixteenth of its connections left closes those that have not asked for anything yet.
+                descriptors = connections + connections / 8 + 200,
                 pid = file("nginx.pid"),
                 temp = file("temp"),
             ),
