@@ -4,6 +4,10 @@
 //! reactor says when a handshake begins, when it is answered and when it is over, however it ends. Each reactor has its own, so that no
 //! lock is shared; the kernel spreads a stranger's connections over them.
 //!
+//! Answers are given on credit. Each costs some 150 us, and whoever floods a server with hellos never ends what it begins; so a handshake that ends well
+//! earns two more answers, and without that there are some hundreds in a second, which no push has to wait for. A fleet that comes all at once earns as it
+//! goes, and is not held up.
+//!
 //! More may wait for their turn than may be answered at a time: whoever waits costs little, and is not forgotten as in the kernel, which
 //! takes no more than its backlog and leaves the others to try again after 1, 3 and 7 s.
 //!
@@ -25,6 +29,11 @@ pub const IN_FLIGHT_MAX: usize = 2_048;
 pub const ANSWERED_MAX: usize = 1_024;
 /// And of those so many that resume, and so many that do not: whoever begins one kind and leaves it leaves places for the other.
 const ANSWERED_OF_KIND_MAX: usize = ANSWERED_MAX / 4 * 3;
+/// Answers of each kind that are given in a second, however few handshakes end well, and at once where there was no need for any before.
+const CREDIT_PER_SECOND: u64 = 500;
+const CREDIT_MAX: u64 = ANSWERED_MAX as u64;
+/// Answers that a handshake which ends well has earned.
+const EARNED: u64 = 2;
 /// Handshakes in flight of one origin (docs/promises.md).
 const IN_FLIGHT_OF_ORIGIN_MAX: u32 = 64;
 /// Handshakes that one origin may begin in a second, and at once (docs/promises.md).
@@ -37,9 +46,36 @@ const ORIGINS_MAX: usize = 16 * 1_024;
 pub struct Handshakes {
     exempt: Arc<[Network]>,
     in_flight: usize,
-    answered_resumed: usize,
-    answered_full: usize,
+    resumed: OfKind,
+    full: OfKind,
     origins: HashMap<Origin, Strangers>,
+}
+
+/// Handshakes that begin in one way.
+#[derive(Debug)]
+struct OfKind {
+    answered: usize,
+    /// Answers that may be given, in thousandths, at `filled_ms`.
+    credit: u64,
+    filled_ms: u64,
+}
+
+impl OfKind {
+    const CREDIT_MAX: u64 = CREDIT_MAX * 1_000;
+
+    fn new() -> Self {
+        Self { answered: 0, credit: Self::CREDIT_MAX, filled_ms: 0 }
+    }
+
+    fn fill(&mut self, now_ms: u64) {
+        let gained = now_ms.saturating_sub(self.filled_ms) * CREDIT_PER_SECOND;
+        self.credit = self.credit.saturating_add(gained).min(Self::CREDIT_MAX);
+        self.filled_ms = self.filled_ms.max(now_ms);
+    }
+
+    fn has_credit(&self) -> bool {
+        self.credit >= 1_000
+    }
 }
 
 /// What is known of one origin.
@@ -71,7 +107,7 @@ impl Handshakes {
     /// None in flight. Peers in the `exempt` networks count in all only: many devices come from one address there.
     #[must_use]
     pub fn new(exempt: Arc<[Network]>) -> Self {
-        Self { exempt, in_flight: 0, answered_resumed: 0, answered_full: 0, origins: HashMap::new() }
+        Self { exempt, in_flight: 0, resumed: OfKind::new(), full: OfKind::new(), origins: HashMap::new() }
     }
 
     /// Whether another one may begin, whoever it is.
@@ -102,30 +138,52 @@ impl Handshakes {
         true
     }
 
-    /// Whose handshakes may be answered.
+    /// So many milliseconds have passed since the reactor began.
+    pub fn fill(&mut self, now_ms: u64) {
+        self.resumed.fill(now_ms);
+        self.full.fill(now_ms);
+    }
+
+    /// For whose answers there are places.
+    #[must_use]
+    pub fn has_places(&self) -> Admits {
+        let has_place =
+            |kind: &OfKind| kind.answered < ANSWERED_OF_KIND_MAX && self.answered() < ANSWERED_MAX;
+        Admits { resumed: has_place(&self.resumed), full: has_place(&self.full) }
+    }
+
+    /// Whose handshakes may be answered: there is a place, and credit.
     #[must_use]
     pub fn admits(&self) -> Admits {
-        let has_place = |of_kind| of_kind < ANSWERED_OF_KIND_MAX && self.answered() < ANSWERED_MAX;
-        Admits { resumed: has_place(self.answered_resumed), full: has_place(self.answered_full) }
+        let Admits { resumed, full } = self.has_places();
+        Admits { resumed: resumed && self.resumed.has_credit(), full: full && self.full.has_credit() }
     }
 
     /// Handshakes that are answered and not over.
     #[must_use]
     pub fn answered(&self) -> usize {
-        self.answered_resumed + self.answered_full
+        self.resumed.answered + self.full.answered
     }
 
     /// A handshake that was begun has its first answer.
     pub fn answer(&mut self, opening: Opening) {
-        *self.of_kind(opening) += 1;
+        let kind = self.of_kind(opening);
+        kind.answered += 1;
+        kind.credit = kind.credit.saturating_sub(1_000);
+    }
+
+    /// A handshake that was answered ends well.
+    pub fn earn(&mut self, opening: Opening) {
+        let kind = self.of_kind(opening);
+        kind.credit = (kind.credit + EARNED * 1_000).min(OfKind::CREDIT_MAX);
     }
 
     /// A handshake of `peer` that was begun is over; where it was answered, it was one that began so.
     pub fn end(&mut self, peer: IpAddr, answered: Option<Opening>) {
         self.in_flight = self.in_flight.saturating_sub(1);
         if let Some(opening) = answered {
-            let of_kind = self.of_kind(opening);
-            *of_kind = of_kind.saturating_sub(1);
+            let kind = self.of_kind(opening);
+            kind.answered = kind.answered.saturating_sub(1);
         }
         if !self.is_exempt(peer)
             && let Some(strangers) = self.origins.get_mut(&peer.into())
@@ -134,10 +192,10 @@ impl Handshakes {
         }
     }
 
-    fn of_kind(&mut self, opening: Opening) -> &mut usize {
+    fn of_kind(&mut self, opening: Opening) -> &mut OfKind {
         match opening {
-            Opening::Resumed => &mut self.answered_resumed,
-            Opening::Full => &mut self.answered_full,
+            Opening::Resumed => &mut self.resumed,
+            Opening::Full => &mut self.full,
         }
     }
 
@@ -203,7 +261,7 @@ mod tests {
     fn neither_kind_has_all_the_places_for_answers() {
         for (first, other) in [(Opening::Full, Opening::Resumed), (Opening::Resumed, Opening::Full)] {
             let mut handshakes = none_exempt();
-            let admits = |handshakes: &Handshakes, kind| match (handshakes.admits(), kind) {
+            let admits = |handshakes: &Handshakes, kind| match (handshakes.has_places(), kind) {
                 (Admits { resumed, .. }, Opening::Resumed) => resumed,
                 (Admits { full, .. }, Opening::Full) => full,
             };
@@ -216,6 +274,31 @@ mod tests {
             handshakes.end(ONE, Some(first));
             assert_eq!((admits(&handshakes, first), admits(&handshakes, other)), (true, true));
         }
+    }
+
+    #[test]
+    fn answers_are_given_on_credit_that_those_earn_who_end_what_they_begin() {
+        let answers = |handshakes: &mut Handshakes, ends_well: bool| {
+            let mut count = 0;
+            while count < 100_000 && handshakes.admits().full {
+                handshakes.answer(Opening::Full);
+                if ends_well {
+                    handshakes.earn(Opening::Full);
+                }
+                handshakes.end(ONE, Some(Opening::Full));
+                count += 1;
+            }
+            count
+        };
+        let mut handshakes = none_exempt();
+        assert_eq!(answers(&mut handshakes, false), CREDIT_MAX);
+        assert!(handshakes.admits().resumed, "the other kind has its own");
+        handshakes.fill(10);
+        assert_eq!(answers(&mut handshakes, false), 10 * CREDIT_PER_SECOND / 1_000);
+        handshakes.fill(12);
+        assert_eq!(answers(&mut handshakes, true), 100_000, "a fleet that comes is not held up");
+        handshakes.fill(1_000_000);
+        assert_eq!(answers(&mut handshakes, false), CREDIT_MAX, "a long rest saves up no more");
     }
 
     #[test]

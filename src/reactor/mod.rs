@@ -55,6 +55,9 @@ const CLOSING_TICKS: u64 = 5_000 / TICK_MS;
 /// How soon to look again when another thread's channel was full.
 const RETRY: Duration = Duration::from_millis(5);
 
+/// How soon to look again whether there is credit for another handshake's answer.
+const CREDIT_LOOK: Duration = Duration::from_millis(4);
+
 /// How soon to look again whether there is room for whoever waits to be accepted.
 const ROOM_LOOK: Duration = Duration::from_millis(100);
 
@@ -262,6 +265,8 @@ impl Reactor {
             self.listener.as_ref().and_then(|listener| listener.next_deadline(now)).map(until),
             self.stopping_until.map(until),
             self.shard.is_backed_up().then_some(RETRY),
+            // Whoever waits in line has a place, and gets its answer when there is credit.
+            self.admission.is_owing(self.handshakes.has_places()).then_some(CREDIT_LOOK),
             // Another reactor may make room, and does not say so.
             (somebody_waits && self.room.is_full()).then_some(ROOM_LOOK),
         ]

@@ -199,6 +199,7 @@ impl Reactor {
 
     /// Takes those steps of handshakes that are due in this turn.
     pub(super) fn shake_hands(&mut self, now: Now) {
+        self.handshakes.fill(self.started.elapsed().as_millis() as u64);
         for _ in 0..STEPS_PER_TURN {
             let sockets = &self.sockets;
             let waits = |key| sockets.tenant(key).is_some_and(|socket| socket.reading == Reading::InLine);
@@ -321,6 +322,9 @@ impl Reactor {
             certificate_ends: identity.not_after,
         };
         self.deadlines.cancel(channel_key.index);
+        if let Some(opening) = answered {
+            self.handshakes.earn(opening);
+        }
         self.on_handshake_over(peer.address, answered);
         self.shard.handle_opened(now, hub_key(channel_key), peer);
         self.do_deeds(now);

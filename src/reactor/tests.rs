@@ -287,7 +287,7 @@ fn a_place_that_becomes_free_goes_to_whoever_waits() {
     peer.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     bench.turn_until(is_in_line);
     bench.reactor.handshakes.end(Ipv4Addr::LOCALHOST.into(), Some(Opening::Full));
-    assert_eq!(bench.reactor.timeout(), Some(Duration::ZERO));
+    assert!(bench.reactor.timeout().unwrap() <= CREDIT_LOOK);
     bench.turn_until(|reactor| closed(reactor, CloseReason::HandshakeGarbage) && reactor.sockets.is_empty());
 }
 
