@@ -34,6 +34,9 @@ struct Costs {
     bytes: f64,
 }
 
+/// What is to stay flat, by its name.
+type Operation = (&'static str, fn(&Costs) -> f64);
+
 /// In no order that any structure would like.
 fn in_disorder(sessions: u32) -> impl Iterator<Item = u32> {
     (0..sessions).map(move |number| (u64::from(number) * 7_919 % u64::from(sessions)) as u32)
@@ -109,13 +112,13 @@ fn main() {
         SIZES.iter().map(|sessions| (*sessions, median_costs(*sessions))).collect();
     let (few, many) = (&steps[0].1, &steps[steps.len() - 1].1);
     let ten_thousand = &steps[1].1;
-    let operations: [(&str, fn(&Costs) -> f64); 3] = [
+    let operations: [Operation; 3] = [
         ("sign_in", |costs| costs.sign_in_ns),
         ("push", |costs| costs.push_ns),
         ("keepalive", |costs| costs.keepalive_ns),
     ];
     let memory_times = many.bytes / ten_thousand.bytes;
-    let is_flat = |(name, of): &(&str, fn(&Costs) -> f64)| {
+    let is_flat = |(name, of): &Operation| {
         let reads = if *name == "keepalive" { READS } else { 0.0 };
         of(many) <= (of(few) * TIMES).max(of(few) + reads * many.read_ns)
     };

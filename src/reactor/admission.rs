@@ -100,7 +100,7 @@ impl Admission {
 
     /// How many keys there are, of sockets that are gone as well.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn keys(&self) -> usize {
         self.going_on.len() + self.resuming.len() + self.beginning.len()
     }
 
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(order(&mut admission, who_resumes), [2]);
         assert!(!admission.is_owing(who_resumes) && admission.is_owing(Admits::ALL));
         admission.retain(|of| of != key(1));
-        assert_eq!((admission.len(), admission.pop(Admits::ALL, |_| true)), (0, None));
+        assert_eq!((admission.keys(), admission.pop(Admits::ALL, |_| true)), (0, None));
     }
 
     #[test]

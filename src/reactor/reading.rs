@@ -241,7 +241,7 @@ impl Reactor {
 
     /// Puts a socket in line. Keys of those that are gone stay in it until they are due, but not too many of them.
     fn stand_in_line(&mut self, key: SlotKey, step: Step) {
-        if self.admission.len() >= LINE_KEYS_MAX {
+        if self.admission.keys() >= LINE_KEYS_MAX {
             let sockets = &self.sockets;
             self.admission
                 .retain(|key| sockets.tenant(key).is_some_and(|socket| socket.reading == Reading::InLine));
