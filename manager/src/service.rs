@@ -1,8 +1,9 @@
 //! The manager as a running service: opens what it needs, starts its threads, stops them.
 //!
 //! Threads: one that writes (the manager itself), one that moves the database's log for it, a pool that verifies, one that watches the
-//! inbox, a few that answer the API, two for metrics and health. They speak through bounded channels. The order of start: lock, database, keys, inbox, then the API, so that
-//! whoever gets an answer gets a true one; the order of stop is the reverse, but that health is told to the end.
+//! inbox, a few that answer the API, two for metrics and health. They speak through bounded channels. The order of start: lock, database,
+//! keys, inbox, then the API, so that whoever gets an answer gets a true one; the order of stop is the reverse, but that health is told to
+//! the end.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
