@@ -104,6 +104,9 @@ pub(crate) struct RunArguments {
     /// The network that agents connect from, an address each [default: 127.64.0.0/10 for servers on this machine]
     #[arg(long)]
     pub(crate) sources: Option<Sources>,
+    /// Agents that are signed in keep only the keys of their sessions, 6 KiB each in all instead of 13: for runs whose limit is the agents' memory
+    #[arg(long)]
+    pub(crate) at_rest: bool,
     /// Handshakes under way at the most, of all processes together
     #[arg(long, default_value_t = 128)]
     pub(crate) window: usize,
@@ -141,6 +144,7 @@ impl RunArguments {
             servers: 1,
             server_pid: None,
             sources: None,
+            at_rest: false,
             window: 128,
             rate: 0.0,
             connections_max: None,

@@ -65,6 +65,17 @@ pub(crate) struct Moment {
     pub(crate) kept_per_second: f64,
 }
 
+/// How workers play their parts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Playing {
+    /// The network from which agents connect, if it is not the usual one.
+    pub(crate) sources: Option<Sources>,
+    /// What is spoken where it is not ours.
+    pub(crate) dialect: Option<Dialect>,
+    /// Of a session only its keys are kept, once it is signed in.
+    pub(crate) at_rest: bool,
+}
+
 struct Worker {
     process: Child,
     /// `None` when it is gone, or was told to end.
@@ -149,20 +160,7 @@ impl Crew {
     ///
     /// # Errors
     /// When one cannot be started, or cannot read its part.
-    pub(crate) fn start(fleet: &Path, count: usize, sources: Option<Sources>) -> anyhow::Result<Self> {
-        Self::start_speaking(fleet, count, sources, None)
-    }
-
-    /// The same, of clients that speak what another server does.
-    ///
-    /// # Errors
-    /// As of [`start`](Self::start).
-    pub(crate) fn start_speaking(
-        fleet: &Path,
-        count: usize,
-        sources: Option<Sources>,
-        dialect: Option<Dialect>,
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn start(fleet: &Path, count: usize, playing: Playing) -> anyhow::Result<Self> {
         let (told, reports) = unbounded();
         let (parts, program) = (count.div_ceil(PER_WORKER_MAX), std::env::current_exe()?);
         let mut workers = Vec::with_capacity(parts);
@@ -171,8 +169,9 @@ impl Crew {
             let mut command = Program::new(&program);
             command.arg("worker").arg("--fleet").arg(fleet);
             command.args(["--first", &first.to_string(), "--count", &(end - first).to_string()]);
-            command.args(sources.map(|sources| format!("--sources={sources}")));
-            command.args(dialect.map(|dialect| format!("--dialect={}", dialect.name())));
+            command.args(playing.sources.map(|sources| format!("--sources={sources}")));
+            command.args(playing.dialect.map(|dialect| format!("--dialect={}", dialect.name())));
+            command.args(playing.at_rest.then_some("--at-rest"));
             let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).spawn();
             let mut process = spawned.with_context(|| format!("{}: cannot be started", program.display()))?;
             let (input, output) = (process.stdin.take(), process.stdout.take());

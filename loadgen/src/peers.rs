@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::authority::Authority;
 use crate::clock::{SECOND_NS, now_ns};
-use crate::crew::{Connecting, Crew, Waited};
+use crate::crew::{Connecting, Crew, Playing, Waited};
 use crate::fleet::Fleet;
 use crate::interrupt;
 use crate::lab::{Lab, LabOptions};
@@ -133,7 +133,7 @@ fn ours(agents: usize, reactors: usize) -> anyhow::Result<Row> {
     };
     let lab = Lab::make(&options, |how_far| eprintln!("bgb-loadgen: {how_far}"))?;
     let (pid, manager) = (lab.server_pids()[0], lab.api()?);
-    let crew = Crew::start(&lab.fleet(), agents, None)?;
+    let crew = Crew::start(&lab.fleet(), agents, Playing::default())?;
     let settings = format!("{reactors} {}", if reactors == 1 { "reactor" } else { "reactors" });
     let cost = Box::new(move || Cost::of(pid));
     let mut contest = Contest { crew, agents, cost, answered_at: Some(lab.api()?) };
@@ -148,7 +148,7 @@ fn theirs(peer: Peer, agents: usize) -> anyhow::Result<Row> {
     let running = RunningPeer::start(peer, &authority, folder.path(), agents)?;
     let fleet = folder.path().join("fleet");
     Fleet::make_of(&authority, &fleet, running.address, agents)?;
-    let crew = Crew::start_speaking(&fleet, agents, None, Some(peer.dialect()))?;
+    let crew = Crew::start(&fleet, agents, Playing { dialect: Some(peer.dialect()), ..Playing::default() })?;
     let mut publisher = Publisher::connect(peer.dialect(), &authority, running.address)?;
     let pid = running.pid();
     let cost = Box::new(move || Cost::of_family(pid));

@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 
 use crate::arguments::{Command, RunArguments};
 use crate::clock::{SECOND_NS, now_ns};
-use crate::crew::{Connecting, Connects, Crew, Moment, TaskTimes, Waited};
+use crate::crew::{Connecting, Connects, Crew, Moment, Playing, TaskTimes, Waited};
 use crate::fleet::Fleet;
 use crate::interrupt;
 use crate::lab::{Lab, LabOptions};
@@ -157,10 +157,12 @@ impl Run {
         if fleet.devices < arguments.agents {
             bail!("the fleet has {} devices; --agents {} are more", fleet.devices, arguments.agents);
         }
+        let (sources, at_rest) = (arguments.sources, arguments.at_rest);
+        let playing = Playing { sources, at_rest, dialect: None };
         let own_pids = || lab.as_ref().map(Lab::server_pids).unwrap_or_default();
         let server_pids = arguments.server_pid.map_or_else(own_pids, |pid| vec![pid]);
         Ok(Self {
-            crew: Crew::start(&folder, arguments.agents, arguments.sources)?,
+            crew: Crew::start(&folder, arguments.agents, playing)?,
             manager: Manager::of_site(&site)?,
             server_pids,
             figures: Map::new(),

@@ -47,6 +47,9 @@ pub(crate) struct WorkerArguments {
     /// What the agents' places are taken by: clients of another server.
     #[arg(long)]
     pub(crate) dialect: Option<Dialect>,
+    /// Of a session only its keys are kept, once it is signed in.
+    #[arg(long)]
+    pub(crate) at_rest: bool,
 }
 
 /// Runs until the standard input ends.
@@ -78,6 +81,7 @@ pub(crate) fn run(arguments: &WorkerArguments) -> anyhow::Result<()> {
         sources: arguments.sources,
         first: arguments.first,
         dialect: arguments.dialect,
+        rests: arguments.at_rest,
     };
     let mut crowd = Crowd::new(options, &tls, &site, &members, poll)?;
     drop(members);

@@ -1,8 +1,8 @@
-//! TLS of the agents: the only file of this crate that names rustls.
+//! TLS of the agents.
 //!
 //! Every device has a configuration of its own, since it has a certificate of its own; all of them share the provider and the verifier.
 //! A device keeps one ticket, the newest, and uses it once; a hello that nobody answers is said again on its next connection, ticket and all, as real
-//! agents do (docs/promises.md).
+//! agents do (docs/promises.md). A session can be put to rest, which leaves its keys of it (`tls/at_rest.rs`).
 
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
@@ -17,6 +17,13 @@ use rustls::crypto::aws_lc_rs::{self, sign::any_ecdsa_type};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+
+mod at_rest;
+
+use at_rest::{AtRest, whole_records};
+
+/// What a socket is asked for at once: more than a record has.
+const READ_BYTES: usize = 20 * 1024;
 
 /// The name of our conversation, as both sides say it in ALPN (RFC 7301).
 pub(crate) const ALPN: &[u8] = b"bgb/1";
@@ -37,9 +44,18 @@ pub(crate) struct TlsOfDevice {
 
 /// One session.
 pub(crate) struct TlsSession {
-    connection: Box<ClientConnection>,
+    stage: Stage,
+    /// The beginning of a record whose end has not come.
+    partial: Vec<u8>,
     /// Its ClientHello, and how much of that was written; `None` once the server has said something.
     hello: Option<(Vec<u8>, usize)>,
+}
+
+enum Stage {
+    Rustls(Box<ClientConnection>),
+    AtRest(Box<AtRest>),
+    /// It failed between the two.
+    Over,
 }
 
 /// The certificate of one device, for whoever asks.
@@ -113,6 +129,7 @@ impl TlsOfSite {
             .with_webpki_verifier(verifier)
             .with_no_client_auth();
         base.alpn_protocols = alpn.into_iter().map(<[u8]>::to_vec).collect();
+        base.enable_secret_extraction = true;
         Ok(Self { base })
     }
 
@@ -152,7 +169,8 @@ impl TlsOfDevice {
         connection.set_buffer_limit(None);
         let mut hello = Vec::new();
         connection.write_tls(&mut hello)?;
-        Ok(TlsSession { connection: Box::new(connection), hello: Some((hello, 0)) })
+        let stage = Stage::Rustls(Box::new(connection));
+        Ok(TlsSession { stage, partial: Vec::new(), hello: Some((hello, 0)) })
     }
 
     /// A connection came to its end, and `session` with it, unless nobody has answered.
@@ -166,12 +184,27 @@ impl TlsOfDevice {
 impl TlsSession {
     /// Whether the handshake is still going on.
     pub(crate) fn is_handshaking(&self) -> bool {
-        self.connection.is_handshaking()
+        matches!(&self.stage, Stage::Rustls(connection) if connection.is_handshaking())
     }
 
-    /// Whether the handshake, which is over, resumed an earlier session.
+    /// Whether the handshake, which is just over, resumed an earlier session.
     pub(crate) fn is_resumed(&self) -> bool {
-        self.connection.handshake_kind() == Some(HandshakeKind::Resumed)
+        matches!(&self.stage, Stage::Rustls(connection) if connection.handshake_kind() == Some(HandshakeKind::Resumed))
+    }
+
+    /// Lets rustls go, where the handshake is over and nothing waits to be written: what comes and goes from now on is the same, and a session has a
+    /// seventh of the memory. What the server says of new tickets later is not heard.
+    ///
+    /// # Errors
+    /// When rustls does not give its keys away.
+    pub(crate) fn rest(&mut self) -> io::Result<()> {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Rustls(connection) if !connection.is_handshaking() && !connection.wants_write() => {
+                Stage::AtRest(Box::new(AtRest::take(*connection).map_err(invalid)?))
+            }
+            same => same,
+        };
+        Ok(())
     }
 
     /// Takes what `socket` has to give and appends what was inside to `plain`; 0 at its end.
@@ -179,23 +212,29 @@ impl TlsSession {
     /// # Errors
     /// As the socket says, or `InvalidData` for what TLS does not allow.
     pub(crate) fn read_from(&mut self, socket: &mut dyn Read, plain: &mut Vec<u8>) -> io::Result<usize> {
-        let bytes = if self.hello.is_some() {
-            // By itself: rustls must not hear of the end of a connection on which nothing was answered.
-            let mut first = [0];
-            if socket.read(&mut first)? == 0 {
-                return Ok(0);
-            }
-            self.hello = None;
-            self.connection.read_tls(&mut &first[..])?
+        let mut room = [0; READ_BYTES];
+        let bytes = socket.read(&mut room)?;
+        if bytes == 0 {
+            // rustls must not hear of the end of a connection on which nothing was answered.
+            return Ok(0);
+        }
+        self.hello = None;
+        let mut received = std::mem::take(&mut self.partial);
+        let received = if received.is_empty() {
+            &mut room[..bytes]
         } else {
-            self.connection.read_tls(socket)?
+            received.extend_from_slice(&room[..bytes]);
+            &mut received[..]
         };
-        let invalid = |error: rustls::Error| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
-        let state = self.connection.process_new_packets().map_err(invalid)?;
-        let start = plain.len();
-        plain.resize(start + state.plaintext_bytes_to_read(), 0);
-        self.connection.reader().read_exact(&mut plain[start..])?;
-        Ok(if state.peer_has_closed() { 0 } else { bytes })
+        // rustls gets whole records only: what it had of half a one would be lost with it when the session comes to rest.
+        let (whole, partial) = received.split_at_mut(whole_records(received));
+        let has_closed = match &mut self.stage {
+            Stage::Rustls(connection) => open(connection, whole, plain)?,
+            Stage::AtRest(session) => session.open(whole, plain).map_err(invalid)?,
+            Stage::Over => true,
+        };
+        self.partial = partial.to_vec();
+        Ok(if has_closed { 0 } else { bytes })
     }
 
     /// Seals `plain`, to be written by [`write_to`](Self::write_to).
@@ -203,7 +242,11 @@ impl TlsSession {
     /// # Errors
     /// When more waits to be written than may.
     pub(crate) fn seal(&mut self, plain: &[u8]) -> io::Result<()> {
-        self.connection.writer().write_all(plain)
+        match &mut self.stage {
+            Stage::Rustls(connection) => connection.writer().write_all(plain),
+            Stage::AtRest(session) => session.seal(plain).map_err(invalid),
+            Stage::Over => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     /// Gives `socket` what it takes; `true` when nothing is left.
@@ -220,13 +263,40 @@ impl TlsSession {
                 Err(error) => return Err(error),
             }
         }
-        while self.connection.wants_write() {
-            match self.connection.write_tls(socket) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) => return Err(error),
+        match &mut self.stage {
+            Stage::Rustls(connection) => {
+                while connection.wants_write() {
+                    match connection.write_tls(socket) {
+                        Ok(_) => {}
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(true)
             }
+            Stage::AtRest(session) => session.write_to(socket),
+            Stage::Over => Ok(true),
         }
-        Ok(true)
     }
 }
+
+/// Has rustls open whole records; `true` when the server has said that it says no more.
+fn open(connection: &mut ClientConnection, mut records: &[u8], plain: &mut Vec<u8>) -> io::Result<bool> {
+    let mut has_closed = false;
+    while !records.is_empty() {
+        connection.read_tls(&mut records)?;
+        let state = connection.process_new_packets().map_err(invalid)?;
+        let start = plain.len();
+        plain.resize(start + state.plaintext_bytes_to_read(), 0);
+        connection.reader().read_exact(&mut plain[start..])?;
+        has_closed |= state.peer_has_closed();
+    }
+    Ok(has_closed)
+}
+
+fn invalid(error: rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+#[cfg(test)]
+mod tests;

@@ -138,6 +138,17 @@ impl Transport {
         Ok(looked)
     }
 
+    /// Of its session only the keys are left, if it is past its handshake.
+    ///
+    /// # Errors
+    /// Why the connection is over.
+    pub(crate) fn rest(&mut self) -> io::Result<()> {
+        match &mut self.stage {
+            Stage::Speaking(tls) => tls.rest(),
+            Stage::Connecting { .. } => Ok(()),
+        }
+    }
+
     /// Says something, now or as soon as the socket takes it.
     ///
     /// # Errors

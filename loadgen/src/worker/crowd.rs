@@ -48,6 +48,8 @@ pub(crate) struct CrowdOptions {
     pub(crate) first: usize,
     /// What is spoken where it is not ours.
     pub(crate) dialect: Option<Dialect>,
+    /// Of a session only its keys are kept, once it is signed in.
+    pub(crate) rests: bool,
 }
 
 /// See the module.
@@ -377,9 +379,21 @@ impl Crowd {
         let plain = std::mem::take(&mut self.plain);
         let is_heard = plain.is_empty() || self.hear(place, &plain);
         self.plain = plain;
+        let is_heard = is_heard && (!self.options.rests || self.come_to_rest(place));
         if !is_heard || looked.is_err() || looked.is_ok_and(|looked| looked.is_over) {
             self.lose(place);
         }
+    }
+
+    /// Puts the session of an agent that is signed in to rest; `false` when that does not go.
+    fn come_to_rest(&mut self, place: usize) -> bool {
+        let Client { speaker, transport, .. } = &mut self.clients[place];
+        let Some(transport) = transport.as_mut().filter(|_| speaker.is_active()) else { return true };
+        let rested = transport.rest();
+        if let Err(error) = &rested {
+            let _ = Report::Trouble { what: format!("a session does not come to rest: {error}") }.say();
+        }
+        rested.is_ok()
     }
 
     /// An agent has heard something; `false` when it was nothing that a server says.
