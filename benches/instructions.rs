@@ -11,12 +11,22 @@ use bgb_protocol::action::{Action, Parameters};
 use bgb_protocol::codec;
 use bgb_protocol::file::FileBuilder;
 use bgb_protocol::file::presence::{Presence, PresenceRow};
+use bgb_protocol::file::results::{DeviceWord, ResultRow};
 use bgb_protocol::frame::Frame;
 use bgb_protocol::ids::{BootId, DeviceId, SessionNumber, TaskId, UnixMillis};
 use bgb_protocol::message::{AgentMessage, ServerMessage, TaskPush};
+use bgb_protocol::result::{ResultStatement, SignedResult};
+use bgb_protocol::signature::DeviceKey;
+use bgb_protocol::state::TaskState;
 use bgb_protocol::target_set::TargetSet;
 use bgb_protocol::task::TaskStatement;
 use bgb_server::reactor::slots::Slots;
+use bgb_server::tls::opposite::OppositeEnd;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+#[path = "../hub/benches/rig/mod.rs"]
+mod rig;
 
 const KEYS: u32 = 10_000;
 /// Deadlines lie within an hour.
@@ -24,7 +34,7 @@ const HORIZON_TICKS: u64 = 36_000;
 
 type Operation = fn(u64);
 
-const OPERATIONS: [(&str, Operation); 10] = [
+const OPERATIONS: [(&str, Operation); 18] = [
     ("wheel-arm", wheel_arm),
     ("wheel-move-later", wheel_move_later),
     ("wheel-move-earlier", wheel_move_earlier),
@@ -35,7 +45,20 @@ const OPERATIONS: [(&str, Operation); 10] = [
     ("task-write", task_write),
     ("task-read", task_read),
     ("presence-row-write", presence_row_write),
+    ("presence-row-read", presence_row_read),
+    ("result-row-write", result_row_write),
+    ("result-row-read", result_row_read),
+    ("record-seal", record_seal),
+    ("record-open", record_open),
+    ("hub-sign-in", hub_sign_in),
+    ("hub-keepalive", hub_keepalive),
+    ("hub-push", hub_push),
 ];
+
+/// A record's plaintext, about a task's frame.
+const RECORD_BYTES: usize = 200;
+/// The content type of application data (RFC 8446, 5.1).
+const APPLICATION_DATA: u8 = 23;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -176,15 +199,110 @@ fn task_read(count: u64) {
     }
 }
 
-fn presence_row_write(count: u64) {
-    let row = PresenceRow {
+fn presence_row() -> PresenceRow {
+    PresenceRow {
         device: DeviceId(5_000),
         boot: BootId([7; 16]),
         session: SessionNumber(17),
         signed_in: UnixMillis(1_700_000_000_000),
         presence: Presence::Offline { at: UnixMillis(1_700_000_000_000), reason: "reset".to_owned() },
+    }
+}
+
+fn result_row() -> ResultRow {
+    let (site, task, device) =
+        ("LAB".parse().expect("a site's code"), TaskId::from_bytes([7; 16]), DeviceId(5_000));
+    let statement = ResultStatement {
+        site,
+        task,
+        device,
+        state: TaskState::Succeeded,
+        refusal: None,
+        code: 0,
+        started: UnixMillis(1),
+        finished: UnixMillis(2),
+        output_digest: [0; 32],
     };
+    let key = DeviceKey::generate().expect("there is randomness").0;
+    let signed = SignedResult::sign(statement, b"done".to_vec(), &key).expect("a key signs");
+    ResultRow { task, device, heard: UnixMillis(3), word: DeviceWord::Final(Box::new(signed)) }
+}
+
+fn write_rows<R: Serialize>(row: &R, count: u64) {
     let mut builder = FileBuilder::new();
-    (0..count).for_each(|_| builder.push(black_box(&row)));
+    (0..count).for_each(|_| builder.push(black_box(row)));
     black_box(builder.rows());
+}
+
+fn read_rows<R: Serialize + DeserializeOwned>(row: &R, count: u64) {
+    let mut bytes = Vec::new();
+    codec::encode(row, &mut bytes);
+    (0..count).for_each(|_| {
+        black_box(codec::decode::<R>("a row", 1, black_box(&bytes)).expect("it was written"));
+    });
+}
+
+fn presence_row_write(count: u64) {
+    write_rows(&presence_row(), count);
+}
+
+fn presence_row_read(count: u64) {
+    read_rows(&presence_row(), count);
+}
+
+fn result_row_write(count: u64) {
+    write_rows(&result_row(), count);
+}
+
+fn result_row_read(count: u64) {
+    read_rows(&result_row(), count);
+}
+
+fn record_seal(count: u64) {
+    let (mut session, _) = OppositeEnd::of_a_connection_at_rest(true);
+    let (frame, mut out) = (vec![7; RECORD_BYTES], Vec::with_capacity(1_024));
+    for _ in 0..count {
+        out.clear();
+        session.seal(black_box(&frame), &mut out);
+    }
+}
+
+/// The other side's sealing is in it, once for each: by the same objects.
+fn record_open(count: u64) {
+    let (mut session, mut opposite) = OppositeEnd::of_a_connection_at_rest(true);
+    let frame = vec![7; RECORD_BYTES];
+    let (mut record, mut plain, mut answered) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..count {
+        record.clear();
+        plain.clear();
+        opposite.say(APPLICATION_DATA, &frame, &mut record);
+        session.feed(black_box(&mut record), &mut plain, &mut answered).expect("the other side is sound");
+    }
+}
+
+fn hub_sign_in(count: u64) {
+    let mut rig = rig::Rig::new(KEYS as usize);
+    (0..at_most_keys(count)).for_each(|device| _ = rig.sign_in(device as u32));
+    black_box(rig.hub.online());
+}
+
+/// A hub with all keys' devices in it.
+fn full_hub() -> rig::Rig {
+    let mut rig = rig::Rig::new(KEYS as usize);
+    (0..KEYS).for_each(|device| _ = rig.sign_in(device));
+    rig
+}
+
+fn hub_keepalive(count: u64) {
+    let mut rig = full_hub();
+    (0..count).for_each(|number| _ = rig.input(rig::keepalive(key(number))));
+}
+
+fn hub_push(count: u64) {
+    let mut rig = full_hub();
+    if count > 0 {
+        let first = rig.start_task(1, (0..at_most_keys(count) as u32).collect()).pushed;
+        let pushed = first + rig.advance(rig.tick + 1).pushed;
+        assert_eq!(pushed, count, "a task is with everybody");
+    }
 }

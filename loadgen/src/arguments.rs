@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
 
 use crate::bench::Bench;
 use crate::capacity::CapacityArguments;
@@ -134,6 +135,16 @@ pub(crate) struct RunArguments {
 }
 
 impl RunArguments {
+    /// What a run's figures depend on.
+    pub(crate) fn told(&self) -> Value {
+        let Self { servers, reactors, window, rate, at_rest, connections_max, keepalive_seconds, .. } = self;
+        json!({
+            "servers": servers, "reactors": reactors, "window": window, "rate": rate, "at_rest": at_rest,
+            "connections_max": connections_max, "keepalive_seconds": keepalive_seconds,
+            "presence_full_seconds": self.presence_full_seconds,
+        })
+    }
+
     /// A run of a benchmark: a site of its own, connected as fast as it goes.
     pub(crate) fn of_bench(agents: usize, reactors: usize) -> Self {
         Self {
@@ -282,15 +293,21 @@ pub(crate) struct SoakArguments {
 pub(crate) struct FloodScenarioArguments {
     #[command(flatten)]
     pub(crate) run: RunArguments,
-    /// How long tasks go to single devices, in peace and then in the flood
-    #[arg(long, default_value_t = 20)]
+    /// How long tasks go to single devices, in peace and then in the flood, in each round
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) seconds: u64,
+    /// Rounds, each of peace and of a flood: what a machine does by itself now and then is in both halves of some of them
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) rounds: u64,
     /// The part of a core that the flood has, in percent
     #[arg(long, default_value_t = 50)]
     pub(crate) core_percent: u32,
     /// Strangers whose hello was answered hold their place for a second, instead of going at once: fewer hellos, and places that are taken
     #[arg(long)]
     pub(crate) holds: bool,
+    /// The flood's priority on this machine, 0 to 19: with 19 everything else goes first, as if strangers had machines of their own
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=19))]
+    pub(crate) nice: u8,
 }
 
 /// `bgb-loadgen fleet`.

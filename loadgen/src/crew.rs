@@ -50,6 +50,8 @@ pub(crate) struct Crew {
     /// All agents.
     count: usize,
     begun: Instant,
+    teller: Teller,
+    phase: Option<Phase>,
     /// What all had come to at moments a second apart or more: seconds, signed in, tasks had, answers kept.
     samples: Vec<(f64, usize, u64, u64)>,
 }
@@ -135,11 +137,21 @@ impl Teller {
         }
     }
 
-    fn end(self) {
+    /// What was told is over.
+    fn clear(&self) {
         if self.is_terminal {
             eprint!("\r\x1b[K");
         }
     }
+}
+
+/// A part of a run that lasts until a moment.
+struct Phase {
+    what: &'static str,
+    begun: Instant,
+    /// Tasks that were had before.
+    had: u64,
+    ends_ns: u64,
 }
 
 /// How waiting ended.
@@ -193,8 +205,19 @@ impl Crew {
         let progress = vec![Progress::default(); parts];
         let (begun, samples) = (Instant::now(), Vec::new());
         let (troubles, limit) = (Vec::new(), None);
-        let mut crew =
-            Self { workers, reports, progress, troubles, limit, heeds_limits: true, count, begun, samples };
+        let mut crew = Self {
+            workers,
+            reports,
+            progress,
+            troubles,
+            limit,
+            heeds_limits: true,
+            count,
+            begun,
+            teller: Teller::new(),
+            phase: None,
+            samples,
+        };
         let mut ready = 0;
         crew.answers(ANSWER + READ * count as u32, |report| {
             let Report::Ready { devices } = report else { return Ok(false) };
@@ -260,18 +283,19 @@ impl Crew {
         })
     }
 
-    /// Waits until `is_done` says so of all workers together, `within` at the most; `show` makes a line of how far it is.
+    /// Waits until there are `all` of what `count` says of all workers together, `within` at the most, or until `gives_up` says of how many there are
+    /// that no more will come. `what` is told meanwhile, with how many there are, at which rate they come, and how long the others take at that.
     pub(crate) fn wait(
         &mut self,
         within: Duration,
-        mut is_done: impl FnMut(&Progress) -> bool,
-        show: impl Fn(&Progress, Duration) -> String,
+        (what, all): (&str, u64),
+        count: impl Fn(&Progress) -> u64,
+        mut gives_up: impl FnMut(u64) -> bool,
     ) -> Waited {
-        let begun = Instant::now();
-        let mut teller = Teller::new();
+        let (begun, first) = (Instant::now(), count(&self.progress()));
         let waited = loop {
-            let progress = self.progress();
-            if is_done(&progress) {
+            let there = count(&self.progress());
+            if there >= all || gives_up(there) {
                 break Waited::Done;
             }
             if let Some(stopped) = self.stopped() {
@@ -280,45 +304,71 @@ impl Crew {
             if begun.elapsed() >= within {
                 break Waited::TooLong;
             }
-            teller.tell(|| show(&progress, begun.elapsed()));
-            match self.reports.recv_timeout(LOOK) {
-                Ok((part, report)) => self.note(part, report),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break Waited::Limited,
+            self.teller.tell(|| {
+                let rate = there.saturating_sub(first) as f64 / begun.elapsed().as_secs_f64().max(0.001);
+                let left = (all - there) as f64 / rate.max(1.0);
+                format!("{what}: {there} of {all}, {rate:.0} a second, {left:.0} s left")
+            });
+            if !self.hear(LOOK) {
+                break Waited::Limited;
             }
         };
-        teller.end();
+        self.teller.clear();
         waited
+    }
+
+    /// From now until that moment of the shared clock rests are parts of something longer, of which is told how far it is.
+    pub(crate) fn begin(&mut self, what: &'static str, ends_ns: u64) {
+        self.phase = Some(Phase { what, begun: Instant::now(), had: self.progress().had, ends_ns });
+    }
+
+    /// It is over.
+    pub(crate) fn finish(&mut self) {
+        self.phase = None;
+        self.teller.clear();
     }
 
     /// Rests until a moment of the shared clock, and hears the workers meanwhile.
     pub(crate) fn rest_until(&mut self, until_ns: u64) -> Waited {
-        let left = || Duration::from_nanos(until_ns.saturating_sub(now_ns()));
-        let mut teller = (left() >= REST_TOLD).then(Teller::new);
+        let left = |until_ns: u64| Duration::from_nanos(until_ns.saturating_sub(now_ns()));
+        let is_long = left(until_ns) >= REST_TOLD;
         let waited = loop {
-            let left = left();
-            if left.is_zero() {
+            let rest = left(until_ns);
+            if rest.is_zero() {
                 break Waited::Done;
             }
             if let Some(stopped) = self.stopped() {
                 break stopped;
             }
-            if let Some(teller) = &mut teller {
-                teller.tell(|| {
-                    let Progress { active, had, .. } = self.progress();
-                    format!("{active} signed in, {had} tasks had, {} s left", left.as_secs() + 1)
+            let Progress { active, had, .. } = self.progress();
+            if let Some(Phase { what, begun, had: had_before, ends_ns }) = &self.phase {
+                let (had, left) = (had - had_before, left(*ends_ns).as_secs() + 1);
+                let rate = had as f64 / begun.elapsed().as_secs_f64().max(0.001);
+                self.teller.tell(|| {
+                    format!("{what}: {active} signed in, {had} tasks had, {rate:.0} a second, {left} s left")
                 });
+            } else if is_long {
+                self.teller
+                    .tell(|| format!("{active} signed in, {had} tasks had, {} s left", rest.as_secs() + 1));
             }
-            match self.reports.recv_timeout(left.min(LOOK)) {
-                Ok((part, report)) => self.note(part, report),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break Waited::Limited,
+            if !self.hear(rest.min(LOOK)) {
+                break Waited::Limited;
             }
         };
-        if let Some(teller) = teller {
-            teller.end();
+        if is_long && self.phase.is_none() {
+            self.teller.clear();
         }
         waited
+    }
+
+    /// Hears what a worker reports within that time, if one does; `false` when there is none left.
+    fn hear(&mut self, within: Duration) -> bool {
+        match self.reports.recv_timeout(within) {
+            Ok((part, report)) => self.note(part, report),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+        true
     }
 
     /// Why nothing more is waited for, if so.

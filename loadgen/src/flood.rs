@@ -1,6 +1,8 @@
 //! A flood of handshakes: ClientHellos that were recorded once, said again and again from 256 addresses, by somebody who never ends one.
 //!
-//! It runs as a process of its own, and keeps to a part of a core by its own account: so much time it works, the rest it sleeps.
+//! It runs as a process of its own, and keeps to a part of a core by its own account: so much time it works, the rest it sleeps. It stands for
+//! strangers on machines of their own; at the lowest priority (`--nice 19`) it does to the server what they do by what they say, and not what a program
+//! does that wants the same processor.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -20,7 +22,7 @@ const ADDRESSES: usize = 256;
 const FROM: [u8; 2] = [127, 200];
 /// Connections that are open at a time, and how long each waits for an answer: then it is let go, and so it is as soon as there is one, unless it is
 /// to be held all the same.
-const OPEN_MAX: usize = 4_096;
+const OPEN_MAX: usize = 16_384;
 const HELD: Duration = Duration::from_secs(1);
 /// While so many are open, it is looked so often whether one of them may go.
 const FULL: Duration = Duration::from_millis(1);
@@ -42,6 +44,8 @@ pub(crate) struct FloodArguments {
     /// Hold what was answered for as long as what was not.
     #[arg(long)]
     pub(crate) holds: bool,
+    #[arg(long, default_value_t = 0)]
+    pub(crate) nice: i32,
 }
 
 /// A connection that was begun.
@@ -54,14 +58,16 @@ struct Begun {
 /// What came of it, in one line of JSON.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Flooded {
-    /// Connections that were begun, and on how many of them a hello was said: the server's queue was not full.
+    /// Connections that were tried, and on how many of them a hello was said: the server's queue was not full.
+    pub(crate) tried: u64,
     pub(crate) offered: u64,
-    pub(crate) said: u64,
     /// With how many the server went on: it has computed its part of a handshake.
     pub(crate) answered: u64,
     /// And how many it has refused or dropped.
     pub(crate) refused: u64,
     pub(crate) seconds: f64,
+    /// What it had of a core.
+    pub(crate) core_seconds: f64,
 }
 
 /// Floods until its time is over.
@@ -73,6 +79,7 @@ pub(crate) fn run(arguments: &FloodArguments) -> anyhow::Result<()> {
     let servers: Vec<SocketAddr> =
         fleet.servers.iter().map(|server| crate::worker::resolve(server)).collect::<anyhow::Result<_>>()?;
     let hello = recorded(&fleet, &arguments.fleet, servers[0])?;
+    rustix::process::nice(arguments.nice)?;
     let (begun, mut flooded) = (Instant::now(), Flooded::default());
     let mut open: VecDeque<Begun> = VecDeque::new();
     let (ends, cpu_before) = (begun + Duration::from_secs(arguments.seconds), cpu());
@@ -85,10 +92,10 @@ pub(crate) fn run(arguments: &FloodArguments) -> anyhow::Result<()> {
             open.pop_front();
         }
         for _ in 0..BATCH.min(OPEN_MAX - open.len()) {
-            let place = flooded.offered as usize;
-            flooded.offered += 1;
+            let place = flooded.tried as usize;
+            flooded.tried += 1;
             if let Some(stream) = begin(servers[place % servers.len()], place % ADDRESSES, &hello) {
-                flooded.said += 1;
+                flooded.offered += 1;
                 open.push_back(Begun { stream, since: Instant::now(), is_heard: false });
             }
         }
@@ -97,11 +104,22 @@ pub(crate) fn run(arguments: &FloodArguments) -> anyhow::Result<()> {
         std::thread::sleep(if open.len() < OPEN_MAX { pause } else { pause.max(FULL) });
     }
     flooded.seconds = begun.elapsed().as_secs_f64();
+    flooded.core_seconds = (cpu() - cpu_before).as_secs_f64();
     println!("{}", serde_json::to_string(&flooded)?);
     Ok(())
 }
 
 impl Flooded {
+    /// Another flood as well.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.tried += other.tried;
+        self.offered += other.offered;
+        self.answered += other.answered;
+        self.refused += other.refused;
+        self.seconds += other.seconds;
+        self.core_seconds += other.core_seconds;
+    }
+
     /// Looks what the server has said; `false` when it has not said anything.
     fn hear(&mut self, stream: &mut TcpStream) -> bool {
         let mut answer = [0];

@@ -183,7 +183,7 @@ impl Contest {
         let upto = self.agents;
         self.crew.connect(upto, from_ns, 0, Connecting { window: WINDOW, resumes: false, returns: false });
         let within = HAD_WITHIN.max(PER_CONNECT * self.agents as u32);
-        self.wait(within, "connect", |progress| progress.active >= upto)?;
+        self.wait(within, ("connected", all), |now| now.active as u64)?;
         let connected = (self.cost)().since(empty);
         let connects = self.crew.connects()?;
         let seconds = connects.last_ns.saturating_sub(from_ns) as f64 / SECOND_NS as f64;
@@ -194,11 +194,11 @@ impl Contest {
             self.crew.rest_until(now_ns() + PAUSE_NS);
             let (before, progress, origin_ns) = ((self.cost)(), self.crew.progress(), now_ns());
             let id = publish(number)?;
-            self.wait(HAD_WITHIN, "have it", |now| now.had >= progress.had + all)?;
+            self.wait(HAD_WITHIN, ("message had", all), |now| now.had - progress.had)?;
             // All of them together: the kernel counts in hundredths of a second.
             spent_secs += (self.cost)().since(before).cpu_secs;
             if self.answered_at.is_some() {
-                self.wait(HAD_WITHIN, "be answered", |now| now.kept >= progress.kept + all)?;
+                self.wait(HAD_WITHIN, ("answers kept", all), |now| now.kept - progress.kept)?;
                 self.wait_until_counted(id, all)?;
             }
             let times = self.crew.task_times(id, origin_ns)?;
@@ -239,18 +239,16 @@ impl Contest {
     fn wait(
         &mut self,
         within: Duration,
-        what: &str,
-        is_done: impl FnMut(&Progress) -> bool,
+        what: (&str, u64),
+        count: impl Fn(&Progress) -> u64,
     ) -> anyhow::Result<()> {
-        let agents = self.agents;
-        let show = |progress: &Progress, passed: Duration| {
-            format!("{}: {} of {agents} connected, {} had", passed.as_secs(), progress.active, progress.had)
-        };
-        match self.crew.wait(within, is_done, show) {
+        match self.crew.wait(within, what, count, |_| false) {
             Waited::Done => Ok(()),
             Waited::Interrupted => anyhow::bail!("interrupted"),
             Waited::TooLong | Waited::Limited => anyhow::bail!(
-                "not all of {agents} {what} within {} s: {:?}; {}",
+                "not all of {} {} within {} s: {:?}; {}",
+                what.1,
+                what.0,
                 within.as_secs(),
                 self.crew.progress(),
                 self.crew.troubles.join("; ")
@@ -261,7 +259,7 @@ impl Contest {
 
 fn table(rows: &[Row]) -> String {
     let mut table = String::from(
-        "| server | settings | connects a second | CPU of a connect, us | memory of a connection, KiB | to everybody, a second | CPU of a push, us | push p50, ms | push p99, ms |\n\
+        "| server | settings | connects a second | CPU of a connect, us | memory of a connection, KiB | to everybody, a second | CPU of a push, us | to everybody, p50, ms | p99, ms |\n\
          |---|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for row in rows {

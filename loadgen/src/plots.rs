@@ -74,6 +74,8 @@ fn draw(
         let mut chart = ChartBuilder::on(&root)
             .caption(title, ("sans-serif", 20))
             .margin(16)
+            // Half of the last label is beside the picture.
+            .margin_right(48)
             .x_label_area_size(40)
             .y_label_area_size(64)
             .build_cartesian_2d(from_x..to_x, 0.0..to_y)?;

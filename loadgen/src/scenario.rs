@@ -32,6 +32,7 @@ use crate::lab::{Lab, LabOptions};
 use crate::manager::{Manager, VALID_FOR_ONE};
 use crate::measure::{Cost, Latencies, descriptors, descriptors_max};
 use crate::plots::{self, Series};
+use crate::report;
 use crate::worker::link::{self, Progress};
 
 /// Connecting may take so long for each agent before the run gives up, and so long in all at least.
@@ -43,7 +44,7 @@ const NOBODY_COMES: Duration = Duration::from_secs(90);
 const ENDED_WITHIN: Duration = Duration::from_secs(60);
 /// Servers of one site (docs/configuration.md).
 const SERVERS_MAX: usize = 64;
-/// Connections that a server has room for beside the agents where strangers come.
+/// Connections that each reactor has room for beside the agents where strangers come.
 const STRANGERS_MAX: usize = 4_096;
 /// A server with so few descriptors left takes no more connections: it keeps some for its files.
 const DESCRIPTORS_LEFT: u64 = 64;
@@ -133,7 +134,7 @@ impl Run {
             Some(_) => None,
             None => {
                 // Strangers are to meet the limits of handshakes, not that of connections.
-                let strangers = if has_strangers { STRANGERS_MAX } else { 0 };
+                let strangers = if has_strangers { STRANGERS_MAX * arguments.reactors } else { 0 };
                 let connections_max = arguments.connections_max.unwrap_or(arguments.agents + strangers);
                 let options = LabOptions {
                     devices: arguments.agents,
@@ -227,18 +228,16 @@ impl Run {
         let window = self.arguments.window;
         self.crew.connect(all, from_ns, gap_ns, Connecting { window, resumes, returns });
         let (mut most, mut since) = (0, Instant::now());
-        let is_over = |progress: &Progress| {
-            if progress.active > most {
-                (most, since) = (progress.active, Instant::now());
+        let nobody_comes = |active: u64| {
+            if active > most {
+                (most, since) = (active, Instant::now());
             }
             // By a pace that was asked for, nobody may be due for a while.
-            progress.active >= all || gap_ns == 0 && since.elapsed() >= NOBODY_COMES
+            gap_ns == 0 && since.elapsed() >= NOBODY_COMES
         };
-        self.wait(within, is_over, |progress, passed| {
-            let per_second = progress.active as f64 / passed.as_secs_f64().max(0.001);
-            let left = (all - progress.active) as f64 / per_second.max(1.0);
-            format!("connecting: {} of {all}, {per_second:.0} a second, {left:.0} s left", progress.active)
-        });
+        let waited =
+            self.crew.wait(within, ("connecting", all as u64), |now| now.active as u64, nobody_comes);
+        self.note_wait(waited);
         let active = self.crew.progress().active;
         if active < all && !self.is_partial {
             self.is_partial = true;
@@ -262,8 +261,9 @@ impl Run {
     /// Has everybody end its connection, and waits for it; what was measured of connecting is forgotten.
     fn disconnect(&mut self) {
         self.crew.tell(&link::Command::Disconnect);
-        let nobody = |progress: &Progress| progress.active == 0 && progress.connecting == 0;
-        self.wait(ENDED_WITHIN, nobody, |progress, _| format!("ending: {} are left", progress.active));
+        let there = |progress: &Progress| (progress.active + progress.connecting) as u64;
+        let all = there(&self.crew.progress());
+        self.wait(ENDED_WITHIN, ("ending", all), |now| all.saturating_sub(there(now)));
         self.connects();
     }
 
@@ -322,14 +322,9 @@ impl Run {
         .ok()
     }
 
-    /// Waits; a wait that does not end as it should makes the run partial.
-    fn wait(
-        &mut self,
-        within: Duration,
-        is_done: impl FnMut(&Progress) -> bool,
-        show: impl Fn(&Progress, Duration) -> String,
-    ) {
-        let waited = self.crew.wait(within, is_done, show);
+    /// Waits for so many of something; a wait that does not end as it should makes the run partial.
+    fn wait(&mut self, within: Duration, what: (&str, u64), count: impl Fn(&Progress) -> u64) {
+        let waited = self.crew.wait(within, what, count, |_| false);
         self.note_wait(waited);
     }
 
@@ -405,6 +400,8 @@ impl Run {
         let whole = json!({
             "scenario": scenario,
             "agents": self.agents(),
+            "measured": report::machine(),
+            "options": self.arguments.told(),
             "partial": self.is_partial,
             "troubles": self.crew.troubles,
             "figures": self.figures,

@@ -1,8 +1,10 @@
 //! Each scenario, small, against a site of its own: it runs to its end, and what it says adds up.
 #![allow(clippy::unwrap_used)] // A test that cannot go on should stop where it stands.
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Agents of each run.
@@ -23,7 +25,13 @@ fn run(arguments: &[&str]) -> Value {
     assert!(output.status.success(), "{arguments:?}: {said}");
     let whole: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     assert_eq!(whole["partial"], false, "{arguments:?}: {said}");
-    assert_eq!(whole["troubles"].as_array().unwrap().len(), 0, "{arguments:?}: {said}");
+    let of_the_machine = |trouble: &Value| {
+        // Tests run side by side: that the generator came late, or a flood had too little of a core, says nothing of the program.
+        let said = trouble.as_str().unwrap();
+        said.contains("this machine may have been the limit") || said.contains("this machine had no more")
+    };
+    let troubles = whole["troubles"].as_array().unwrap();
+    assert!(troubles.iter().all(of_the_machine), "{arguments:?}: {said}");
     assert_eq!(whole["agents"], AGENTS);
     whole["figures"].clone()
 }
@@ -66,6 +74,69 @@ fn everybody_comes_back_after_the_servers_death() {
     assert_eq!(figures["back"], AGENTS);
     assert_eq!(figures["resumed"], AGENTS, "tickets outlive the server's process");
     assert_eq!(figures["latency"]["count"], AGENTS);
+}
+
+#[test]
+fn a_fleet_at_two_servers_with_its_sessions_at_rest_answers_a_task() {
+    let figures = run(&["fleet", "--servers", "2", "--at-rest"]);
+    assert_eq!(figures["servers"], 2);
+    assert_eq!(figures["held"], AGENTS);
+    assert_eq!(figures["had"], AGENTS);
+    assert_eq!(figures["answers_in_the_database"], AGENTS);
+}
+
+#[test]
+fn a_day_is_played_in_seconds() {
+    let figures = run(&["mixed", "--seconds", "5", "--tasks-per-second", "10"]);
+    assert!(figures["tasks_for_one"].as_u64().unwrap() > 0, "{figures}");
+    assert_eq!(figures["missing"], 0);
+    assert_eq!(figures["answers_kept"], figures["answers_asked"]);
+}
+
+#[test]
+fn those_who_are_signed_in_stay_in_a_flood() {
+    let figures = run(&["flood", "--seconds", "1", "--rounds", "2"]);
+    assert!(figures["sessions_kept_percent"].as_f64().unwrap() >= 95.0, "{figures}");
+    assert_eq!(figures["missing"], 0);
+    // Some hundreds a second are offered on the slowest machine, and those of 256 addresses who may hold places have answers.
+    let rate = |name: &str| figures[name].as_f64().unwrap();
+    assert!(rate("handshakes_offered_per_second") > 100.0, "{figures}");
+    assert!(rate("handshakes_answered_per_second") > 10.0, "{figures}");
+}
+
+#[test]
+fn what_was_measured_until_ctrl_c_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("figures.json");
+    let place = folder.path().join("sites");
+    std::fs::create_dir(&place).unwrap();
+    let mut process = Command::new(env!("CARGO_BIN_EXE_bgb-loadgen"))
+        .args(["idle", "--seconds", "600", "--agents", &AGENTS.to_string(), "--json"])
+        .arg(&json)
+        .env("TMPDIR", &place)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It says how far it is when everybody is there: now and then, since this is no terminal.
+    let lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let is_there = format!("{AGENTS} signed in");
+    let mut said = lines.skip_while(|line| !line.contains(&is_there)).peekable();
+    assert!(said.peek().is_some());
+    kill_process(Pid::from_child(&process), Signal::INT).unwrap();
+    let rest: Vec<String> = said.collect();
+    assert!(process.wait().unwrap().success(), "{rest:?}");
+    let whole: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    assert_eq!(whole["partial"], true);
+    assert_eq!(whole["figures"]["held"], AGENTS);
+    let rested = whole["figures"]["rested_seconds"].as_f64().unwrap();
+    assert!((1.0..600.0).contains(&rested), "{rested}");
+    assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0, "the site is removed");
+    let place = place.to_str().unwrap();
+    let lives = |entry: std::fs::DirEntry| {
+        std::fs::read(entry.path().join("cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(place))
+    };
+    assert!(!std::fs::read_dir("/proc").unwrap().flatten().any(lives), "what was started has ended");
 }
 
 #[test]

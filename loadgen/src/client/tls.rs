@@ -22,9 +22,6 @@ mod at_rest;
 
 use at_rest::{AtRest, whole_records};
 
-/// What a socket is asked for at once: more than a record has.
-const READ_BYTES: usize = 20 * 1024;
-
 /// The name of our conversation, as both sides say it in ALPN (RFC 7301).
 pub(crate) const ALPN: &[u8] = b"bgb/1";
 
@@ -207,13 +204,17 @@ impl TlsSession {
         Ok(())
     }
 
-    /// Takes what `socket` has to give and appends what was inside to `plain`; 0 at its end.
+    /// Takes what `socket` has to give, as much as `room` has place for, and appends what was inside to `plain`; 0 at its end.
     ///
     /// # Errors
     /// As the socket says, or `InvalidData` for what TLS does not allow.
-    pub(crate) fn read_from(&mut self, socket: &mut dyn Read, plain: &mut Vec<u8>) -> io::Result<usize> {
-        let mut room = [0; READ_BYTES];
-        let bytes = socket.read(&mut room)?;
+    pub(crate) fn read_from(
+        &mut self,
+        socket: &mut dyn Read,
+        room: &mut [u8],
+        plain: &mut Vec<u8>,
+    ) -> io::Result<usize> {
+        let bytes = socket.read(room)?;
         if bytes == 0 {
             // rustls must not hear of the end of a connection on which nothing was answered.
             return Ok(0);

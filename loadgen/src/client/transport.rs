@@ -102,18 +102,23 @@ impl Transport {
         }
     }
 
-    /// The system says that something is to be done here: does it, and appends what was said to `plain`. An end that it has told of, `has_ended`,
-    /// it does not tell of again.
+    /// The system says that something is to be done here: does it, by way of `room`, and appends what was said to `plain`. An end that it has told of,
+    /// `has_ended`, it does not tell of again.
     ///
     /// # Errors
     /// Why the connection is over.
-    pub(crate) fn look(&mut self, has_ended: bool, plain: &mut Vec<u8>) -> io::Result<Looked> {
+    pub(crate) fn look(
+        &mut self,
+        has_ended: bool,
+        room: &mut [u8],
+        plain: &mut Vec<u8>,
+    ) -> io::Result<Looked> {
         let mut looked = Looked::default();
         let was_handshaking = self.was_handshaking;
         let Some((tls, socket)) = self.speak()? else { return Ok(looked) };
         let mut source = Source { socket, is_empty: false };
         while has_ended || !source.is_empty {
-            match tls.read_from(&mut source, plain) {
+            match tls.read_from(&mut source, room, plain) {
                 Ok(0) => {
                     looked.is_over = true;
                     break;

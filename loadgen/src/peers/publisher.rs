@@ -14,6 +14,8 @@ use crate::client::tls::{TlsOfSite, TlsSession};
 
 /// How long the server may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
+/// What a socket is asked for at once.
+const READ_BYTES: usize = 4_096;
 /// A message is as long as a task's own content.
 pub(crate) const MESSAGE_BYTES: usize = 200;
 
@@ -50,7 +52,7 @@ impl Publisher {
         publisher.say(&first)?;
         if dialect == Dialect::Mqtt {
             // Whoever publishes before the connection is acknowledged may be dropped.
-            publisher.hear()?;
+            while publisher.hear()?.is_empty() {}
         }
         Ok(publisher)
     }
@@ -72,7 +74,8 @@ impl Publisher {
 
     fn hear(&mut self) -> anyhow::Result<Vec<u8>> {
         let mut plain = Vec::new();
-        let bytes = self.tls.read_from(&mut self.socket, &mut plain).context("the server does not answer")?;
+        let read = self.tls.read_from(&mut self.socket, &mut [0; READ_BYTES], &mut plain);
+        let bytes = read.context("the server does not answer")?;
         anyhow::ensure!(bytes > 0, "the server has ended the publisher's connection");
         Ok(plain)
     }

@@ -33,20 +33,20 @@ pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<V
         let (before, progress) = (run.server_cost(), run.crew.progress());
         let origin_ns = now_ns();
         let Some(task) = run.ping_all() else { break };
-        accepted_ms.push(ms(origin_ns, now_ns()));
-        let is_had = |now: &crate::worker::link::Progress| now.had >= progress.had + all;
-        run.wait(ANSWERED_WITHIN, is_had, |now, _| {
-            format!("task {number}: {} of {all} have it", now.had - progress.had)
-        });
-        let is_kept = |now: &crate::worker::link::Progress| now.kept >= progress.kept + all;
-        run.wait(ANSWERED_WITHIN, is_kept, |now, _| {
-            format!("task {number}: {} of {all} answers are kept", now.kept - progress.kept)
-        });
+        let accepted = ms(origin_ns, now_ns());
+        run.wait(ANSWERED_WITHIN, (&format!("task {number}, had"), all), |now| now.had - progress.had);
+        let kept = format!("task {number}, answers kept");
+        run.wait(ANSWERED_WITHIN, (&kept, all), |now| now.kept - progress.kept);
         run.await_answers(task, all, ANSWERED_WITHIN);
         run.rest_until(now_ns() + REST_NS);
         let times = run.task_times(task, origin_ns);
         run.is_partial |= times.count < all;
+        if times.count < all {
+            // A part of a fan-out has no rate that could stand beside that of a whole one.
+            break;
+        }
         frame_bytes = times.frame_bytes;
+        accepted_ms.push(accepted);
         last_ms.push(ms(origin_ns, times.last_ns));
         spread_ms.push(ms(times.first_ns, times.last_ns));
         if let (Some(before), Some(after)) = (before, run.server_cost()) {
@@ -55,17 +55,20 @@ pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<V
         }
         latencies.add(&times.latencies.pack())?;
     }
+    // In their order, before they are sorted for the medians.
+    run.figure("from_first_to_last_ms", &spread_ms);
+    run.figure("last_has_it_ms", &last_ms);
     let from_first_to_last_ms = median(&mut spread_ms);
     run.figure("accepted_median_ms", median(&mut accepted_ms));
-    run.figure("from_first_to_last_ms", &spread_ms);
     let median_ms = median(&mut last_ms);
     run.figure("tasks", last_ms.len());
     run.figure("push_record_bytes", frame_bytes + RECORD_OVERHEAD);
-    run.figure("last_has_it_ms", &last_ms);
     run.figure("last_has_it_median_ms", median_ms);
     run.figure("from_first_to_last_median_ms", from_first_to_last_ms);
-    let pushes = all.saturating_sub(1) as f64;
-    run.figure("pushes_per_second", pushes * 1_000.0 / from_first_to_last_ms.max(1e-9));
+    if !spread_ms.is_empty() {
+        let pushes = all.saturating_sub(1) as f64;
+        run.figure("pushes_per_second", pushes * 1_000.0 / from_first_to_last_ms.max(1e-9));
+    }
     run.figure("server_cpu_us_per_task_and_answer", &costs_us);
     run.latencies = Some(latencies);
     run.end("fanout")

@@ -10,7 +10,6 @@ use crate::arguments::FleetArguments;
 use crate::clock::{SECOND_NS, now_ns};
 use crate::measure::{Cost, kernel_bytes};
 use crate::scenario::Run;
-use crate::worker::link::Progress;
 
 /// What connecting left behind in the allocator and in files that are under way settles within this.
 const SETTLE_NS: u64 = 5 * SECOND_NS;
@@ -51,19 +50,15 @@ pub(super) fn run(mut run: Run, arguments: &FleetArguments) -> anyhow::Result<Va
     let Some(task) = run.ping_all() else { return run.end("fleet") };
     let left = |ends: Instant| ends.saturating_duration_since(Instant::now());
     let (mut most, mut since) = (0, Instant::now());
-    let is_over = |now: &Progress| {
-        if now.kept > most {
-            (most, since) = (now.kept, Instant::now());
+    let nobody_answers = |kept: u64| {
+        if kept > most {
+            (most, since) = (kept, Instant::now());
         }
-        now.kept >= before.kept + active || since.elapsed() >= NOBODY_ANSWERS
+        since.elapsed() >= NOBODY_ANSWERS
     };
-    run.wait(left(ends), is_over, |now, _| {
-        format!(
-            "a task for all: {} have it, {} answers of {active} are kept",
-            now.had - before.had,
-            now.kept - before.kept
-        )
-    });
+    let what = ("a task for all, answers kept", active);
+    let waited = run.crew.wait(left(ends), what, |now| now.kept - before.kept, nobody_answers);
+    run.note_wait(waited);
     let kept_seconds = (now_ns() - origin_ns) as f64 / SECOND_NS as f64;
     let kept = run.crew.progress().kept - before.kept;
     let counted = run.await_answers(task, kept, left(ends));

@@ -14,9 +14,11 @@ pub(super) fn run(mut run: Run, arguments: &IdleArguments) -> anyhow::Result<Val
     run.connect(true, true);
     run.rest_until(now_ns() + SETTLE_NS);
     let (before, kernel) = (run.server_cost(), kernel_bytes());
-    run.rest_until(now_ns() + arguments.seconds * SECOND_NS);
-    let after = run.server_cost();
+    let from_ns = now_ns();
+    run.rest_until(from_ns + arguments.seconds * SECOND_NS);
+    let (after, rested_ns) = (run.server_cost(), now_ns() - from_ns);
     let (active, lost) = (run.crew.progress().active, run.agents() - run.crew.progress().active);
+    run.figure("rested_seconds", rested_ns as f64 / SECOND_NS as f64);
     run.figure("held", active);
     run.figure("not_held", lost);
     // Of sockets' structures and buffers, and of whatever else this machine does meanwhile.
@@ -27,7 +29,7 @@ pub(super) fn run(mut run: Run, arguments: &IdleArguments) -> anyhow::Result<Val
         let grown = resident_bytes.saturating_sub(empty.resident_bytes);
         run.figure("server_resident_bytes", resident_bytes);
         run.figure("bytes_per_connection", grown as f64 / active.max(1) as f64);
-        run.figure("server_cpu_percent", cpu_secs * 100.0 / arguments.seconds.max(1) as f64);
+        run.figure("server_cpu_percent", cpu_secs * 100.0 * SECOND_NS as f64 / rested_ns.max(1) as f64);
     }
     run.end("idle")
 }

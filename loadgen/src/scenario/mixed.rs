@@ -28,6 +28,9 @@ const NAPS_APART: u64 = 5;
 /// How long the last answers may take.
 const KEPT_WITHIN: Duration = Duration::from_secs(60);
 
+/// The shortest day.
+const SECONDS_MIN: u64 = 5;
+
 /// A task, and when it was meant to be ordered.
 type Ordered = (TaskId, u64);
 
@@ -40,7 +43,7 @@ enum Happening {
 }
 
 pub(super) fn run(mut run: Run, arguments: &MixedArguments) -> anyhow::Result<Value> {
-    anyhow::ensure!(arguments.seconds >= 30, "--seconds is 30 at least: less is no day");
+    anyhow::ensure!(arguments.seconds >= SECONDS_MIN, "--seconds is {SECONDS_MIN} at least: less is no day");
     // A site has 1,000 active tasks, and each is valid for a minute.
     anyhow::ensure!(
         arguments.tasks_per_second > 0.0 && arguments.tasks_per_second <= 16.0,
@@ -51,6 +54,7 @@ pub(super) fn run(mut run: Run, arguments: &MixedArguments) -> anyhow::Result<Va
     run.arguments.rate = run.agents() as f64 / (part(MORNING_ENDS) as f64 / SECOND_NS as f64);
     let begun_ns = now_ns();
     run.connect(true, true);
+    run.crew.begin("a day", begun_ns + part(EVENING_BEGINS));
     run.rest_until(begun_ns + part(MORNING_ENDS));
     let active = run.crew.progress().active.max(1);
 
@@ -75,11 +79,8 @@ pub(super) fn run(mut run: Run, arguments: &MixedArguments) -> anyhow::Result<Va
         }
     }
     let asked = ones.len() as u64 + alls.len() as u64 * active as u64;
-    run.wait(
-        KEPT_WITHIN,
-        |now| now.kept >= asked,
-        |now, _| format!("evening: {} answers of {asked} are kept", now.kept),
-    );
+    run.crew.finish();
+    run.wait(KEPT_WITHIN, ("evening, answers kept", asked), |now| now.kept);
     let (for_one, missing) = latencies_of(&mut run, &ones)?;
     let (for_all, _) = latencies_of(&mut run, &alls)?;
     let kept = run.crew.progress().kept;

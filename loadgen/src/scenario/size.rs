@@ -141,11 +141,7 @@ fn push_to_all(run: &mut Run, all: u64) -> anyhow::Result<Option<f64>> {
     let before = run.crew.progress();
     let origin_ns = now_ns();
     let Some(task) = run.ping_all() else { return Ok(None) };
-    run.wait(
-        ANSWERED_WITHIN,
-        |now| now.kept >= before.kept + all,
-        |now, _| format!("a task for all: {} of {all} have it", now.had - before.had),
-    );
+    run.wait(ANSWERED_WITHIN, ("a task for all, answers kept", all), |now| now.kept - before.kept);
     // Else whoever joins at the next step would hear of it then.
     let cancelled = run.manager.cancel_task(task);
     run.or_partial(cancelled);

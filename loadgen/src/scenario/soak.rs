@@ -45,6 +45,7 @@ pub(super) fn run(mut run: Run, arguments: &SoakArguments) -> anyhow::Result<Val
     let (begun_ns, mut latencies, mut samples) = (now_ns(), Latencies::default(), Vec::new());
     let (mut ordered, mut missing, mut waiting) = (0_usize, 0_u64, Vec::new());
     let ends_ns = begun_ns + arguments.minutes * 60 * SECOND_NS;
+    run.crew.begin("soaking", ends_ns);
     let mut minute = 0;
     while !run.is_partial && now_ns() < ends_ns {
         let sample_ns = begun_ns + minute * SAMPLE_NS;
@@ -74,6 +75,10 @@ pub(super) fn run(mut run: Run, arguments: &SoakArguments) -> anyhow::Result<Val
             }
         }
         minute += 1;
+        if run.is_partial {
+            // A part of a minute is no sample.
+            break;
+        }
         samples.push(Sample {
             minutes: minute as f64,
             resident_bytes: run.server_cost().map_or(0, |cost| cost.resident_bytes),
@@ -82,6 +87,7 @@ pub(super) fn run(mut run: Run, arguments: &SoakArguments) -> anyhow::Result<Val
         });
         run.crew.tell(&link::Command::Nap { one_in: NAPS_ONE_IN, turn: minute as usize % NAPS_ONE_IN });
     }
+    run.crew.finish();
     run.rest_until(now_ns() + HAD_WITHIN_NS);
     for (task, intended_ns) in waiting {
         let times = run.task_times(task, intended_ns);

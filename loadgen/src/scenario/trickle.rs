@@ -7,13 +7,17 @@ use serde_json::Value;
 
 use crate::arguments::TrickleArguments;
 use crate::clock::{SECOND_NS, now_ns};
+use crate::manager::VALID_FOR_ONE;
 use crate::measure::Latencies;
 use crate::scenario::Run;
 
+/// Active tasks of a site (docs/configuration.md).
+const TASKS_MAX: u64 = 1_000;
 /// How long the last ones may take.
 const HAD_WITHIN: Duration = Duration::from_secs(10);
 
 /// What came of some tasks to single devices.
+#[derive(Default)]
 pub(super) struct Trickled {
     pub(super) tasks: u64,
     /// Tasks that their device never had.
@@ -21,13 +25,20 @@ pub(super) struct Trickled {
     pub(super) latencies: Latencies,
 }
 
+impl Trickled {
+    /// Others as well.
+    pub(super) fn add(&mut self, other: &Self) -> anyhow::Result<()> {
+        (self.tasks, self.missing) = (self.tasks + other.tasks, self.missing + other.missing);
+        self.latencies.add(&other.latencies.pack())
+    }
+}
+
 pub(super) fn run(mut run: Run, arguments: &TrickleArguments) -> anyhow::Result<Value> {
     anyhow::ensure!(arguments.tasks_per_second > 0.0, "--tasks-per-second is more than 0");
-    // A site has 1,000 active tasks, and a task is valid for a minute at the least.
-    let at_a_time = arguments.tasks_per_second * arguments.seconds.min(60) as f64;
+    let at_a_time = arguments.tasks_per_second * arguments.seconds.min(VALID_FOR_ONE.as_secs()) as f64;
     anyhow::ensure!(
-        at_a_time <= 1_000.0,
-        "a site has 1,000 active tasks at a time, and each is valid for a minute: --tasks-per-second is 16 at the most, or --seconds less"
+        at_a_time <= TASKS_MAX as f64,
+        "a site has {TASKS_MAX} active tasks at a time, and each is valid for a minute: --tasks-per-second is 16 at the most, or --seconds less"
     );
     run.connect(true, true);
     let gap_ns = (SECOND_NS as f64 / arguments.tasks_per_second) as u64;
@@ -44,6 +55,7 @@ pub(super) fn trickle(run: &mut Run, count: u64, gap_ns: u64) -> anyhow::Result<
     let before = run.crew.progress();
     let mut tasks = Vec::new();
     let from_ns = now_ns();
+    run.crew.begin("tasks for one", from_ns + count * gap_ns);
     for number in 0..count {
         let intended_ns = from_ns + number * gap_ns;
         run.rest_until(intended_ns);
@@ -56,11 +68,8 @@ pub(super) fn trickle(run: &mut Run, count: u64, gap_ns: u64) -> anyhow::Result<
         tasks.push((task, intended_ns));
     }
     let all = tasks.len() as u64;
-    run.wait(
-        HAD_WITHIN,
-        |now| now.had >= before.had + all,
-        |now, _| format!("tasks for one: {} of {all} are there", now.had - before.had),
-    );
+    run.crew.finish();
+    run.wait(HAD_WITHIN, ("tasks for one, had", all), |now| now.had - before.had);
     let mut trickled = Trickled { tasks: all, missing: 0, latencies: Latencies::default() };
     for (task, intended_ns) in tasks {
         let times = run.task_times(task, intended_ns);

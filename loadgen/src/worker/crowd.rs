@@ -35,6 +35,8 @@ use crate::sources::{LOOPBACK, Sources};
 const REPORT_NS: u64 = SECOND_NS / 4;
 /// Tasks that are carried out between two looks at the network.
 const CARRIED_OUT_AT_ONCE: usize = 8;
+/// What a socket is asked for at once: more than a record has.
+const READ_BYTES: usize = 20 * 1024;
 /// The longest rest of the loop.
 const REST: Duration = Duration::from_millis(20);
 /// Who could not connect tries again within a second, then two, four, and so on up to this many.
@@ -65,6 +67,8 @@ pub(crate) struct Crowd {
     had: HashMap<TaskId, Had>,
     connects: Connects,
     progress: Progress,
+    /// What is read from a socket at once.
+    room: Vec<u8>,
     plain: Vec<u8>,
     out: Vec<u8>,
     random: u64,
@@ -175,6 +179,7 @@ impl Crowd {
             had: HashMap::new(),
             connects: Connects::default(),
             progress: Progress::default(),
+            room: vec![0; READ_BYTES],
             plain: Vec::with_capacity(64 * 1024),
             out: Vec::new(),
         })
@@ -340,14 +345,14 @@ impl Crowd {
                 self.progress.lost += 1;
                 let is_limit = error.raw_os_error().is_some_and(|code| {
                     use rustix::io::Errno;
-                    [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS]
+                    [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM]
                         .iter()
                         .any(|limit| limit.raw_os_error() == code)
                 });
                 if is_limit {
                     let what = format!(
-                        "this machine gives no more connections: {error}; raise the limit of descriptors (ulimit -Hn), or name a larger network \
-                         with --sources"
+                        "this machine gives no more connections: {error}; raise the limit of descriptors (ulimit -Hn), name a larger network with \
+                         --sources, or give it more memory"
                     );
                     // The others would meet it as well.
                     self.waiting.clear();
@@ -364,7 +369,7 @@ impl Crowd {
         let client = &mut self.clients[place];
         let Some(transport) = client.transport.as_mut() else { return };
         self.plain.clear();
-        let looked = transport.look(has_ended, &mut self.plain);
+        let looked = transport.look(has_ended, &mut self.room, &mut self.plain);
         if let Ok(Looked { established: Some(resumed), .. }) = looked {
             match resumed {
                 Resumed::Yes => self.connects.resumed += 1,

@@ -60,16 +60,29 @@ struct Pair {
 }
 
 impl Pair {
-    /// Both, past the handshake.
-    fn new(config: &Arc<ServerConfig>, device: &TlsOfDevice, resumes: bool, at_once: usize) -> Self {
+    fn strangers(config: &Arc<ServerConfig>, device: &TlsOfDevice, resumes: bool, at_once: usize) -> Self {
         let session = device.session(IpAddr::from(Ipv4Addr::LOCALHOST), resumes).unwrap();
         let server = ServerConnection::new(Arc::clone(config)).unwrap();
-        let mut pair = Self { session, server, at_once, heard: Vec::new() };
-        while pair.server.is_handshaking() || pair.session.is_handshaking() {
-            pair.server_hears().unwrap();
-            pair.session_hears().unwrap();
-        }
+        Self { session, server, at_once, heard: Vec::new() }
+    }
+
+    /// Both, past the handshake, and the session has its ticket.
+    fn new(config: &Arc<ServerConfig>, device: &TlsOfDevice, resumes: bool, at_once: usize) -> Self {
+        let mut pair = Self::strangers(config, device, resumes, at_once);
+        pair.shake_hands();
+        pair.session_hears().unwrap();
         pair
+    }
+
+    /// Until both are done with it; the server's ticket is on its way then.
+    fn shake_hands(&mut self) {
+        loop {
+            self.server_hears().unwrap();
+            if !self.server.is_handshaking() {
+                break;
+            }
+            self.session_hears().unwrap();
+        }
     }
 
     fn session_hears(&mut self) -> io::Result<()> {
@@ -78,7 +91,7 @@ impl Pair {
             self.server.write_tls(&mut wire.bytes)?;
         }
         loop {
-            match self.session.read_from(&mut wire, &mut self.heard) {
+            match self.session.read_from(&mut wire, &mut [0; 4_096], &mut self.heard) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -143,6 +156,20 @@ fn a_session_at_rest_says_and_hears_what_rustls_would_and_has_resumed_or_resumes
 }
 
 #[test]
+fn a_ticket_that_comes_to_a_session_at_rest_is_let_go_and_new_keys_end_it() {
+    let (config, device) = server_and_device(SUITES[0]);
+    let mut pair = Pair::strangers(&config, &device, false, 1_000);
+    pair.shake_hands();
+    pair.session.rest().unwrap();
+    pair.talk(10);
+    assert!(lock(&device.tickets.ticket).is_none());
+    pair.server.refresh_traffic_keys().unwrap();
+    pair.server.writer().write_all(b"by new keys").unwrap();
+    let fault = pair.session_hears().unwrap_err();
+    assert!(fault.to_string().contains("Handshake"), "{fault}");
+}
+
+#[test]
 fn a_session_whose_handshake_goes_on_does_not_rest() {
     let (_, device) = server_and_device(SUITES[0]);
     let mut session = device.session(IpAddr::from(Ipv4Addr::LOCALHOST), false).unwrap();
@@ -157,7 +184,7 @@ fn what_is_no_record_of_the_session_ends_it_and_so_does_an_alert() {
     pair.session.rest().unwrap();
     let mut record = Wire { bytes: vec![23, 3, 3, 0, 20], at_once: 25 };
     record.bytes.resize(25, 7);
-    let fault = pair.session.read_from(&mut record, &mut pair.heard).unwrap_err();
+    let fault = pair.session.read_from(&mut record, &mut [0; 64], &mut pair.heard).unwrap_err();
     assert_eq!(fault.kind(), io::ErrorKind::InvalidData);
 
     let mut pair = Pair::new(&config, &device, false, 1);
