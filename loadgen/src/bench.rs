@@ -152,7 +152,6 @@ fn fanout(run: &RunArguments) -> anyhow::Result<Outcome> {
     let is_prompt = last_ms <= LAST_TIMES * fan_out_ms + LAST_MARGIN_MS;
     let figures = json!({
         "connections": run.agents, "per_second": result["figures"]["pushes_per_second"],
-        "times_written": number(&result, "pushes_per_second")? / floor.written_per_second,
         "record_bytes": record_bytes, "fan_out_ms": fan_out_ms, "last_has_it_ms": last_ms,
         "accepted_ms": result["figures"]["accepted_median_ms"], "last_has_it_most_ms": LAST_TIMES * fan_out_ms + LAST_MARGIN_MS,
     });

@@ -29,7 +29,7 @@ const ACCEPTS_PER_TURN: usize = 64;
 const READS_PER_TURN: usize = 512;
 /// And of known devices while a task is on its way to many: those who have it answer at once, and what they say would make the others wait for
 /// the task. Whoever shakes hands is read all the same, since its time is short; admission bounds what that costs.
-const READS_PER_TURN_BESIDE_FAN_OUT: usize = 1;
+const READS_PER_TURN_BESIDE_FAN_OUT: usize = 8;
 /// How long a peer may take to say hello, and how long from our answer on to show who it is (docs/promises.md, Strangers).
 const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
 /// And how long when it is crowded: whoever begins handshakes and leaves them must not take the places of those who end them.
