@@ -13,12 +13,13 @@ mod http;
 mod hub;
 mod records;
 mod statements;
+mod websocket;
 
 /// A target's name, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("frame", frames::frame),
     ("session", agent::session),
     ("hub", hub::hub),
@@ -26,6 +27,7 @@ pub const TARGETS: [Target; 9] = [
     ("bos", files::bos),
     ("bts", files::bts),
     ("http", http::http),
+    ("websocket", websocket::websocket),
     ("config", config::config),
     ("records", records::records),
 ];

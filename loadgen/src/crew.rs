@@ -306,8 +306,12 @@ impl Crew {
             }
             self.teller.tell(|| {
                 let rate = there.saturating_sub(first) as f64 / begun.elapsed().as_secs_f64().max(0.001);
-                let left = (all - there) as f64 / rate.max(1.0);
-                format!("{what}: {there} of {all}, {rate:.0} a second, {left:.0} s left")
+                let how_far = format!("{what}: {there} of {all}, {rate:.0} a second");
+                if there > first {
+                    format!("{how_far}, {:.0} s left", (all - there) as f64 / rate)
+                } else {
+                    how_far
+                }
             });
             if !self.hear(LOOK) {
                 break Waited::Limited;

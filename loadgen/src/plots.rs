@@ -77,7 +77,7 @@ fn draw(
             // Half of the last label is beside the picture.
             .margin_right(48)
             .x_label_area_size(40)
-            .y_label_area_size(64)
+            .y_label_area_size(84)
             .build_cartesian_2d(from_x..to_x, 0.0..to_y)?;
         chart
             .configure_mesh()
@@ -85,6 +85,7 @@ fn draw(
             .x_desc(below)
             .y_desc(beside)
             .x_label_formatter(&label)
+            .y_label_formatter(&|value| number(*value))
             .draw()?;
         for (series, colour) in series.iter().zip(COLOURS.iter().cycle()) {
             let line = LineSeries::new(series.points.iter().copied(), colour.stroke_width(2));
