@@ -13,5 +13,5 @@
 mod frame;
 mod upgrade;
 
-pub use frame::{Control, Decoder, FRAME_BYTES_MAX, Fault, Opcode, Side, encode};
+pub use frame::{Control, Decoder, FRAME_BYTES_MAX, Fault, Side, encode_control, encode_data};
 pub use upgrade::{Refusal, accept_key, answer, check_answer, request};

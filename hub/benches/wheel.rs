@@ -10,7 +10,8 @@
 //! server other work lies between, and nothing is in the cache any more. So each operation is done before the next begins (a memory fence, whose time
 //! is in it), and a firing finds the caches swept since its window was opened; opening is in the firings' time, and fetches as many entries at once as
 //! the machine can. The floor is a read whose place the read before has told, so that it waits as long as memory takes. An operation may take three of
-//! those. The rivals do theirs one by one as well, and have grown before; their caches are not swept when they fire, which favours them. What our wheel
+//! those. The rivals do theirs one by one as well, and have grown before; their caches are not swept when they fire, and the other wheel fires all of a tick
+//! at once, which favours them. What our wheel
 //! and the reads take in a row, and with warm caches, stands beside.
 
 use std::collections::BTreeMap;

@@ -14,6 +14,8 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use anyhow::bail;
+
 use crate::client::tls::{ALPN, TlsOfSite};
 use crate::fleet::Fleet;
 
@@ -28,8 +30,9 @@ const HELD: Duration = Duration::from_secs(1);
 const FULL: Duration = Duration::from_millis(1);
 /// The type of a record with which a server goes on (RFC 8446, 5.1).
 const HANDSHAKE: u8 = 22;
-/// The account is looked at after so many.
+/// The account is looked at after so many; and of those that are open it is looked at so many whether there is an answer.
 const BATCH: usize = 64;
+const HEARD_AT_ONCE: usize = 1_024;
 
 /// `bgb-loadgen flood-worker`.
 #[derive(Clone, Debug, clap::Args)]
@@ -84,19 +87,23 @@ pub(crate) fn run(arguments: &FloodArguments) -> anyhow::Result<()> {
     let mut open: VecDeque<Begun> = VecDeque::new();
     let (ends, cpu_before) = (begun + Duration::from_secs(arguments.seconds), cpu());
     while Instant::now() < ends {
-        while let Some(begun) = open.front_mut() {
+        for _ in 0..HEARD_AT_ONCE.min(open.len()) {
+            let Some(mut begun) = open.pop_front() else { break };
             begun.is_heard = begun.is_heard || flooded.hear(&mut begun.stream);
             if (arguments.holds || !begun.is_heard) && begun.since.elapsed() < HELD {
-                break;
+                open.push_back(begun);
             }
-            open.pop_front();
         }
         for _ in 0..BATCH.min(OPEN_MAX - open.len()) {
             let place = flooded.tried as usize;
             flooded.tried += 1;
-            if let Some(stream) = begin(servers[place % servers.len()], place % ADDRESSES, &hello) {
-                flooded.offered += 1;
-                open.push_back(Begun { stream, since: Instant::now(), is_heard: false });
+            match begin(servers[place % servers.len()], place % ADDRESSES, &hello) {
+                Ok(stream) => {
+                    flooded.offered += 1;
+                    open.push_back(Begun { stream, since: Instant::now(), is_heard: false });
+                }
+                Err(error) if is_the_queue(&error) => {}
+                Err(error) => bail!("this machine gives the flood no connection: {error}"),
             }
         }
         let may_have = begun.elapsed().mul_f64(f64::from(arguments.core_percent) / 100.0);
@@ -142,24 +149,30 @@ fn recorded(fleet: &Fleet, folder: &std::path::Path, server: SocketAddr) -> anyh
     Ok(hello)
 }
 
-/// A connection from one of the addresses, with the hello on it; `None` where there is none to be had.
-fn begin(server: SocketAddr, address: usize, hello: &[u8]) -> Option<TcpStream> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).ok()?;
+/// A connection from one of the addresses, with the hello on it.
+fn begin(server: SocketAddr, address: usize, hello: &[u8]) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     // It leaves no trace in the kernel when it goes.
-    socket.set_linger(Some(Duration::ZERO)).ok()?;
+    socket.set_linger(Some(Duration::ZERO))?;
     let from = Ipv4Addr::new(FROM[0], FROM[1], 0, address as u8);
-    socket.bind(&SocketAddr::from((from, 0)).into()).ok()?;
-    socket.set_nonblocking(true).ok()?;
+    socket.bind(&SocketAddr::from((from, 0)).into())?;
+    socket.set_nonblocking(true)?;
     match socket.connect(&server.into()) {
         Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
-            return None;
+            return Err(error);
         }
         _ => {}
     }
     // On one machine it is there by now, or the server's queue is full and nothing can be said.
     let mut stream = TcpStream::from(socket);
-    stream.write_all(hello).ok()?;
-    Some(stream)
+    stream.write_all(hello)?;
+    Ok(stream)
+}
+
+/// Whether the server's queue was full, or the server has let go of the connection at once.
+fn is_the_queue(error: &std::io::Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotConnected, WouldBlock};
+    matches!(error.kind(), WouldBlock | NotConnected | BrokenPipe | ConnectionReset | ConnectionRefused)
 }
 
 /// What this process has spent of a core so far.

@@ -15,16 +15,11 @@ const MASKED: u8 = 0x80;
 
 /// What a frame is (RFC 6455, 5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Opcode {
-    /// More of a message that was begun.
+enum Opcode {
     Continuation = 0,
-    /// A message of bytes.
     Binary = 2,
-    /// The end.
     Close = 8,
-    /// Is somebody there?
     Ping = 9,
-    /// Somebody is.
     Pong = 10,
 }
 
@@ -42,8 +37,8 @@ pub enum Side {
 pub enum Control {
     /// To be answered with a pong of the same payload.
     Ping(Vec<u8>),
-    /// An answer to a ping, or said unasked.
-    Pong,
+    /// An answer to a ping with its payload, or said unasked.
+    Pong(Vec<u8>),
     /// The peer says no more: its code, if it gave one.
     Close(Option<u16>),
 }
@@ -67,8 +62,8 @@ pub enum Fault {
     #[error("a WebSocket frame's length is not written as it must be")]
     Length,
     /// A payload of more than a frame may have.
-    #[error("a WebSocket frame declares {0} bytes; {FRAME_BYTES_MAX} are the most")]
-    TooLong(u64),
+    #[error("a WebSocket frame declares more than {FRAME_BYTES_MAX} bytes")]
+    TooLong,
     /// A control frame that is fragmented or longer than 125 bytes.
     #[error("a WebSocket control frame is fragmented or longer than 125 bytes")]
     Control,
@@ -86,7 +81,7 @@ impl Fault {
     pub fn code(self) -> u16 {
         match self {
             Self::Text => 1003,
-            Self::TooLong(_) => 1009,
+            Self::TooLong => 1009,
             Self::Reserved
             | Self::Opcode(_)
             | Self::Mask
@@ -106,6 +101,8 @@ pub struct Decoder {
     is_in_message: bool,
     /// A close frame came.
     is_closed: bool,
+    /// What is wrong with a frame that came: nothing after it is read.
+    fault: Option<Fault>,
     partial: Option<Box<Partial>>,
 }
 
@@ -145,7 +142,7 @@ impl Decoder {
     /// At the beginning of a stream of frames.
     #[must_use]
     pub fn new(side: Side) -> Self {
-        Self { side, is_in_message: false, is_closed: false, partial: None }
+        Self { side, is_in_message: false, is_closed: false, fault: None, partial: None }
     }
 
     /// Whether the peer has said that it says no more; bytes after that are not read.
@@ -159,6 +156,18 @@ impl Decoder {
     /// # Errors
     /// What is wrong with a frame; what came before it was decoded. The stream is over then: more bytes mend nothing.
     pub fn decode(
+        &mut self,
+        bytes: &mut [u8],
+        data: &mut Vec<u8>,
+        controls: &mut Vec<Control>,
+    ) -> Result<(), Fault> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        self.read(bytes, data, controls).inspect_err(|fault| self.fault = Some(*fault))
+    }
+
+    fn read(
         &mut self,
         mut bytes: &mut [u8],
         data: &mut Vec<u8>,
@@ -265,7 +274,7 @@ impl Decoder {
             return Err(Fault::Length);
         }
         if length > FRAME_BYTES_MAX {
-            return Err(Fault::TooLong(length));
+            return Err(Fault::TooLong);
         }
         let mask = match (is_masked, bytes[2 + length_bytes..].first_chunk::<4>()) {
             (true, Some(mask)) => Mask(*mask),
@@ -288,7 +297,7 @@ impl Decoder {
     fn control(&mut self, opcode: Opcode, payload: Vec<u8>) -> Result<Control, Fault> {
         match opcode {
             Opcode::Ping => Ok(Control::Ping(payload)),
-            Opcode::Pong => Ok(Control::Pong),
+            Opcode::Pong => Ok(Control::Pong(payload)),
             Opcode::Close | Opcode::Continuation | Opcode::Binary => {
                 self.is_closed = true;
                 match payload.split_first_chunk::<2>() {
@@ -330,9 +339,27 @@ fn within(bytes: usize, left: u64) -> usize {
     usize::try_from(left).map_or(bytes, |left| bytes.min(left))
 }
 
-/// Appends one whole frame; a client's is masked with `mask`. A control frame's payload is cut to what it may have.
-pub fn encode(opcode: Opcode, payload: &[u8], mask: Option<[u8; 4]>, out: &mut Vec<u8>) {
-    let longest = if opcode.is_control() { CONTROL_BYTES_MAX } else { u64::MAX };
+/// Appends a message of bytes, in a frame or as many as it takes; a client's are masked with `mask`.
+pub fn encode_data(payload: &[u8], mask: Option<[u8; 4]>, out: &mut Vec<u8>) {
+    for part in payload.chunks(FRAME_BYTES_MAX as usize) {
+        encode(Opcode::Binary, part, mask, out);
+    }
+}
+
+/// Appends what a control frame says; a ping's payload is cut to what it may have.
+pub fn encode_control(control: &Control, mask: Option<[u8; 4]>, out: &mut Vec<u8>) {
+    match control {
+        Control::Ping(payload) => encode(Opcode::Ping, payload, mask, out),
+        Control::Pong(payload) => encode(Opcode::Pong, payload, mask, out),
+        Control::Close(code) => {
+            let code = code.map(u16::to_be_bytes);
+            encode(Opcode::Close, code.as_ref().map_or(&[], |code| code.as_slice()), mask, out);
+        }
+    }
+}
+
+fn encode(opcode: Opcode, payload: &[u8], mask: Option<[u8; 4]>, out: &mut Vec<u8>) {
+    let longest = if opcode.is_control() { CONTROL_BYTES_MAX } else { FRAME_BYTES_MAX };
     let payload = &payload[..within(payload.len(), longest)];
     let masked = if mask.is_some() { MASKED } else { 0 };
     out.push(FIN | opcode as u8);

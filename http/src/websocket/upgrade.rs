@@ -5,6 +5,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use thiserror::Error;
 
+use crate::body::BodyLength;
+use crate::head;
 use crate::request::RequestHead;
 use crate::response::ResponseHead;
 
@@ -27,12 +29,20 @@ pub enum Refusal {
     /// Another version of the protocol.
     #[error("the WebSocket version is not {VERSION}")]
     Version,
+    /// It has a body, which would be read as frames.
+    #[error("a request for a WebSocket has no body")]
+    Body,
     /// No key, or one that is not 16 bytes in base64.
     #[error("Sec-WebSocket-Key is not 16 bytes in base64, once")]
     Key,
     /// The server, or whoever stands before it, answers something else.
     #[error("the upgrade to WebSocket is answered with {0}")]
     Status(u16),
+    /// The answer does not say that the protocol is another now.
+    #[error(
+        "the answer to the upgrade is 101 and does not say Upgrade: websocket, Connection: Upgrade, each once"
+    )]
+    Incomplete,
     /// The answer is to another key, or to none.
     #[error("the answer to the upgrade does not fit its key: something between has made it up")]
     Accept,
@@ -48,7 +58,7 @@ impl Refusal {
         match self {
             Self::Method(_) => 405,
             Self::Upgrade | Self::Version => 426,
-            Self::Key | Self::Status(_) | Self::Accept | Self::Unasked => 400,
+            Self::Body | Self::Key | Self::Status(_) | Self::Incomplete | Self::Accept | Self::Unasked => 400,
         }
     }
 
@@ -59,9 +69,10 @@ impl Refusal {
         match self {
             Self::Method(_) => head.with("Allow", "GET"),
             // RFC 9110, 15.5.22, and RFC 6455, 4.4.
-            Self::Upgrade | Self::Version => {
-                head.with("Upgrade", "websocket").with("Sec-WebSocket-Version", VERSION)
-            }
+            Self::Upgrade | Self::Version => head
+                .with("Connection", "Upgrade")
+                .with("Upgrade", "websocket")
+                .with("Sec-WebSocket-Version", VERSION),
             _ => head,
         }
     }
@@ -87,10 +98,13 @@ pub fn answer(request: &RequestHead) -> Result<ResponseHead, Refusal> {
     if !asks {
         return Err(Refusal::Upgrade);
     }
-    if only(request, "sec-websocket-version") != Some(VERSION.as_bytes()) {
+    if BodyLength::of_request(request) != Ok(BodyLength::None) {
+        return Err(Refusal::Body);
+    }
+    if only(&request.headers, "sec-websocket-version") != Some(VERSION.as_bytes()) {
         return Err(Refusal::Version);
     }
-    let key = only(request, "sec-websocket-key").ok_or(Refusal::Key)?;
+    let key = only(&request.headers, "sec-websocket-key").ok_or(Refusal::Key)?;
     if STANDARD.decode(key).ok().is_none_or(|bytes| bytes.len() != KEY_BYTES) {
         return Err(Refusal::Key);
     }
@@ -101,26 +115,22 @@ pub fn answer(request: &RequestHead) -> Result<ResponseHead, Refusal> {
 }
 
 /// The field of that name, where there is one and no more.
-fn only<'a>(request: &'a RequestHead, name: &str) -> Option<&'a [u8]> {
-    let mut all = request.headers.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
-    match (all.next(), all.next()) {
-        (Some((_, value)), None) => Some(value),
-        _ => None,
-    }
+fn only<'a>(headers: &'a [(String, Vec<u8>)], name: &str) -> Option<&'a [u8]> {
+    let mut all = head::all(headers, name);
+    all.next().filter(|_| all.next().is_none())
 }
 
-/// Appends a client's request for a WebSocket at `path` of `host`, and gives the key that the answer has to fit. `key` is random; `more` are header
-/// fields in lines of their own, such as a proxy's credentials.
-pub fn request(host: &str, path: &str, key: [u8; KEY_BYTES], more: &str, out: &mut Vec<u8>) -> String {
-    let key = STANDARD.encode(key);
-    out.extend_from_slice(
-        format!(
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n\
-             Sec-WebSocket-Version: {VERSION}\r\n{more}\r\n"
-        )
-        .as_bytes(),
-    );
-    key
+/// A client's header fields that ask for a WebSocket, and the key that the answer has to fit. `random` is.
+#[must_use]
+pub fn request(random: [u8; KEY_BYTES]) -> ([(&'static str, String); 4], String) {
+    let key = STANDARD.encode(random);
+    let fields = [
+        ("Upgrade", "websocket".to_owned()),
+        ("Connection", "Upgrade".to_owned()),
+        ("Sec-WebSocket-Key", key.clone()),
+        ("Sec-WebSocket-Version", VERSION.to_owned()),
+    ];
+    (fields, key)
 }
 
 /// Whether a server's answer fits the key of the request.
@@ -131,10 +141,14 @@ pub fn check_answer(answer: &ResponseHead, key: &str) -> Result<(), Refusal> {
     if answer.status != 101 {
         return Err(Refusal::Status(answer.status));
     }
-    if !answer.header_lists("upgrade", "websocket") || !answer.header_lists("connection", "upgrade") {
-        return Err(Refusal::Upgrade);
+    // The one protocol, and no other beside it (RFC 6455, 4.1).
+    let upgrade = only(&answer.headers, "upgrade");
+    if !upgrade.is_some_and(|word| word.eq_ignore_ascii_case(b"websocket"))
+        || !answer.header_lists("connection", "upgrade")
+    {
+        return Err(Refusal::Incomplete);
     }
-    if answer.header("sec-websocket-accept") != Some(accept_key(key.as_bytes()).as_bytes()) {
+    if only(&answer.headers, "sec-websocket-accept") != Some(accept_key(key.as_bytes()).as_bytes()) {
         return Err(Refusal::Accept);
     }
     if answer.header("sec-websocket-extensions").is_some()

@@ -104,7 +104,11 @@ impl Rig {
 
     /// A task for `targets`, valid for an hour, and its release to all of them.
     pub(crate) fn start_task(&mut self, number: u32, targets: RoaringBitmap) -> Out {
-        let task = task(number, targets, self.now().unix);
+        self.order(task(number, targets, self.now().unix))
+    }
+
+    /// A task that was made before, and its release to all of its targets.
+    pub(crate) fn order(&mut self, task: TaskOrder) -> Out {
         let id = task.id;
         let mut out = self.input(Input::Order(Order::Task(Arc::new(task))));
         let more = self.input(Input::Order(Order::Release { task: id, devices: None, from: UnixMillis(0) }));
@@ -154,7 +158,7 @@ pub(crate) fn keepalive(device: u32) -> Input {
     Input::Said { channel: channel(device), message: AgentMessage::Keepalive }
 }
 
-fn task(number: u32, targets: RoaringBitmap, not_before: UnixMillis) -> TaskOrder {
+pub(crate) fn task(number: u32, targets: RoaringBitmap, not_before: UnixMillis) -> TaskOrder {
     let mut id = [0; 16];
     id[..4].copy_from_slice(&number.to_le_bytes());
     let set = TargetSet::new(targets.clone()).expect("a task has targets");

@@ -38,6 +38,8 @@ pub(crate) struct Agent {
     /// What was heard and makes no whole frame yet.
     heard: Vec<u8>,
     known: Vec<KnownTask>,
+    /// Results that no server has said to keep, as they are said.
+    unkept: Vec<(TaskId, Vec<u8>)>,
     is_active: bool,
 }
 
@@ -77,6 +79,7 @@ impl Agent {
             session,
             heard: Vec::new(),
             known: Vec::new(),
+            unkept: Vec::new(),
             is_active: false,
         }
     }
@@ -154,7 +157,17 @@ impl Agent {
                     tell(Heard::Welcome { keepalive_secs: welcome.keepalive_secs, slot_secs });
                 }
                 Some(ServerMessage::Task(push)) => tell(Heard::Task(push)),
-                Some(ServerMessage::ResultKept(_)) => tell(Heard::Kept),
+                // Whoever says a result again may hear twice that it is kept.
+                Some(ServerMessage::ResultKept(task)) => {
+                    let unkept = self.unkept.len();
+                    self.unkept.retain(|(of, _)| *of != task);
+                    if self.unkept.len() < unkept {
+                        tell(Heard::Kept);
+                    }
+                    if self.unkept.is_empty() {
+                        self.unkept = Vec::new();
+                    }
+                }
                 Some(ServerMessage::Drain(drain)) => tell(Heard::Drain { window_secs: drain.window_secs }),
                 Some(ServerMessage::Refused(reason)) => tell(Heard::Refused(reason)),
                 Some(
@@ -164,6 +177,11 @@ impl Agent {
             }
         }
         Ok(used)
+    }
+
+    /// Says again what nobody has said to keep: a connection may have ended in between.
+    pub(crate) fn say_again(&self, out: &mut Vec<u8>) {
+        self.unkept.iter().for_each(|(_, said)| out.extend_from_slice(said));
     }
 
     /// Verifies a task and answers it as a real agent does: received, running, and the signed result, into `out`.
@@ -195,7 +213,9 @@ impl Agent {
             output_digest: [0; 32],
         };
         let result = SignedResult::sign(result, Vec::new(), &self.key).map_err(|error| error.to_string())?;
+        let from = out.len();
         AgentMessage::Result(Box::new(result)).encode(out);
+        self.unkept.push((task, out[from..].to_vec()));
         if self.known.len() == KNOWN_MAX {
             self.known.remove(0);
         }

@@ -284,7 +284,8 @@ impl TlsSession {
 /// Has rustls open whole records; `true` when the server has said that it says no more.
 fn open(connection: &mut ClientConnection, mut records: &[u8], plain: &mut Vec<u8>) -> io::Result<bool> {
     let mut has_closed = false;
-    while !records.is_empty() {
+    // What follows the server's last word is not heard (RFC 8446, 6.1).
+    while !records.is_empty() && !has_closed {
         connection.read_tls(&mut records)?;
         let state = connection.process_new_packets().map_err(invalid)?;
         let start = plain.len();

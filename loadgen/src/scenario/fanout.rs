@@ -41,7 +41,7 @@ pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<V
         run.rest_until(now_ns() + REST_NS);
         let times = run.task_times(task, origin_ns);
         run.is_partial |= times.count < all;
-        if times.count < all {
+        if run.is_partial {
             // A part of a fan-out has no rate that could stand beside that of a whole one.
             break;
         }
@@ -58,16 +58,14 @@ pub(super) fn run(mut run: Run, arguments: &FanoutArguments) -> anyhow::Result<V
     // In their order, before they are sorted for the medians.
     run.figure("from_first_to_last_ms", &spread_ms);
     run.figure("last_has_it_ms", &last_ms);
-    let from_first_to_last_ms = median(&mut spread_ms);
-    run.figure("accepted_median_ms", median(&mut accepted_ms));
-    let median_ms = median(&mut last_ms);
     run.figure("tasks", last_ms.len());
-    run.figure("push_record_bytes", frame_bytes + RECORD_OVERHEAD);
-    run.figure("last_has_it_median_ms", median_ms);
-    run.figure("from_first_to_last_median_ms", from_first_to_last_ms);
     if !spread_ms.is_empty() {
-        let pushes = all.saturating_sub(1) as f64;
-        run.figure("pushes_per_second", pushes * 1_000.0 / from_first_to_last_ms.max(1e-9));
+        let fan_out_ms = median(&mut spread_ms);
+        run.figure("push_record_bytes", frame_bytes + RECORD_OVERHEAD);
+        run.figure("accepted_median_ms", median(&mut accepted_ms));
+        run.figure("last_has_it_median_ms", median(&mut last_ms));
+        run.figure("from_first_to_last_median_ms", fan_out_ms);
+        run.figure("pushes_per_second", all.saturating_sub(1) as f64 * 1_000.0 / fan_out_ms.max(1e-9));
     }
     run.figure("server_cpu_us_per_task_and_answer", &costs_us);
     run.latencies = Some(latencies);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::arguments::FloodScenarioArguments;
 use crate::clock::{SECOND_NS, now_ns};
@@ -41,14 +41,11 @@ pub(super) fn run(mut run: Run, arguments: &FloodScenarioArguments) -> anyhow::R
         if run.is_partial {
             break;
         }
-        // It ends by itself.
-        let output = flood.wait_with_output_of()?;
-        told.add(&serde_json::from_slice(&output).context("the flood has told nothing")?);
-    }
-    if told.seconds == 0.0 {
-        run.figure("peace_p99_ms", in_peace.latencies.summary().p99_ms);
-        run.latencies = Some(flooded.latencies);
-        return run.end("flood");
+        let said = flood.told();
+        match run.or_partial(said) {
+            Some(said) => told.add(&said),
+            None => break,
+        }
     }
     let after = run.crew.progress();
     let (peace_ms, flood_ms) = (in_peace.latencies.summary().p99_ms, flooded.latencies.summary().p99_ms);
@@ -62,11 +59,20 @@ pub(super) fn run(mut run: Run, arguments: &FloodScenarioArguments) -> anyhow::R
     let kept_percent = (before.active.saturating_sub((after.lost - before.lost) as usize)) as f64 * 100.0
         / before.active.max(1) as f64;
     run.figure("sessions_kept_percent", kept_percent);
+    run.figure(
+        "strangers",
+        json!({"hold": arguments.holds, "nice": arguments.nice, "core_percent": arguments.core_percent}),
+    );
+    run.figure("rounds_of_seconds", [arguments.rounds, arguments.seconds]);
+    run.latencies = Some(flooded.latencies);
+    if told.seconds == 0.0 {
+        return run.end("flood");
+    }
     let core_percent = told.core_seconds * 100.0 / told.seconds;
     let is_flood = core_percent >= HAD_OF_ITS_PART * f64::from(arguments.core_percent);
     if !is_flood {
         run.crew.trouble(format!(
-            "the flood had {core_percent:.0} % of a core instead of {} %: this machine had no more for it",
+            "the flood had {core_percent:.0} % of a core instead of {} %: this machine had no more for it, or all its places were taken",
             arguments.core_percent
         ));
     }
@@ -77,7 +83,6 @@ pub(super) fn run(mut run: Run, arguments: &FloodScenarioArguments) -> anyhow::R
     run.figure("handshakes_answered_per_second", told.answered as f64 / told.seconds);
     run.figure("handshakes_refused", told.refused);
     run.figure("flood_core_percent", core_percent);
-    run.latencies = Some(flooded.latencies);
     run.end("flood")
 }
 
@@ -85,13 +90,15 @@ pub(super) fn run(mut run: Run, arguments: &FloodScenarioArguments) -> anyhow::R
 struct Flood(std::process::Child);
 
 impl Flood {
-    fn wait_with_output_of(&mut self) -> anyhow::Result<Vec<u8>> {
+    /// What it tells when it ends, which it does by itself.
+    fn told(&mut self) -> anyhow::Result<Flooded> {
         let mut said = Vec::new();
         if let Some(mut out) = self.0.stdout.take() {
             std::io::Read::read_to_end(&mut out, &mut said)?;
         }
-        self.0.wait()?;
-        Ok(said)
+        let status = self.0.wait()?;
+        serde_json::from_slice(&said)
+            .with_context(|| format!("the flood has ended and told nothing: {status}"))
     }
 }
 

@@ -50,7 +50,7 @@ pub(super) fn run(mut run: Run) -> anyhow::Result<Value> {
     let seconds = connects.last_ns.saturating_sub(begun_ns) as f64 / SECOND_NS as f64;
     let back = run.crew.progress().active;
     // In peace, at the very server that the storm has met, once it has done with everybody's going.
-    let mut in_peace = Vec::new();
+    let (mut in_peace, window) = (Vec::new(), run.arguments.window);
     for window in WINDOWS.into_iter().chain([run.agents()]) {
         run.disconnect();
         run.rest_until(now_ns() + SETTLE_NS);
@@ -63,8 +63,11 @@ pub(super) fn run(mut run: Run) -> anyhow::Result<Value> {
         let seconds = connects.last_ns.saturating_sub(from_ns) as f64 / SECOND_NS as f64;
         in_peace.push(connects.resumed as f64 / seconds.max(1e-9));
     }
+    run.arguments.window = window;
     run.figure("resumed_per_second_in_peace_by_window", &in_peace);
-    run.figure("resumed_per_second_in_peace", in_peace.iter().copied().fold(0.0, f64::max));
+    if let Some(fastest) = in_peace.iter().copied().reduce(f64::max) {
+        run.figure("resumed_per_second_in_peace", fastest);
+    }
     run.figure("back", back);
     run.figure("resumed", connects.resumed);
     run.figure("full", connects.full);

@@ -385,6 +385,12 @@ impl Crowd {
         let is_heard = plain.is_empty() || self.hear(place, &plain);
         self.plain = plain;
         let is_heard = is_heard && (!self.options.rests || self.come_to_rest(place));
+        if let Err(error) = &looked
+            && error.kind() == std::io::ErrorKind::InvalidData
+            && self.clients[place].speaker.is_active()
+        {
+            let _ = Report::Trouble { what: format!("a server says what is no TLS: {error}") }.say();
+        }
         if !is_heard || looked.is_err() || looked.is_ok_and(|looked| looked.is_over) {
             self.lose(place);
         }
@@ -419,6 +425,13 @@ impl Crowd {
                 Heard::Welcome { keepalive_secs, slot_secs } if !was_active => {
                     self.clients[place].slot_secs = slot_secs;
                     self.welcome(place, now, keepalive_secs);
+                    self.out.clear();
+                    if let Speaker::Agent(agent) = &self.clients[place].speaker {
+                        agent.say_again(&mut self.out);
+                    }
+                    if !self.out.is_empty() && !self.say(place) {
+                        return false;
+                    }
                 }
                 Heard::Welcome { .. } => {}
                 Heard::Task(push) => {

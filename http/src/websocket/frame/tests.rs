@@ -78,7 +78,7 @@ fn a_control_frame_may_come_within_a_message() {
     bytes.extend(raw(0x80, b"o"));
     let heard = heard_by_server(&bytes);
     assert_eq!((heard.data, heard.fault), (b"Hello".to_vec(), None));
-    assert_eq!(heard.controls, [Control::Ping(b"?".to_vec()), Control::Pong]);
+    assert_eq!(heard.controls, [Control::Ping(b"?".to_vec()), Control::Pong(Vec::new())]);
 }
 
 #[test]
@@ -94,8 +94,8 @@ fn what_is_wrong_is_refused_with_its_code() {
         (raw(0x8f, b"a"), Fault::Opcode(15), 1002),
         (raw(0x81, b"a"), Fault::Text, 1003),
         (unmasked, Fault::Mask, 1002),
-        (giant(FRAME_BYTES_MAX + 1), Fault::TooLong(FRAME_BYTES_MAX + 1), 1009),
-        (giant(i64::MAX as u64), Fault::TooLong(i64::MAX as u64), 1009),
+        (giant(FRAME_BYTES_MAX + 1), Fault::TooLong, 1009),
+        (giant(i64::MAX as u64), Fault::TooLong, 1009),
         (giant(u64::MAX), Fault::Length, 1002),
         (raw(0x09, b"a"), Fault::Control, 1002),
         (raw(0x89, &[0; 126]), Fault::Control, 1002),
@@ -122,6 +122,26 @@ fn nothing_is_read_after_the_end() {
         assert_eq!((heard.controls, heard.fault), (vec![Control::Close(code)], None));
         assert!(heard.is_closed && heard.data.is_empty());
     }
+}
+
+#[test]
+fn a_stream_that_was_at_fault_stays_so() {
+    let (mut decoder, mut data, mut controls) = (Decoder::new(Side::Server), Vec::new(), Vec::new());
+    let mut decode = |mut bytes: Vec<u8>| decoder.decode(&mut bytes, &mut data, &mut controls);
+    assert_eq!(decode(raw(0x81, b"a")), Err(Fault::Text));
+    assert_eq!(decode(raw(0x82, b"a")), Err(Fault::Text));
+    assert!(data.is_empty());
+}
+
+#[test]
+fn what_is_said_at_length_is_heard_whole() {
+    let said: Vec<u8> = (0..FRAME_BYTES_MAX * 5 / 2).map(|place| place as u8).collect();
+    let mut bytes = Vec::new();
+    encode_data(&said, Some(MASK), &mut bytes);
+    encode_control(&Control::Close(Some(1_001)), Some(MASK), &mut bytes);
+    let heard = decode(Side::Server, &bytes, 10_000);
+    assert!(heard.data == said && heard.fault.is_none());
+    assert_eq!(heard.controls, [Control::Close(Some(1_001))]);
 }
 
 #[test]

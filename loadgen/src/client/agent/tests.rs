@@ -87,6 +87,26 @@ fn what_is_not_signed_or_not_meant_is_not_answered() {
 }
 
 #[test]
+fn a_result_is_said_again_until_it_is_kept() {
+    let (mut agent, _) = agent();
+    let mut out = Vec::new();
+    let task = agent.carry_out(&push(DEVICE), NOW, &mut out).unwrap();
+    agent.lose();
+    let mut again = Vec::new();
+    agent.say_again(&mut again);
+    assert!(matches!(said(&again).as_slice(), [AgentMessage::Result(_)]) && out.ends_with(&again));
+    let (mut kept, mut told) = (Vec::new(), 0);
+    ServerMessage::ResultKept(task).encode(&mut kept);
+    for _ in 0..2 {
+        agent.hear(&kept, |heard| told += u32::from(matches!(heard, Heard::Kept))).unwrap();
+    }
+    assert_eq!(told, 1, "it is counted once");
+    again.clear();
+    agent.say_again(&mut again);
+    assert!(again.is_empty());
+}
+
+#[test]
 fn what_comes_in_pieces_is_heard_as_what_comes_whole() {
     let welcome = Welcome {
         server: ServerId(1),
@@ -100,9 +120,11 @@ fn what_comes_in_pieces_is_heard_as_what_comes_whole() {
     let mut bytes = Vec::new();
     ServerMessage::Welcome(Box::new(welcome)).encode(&mut bytes);
     ServerMessage::Task(Box::new(push(DEVICE))).encode(&mut bytes);
-    ServerMessage::ResultKept(TaskId::from_bytes([7; 16])).encode(&mut bytes);
+    let task = agent().0.carry_out(&push(DEVICE), NOW, &mut Vec::new()).unwrap();
+    ServerMessage::ResultKept(task).encode(&mut bytes);
     for cut in 0..=bytes.len() {
         let (mut agent, _) = agent();
+        agent.carry_out(&push(DEVICE), NOW, &mut Vec::new()).unwrap();
         let mut heard = Vec::new();
         for piece in [&bytes[..cut], &bytes[cut..]] {
             agent.hear(piece, |one| heard.push(one)).unwrap();

@@ -15,6 +15,11 @@ use rustls::{
 
 /// What a record begins with (RFC 8446, 5.1): type, version, length.
 const HEADER_BYTES: usize = 5;
+/// Types of records (5.1), and what a protected one begins with.
+const KINDS: std::ops::RangeInclusive<u8> = 20..=23;
+const PROTECTED: [u8; 3] = [23, 3, 3];
+/// Bytes of a protected record's body at the most (5.2).
+const BODY_BYTES_MAX: usize = (1 << 14) + 256;
 /// Bytes of plaintext in a record at the most.
 const PLAIN_BYTES_MAX: usize = 1 << 14;
 /// The type of a handshake message that brings a ticket (RFC 8446, 4.6.1).
@@ -36,19 +41,20 @@ struct Direction {
     number: u64,
 }
 
-/// How many of `bytes` are whole records.
+/// How many of `bytes` are whole records. What can be none counts as whole: nothing more needs to come before it is refused.
 pub(super) fn whole_records(bytes: &[u8]) -> usize {
     let mut whole = 0;
-    while let Some(record) = record_bytes(&bytes[whole..]).filter(|record| whole + record <= bytes.len()) {
-        whole += record;
+    while let Some(header) = bytes[whole..].first_chunk::<HEADER_BYTES>() {
+        let body = usize::from(u16::from_be_bytes([header[3], header[4]]));
+        if !KINDS.contains(&header[0]) || body > BODY_BYTES_MAX {
+            return bytes.len();
+        }
+        if whole + HEADER_BYTES + body > bytes.len() {
+            break;
+        }
+        whole += HEADER_BYTES + body;
     }
     whole
-}
-
-/// Bytes of the record that `bytes` begin with, if its header is there.
-fn record_bytes(bytes: &[u8]) -> Option<usize> {
-    let header = bytes.first_chunk::<HEADER_BYTES>()?;
-    Some(HEADER_BYTES + usize::from(u16::from_be_bytes([header[3], header[4]])))
 }
 
 impl AtRest {
@@ -72,12 +78,17 @@ impl AtRest {
     pub(super) fn open(&mut self, mut records: &mut [u8], plain: &mut Vec<u8>) -> Result<bool, Error> {
         let (key, iv) = self.receiving.key();
         let mut opener = self.suite.aead_alg.decrypter(key, iv);
-        while let Some(bytes) = record_bytes(records).filter(|bytes| *bytes <= records.len()) {
-            let (record, rest) = records.split_at_mut(bytes);
+        while !records.is_empty() {
+            let (header, rest) = records.split_at_mut_checked(HEADER_BYTES).ok_or(Error::DecryptError)?;
+            // rustls authenticates what a header must be, and not what it is.
+            let body_bytes = usize::from(u16::from_be_bytes([header[3], header[4]]));
+            if header[..3] != PROTECTED || body_bytes > rest.len() {
+                return Err(Error::General(format!("{header:?} is no protected record's header")));
+            }
+            let (body, rest) = rest.split_at_mut(body_bytes);
             records = rest;
-            let (header, body) = record.split_at_mut(HEADER_BYTES);
             let sealed =
-                InboundOpaqueMessage::new(ContentType::from(header[0]), ProtocolVersion::TLSv1_2, body);
+                InboundOpaqueMessage::new(ContentType::ApplicationData, ProtocolVersion::TLSv1_2, body);
             let opened = opener.decrypt(sealed, self.receiving.next())?;
             match (opened.typ, opened.payload) {
                 (ContentType::ApplicationData, said) => plain.extend_from_slice(said),
