@@ -11,6 +11,7 @@
 
 pub mod body;
 pub mod head;
+pub mod proxy_protocol;
 pub mod request;
 pub mod requests;
 pub mod response;

@@ -119,20 +119,17 @@ impl Query {
     fn of(text: &str) -> Option<Self> {
         let mut query = Self::default();
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
-            match pair.split_once('=') {
-                Some(("from", value)) => {
-                    if query.from.replace(decimal(value)?).is_some() {
-                        return None;
-                    }
-                }
+            let is_repeated = match pair.split_once('=') {
+                Some(("from", value)) => query.from.replace(decimal(value)?).is_some(),
                 Some(("hold", value)) => {
                     let secs = u32::try_from(decimal(value)?).ok()?;
-                    let is_sound = (1..=HOLD_SECS_MAX).contains(&secs);
-                    if !is_sound || query.hold_secs.replace(secs).is_some() {
-                        return None;
-                    }
+                    let secs = Some(secs).filter(|secs| (1..=HOLD_SECS_MAX).contains(secs))?;
+                    query.hold_secs.replace(secs).is_some()
                 }
-                _ => {}
+                _ => false,
+            };
+            if is_repeated {
+                return None;
             }
         }
         Some(query)
