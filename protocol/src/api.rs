@@ -18,7 +18,9 @@ use crate::message::RoadTaken;
 use crate::policy::PolicySettings;
 use crate::status::StatusMessage;
 
+mod roads;
 mod task;
+pub use roads::*;
 pub use task::*;
 
 /// What stands before every path of this version.
