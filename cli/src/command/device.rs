@@ -13,6 +13,7 @@ use bgb_protocol::api::{
     AddDevice, AddDevices, Connectivity, DEVICES_PER_REQUEST_MAX, DeviceBundle, DeviceBundles, DeviceDetails,
     DeviceRow, Membership,
 };
+use bgb_protocol::message::RoadTaken;
 use comfy_table::{Cell, Table};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -21,7 +22,7 @@ use crate::arguments::{DeviceAdd, DeviceCommand, DeviceLs, WantedConnectivity};
 use crate::figures::{Clock, counted};
 use crate::manager::{ApiPath, Manager};
 use crate::outcome::{Exit, Failure};
-use crate::road::taken_in_words;
+use crate::road::{road_in_words, taken_in_words};
 use crate::terminal::{Terminal, Tone, lines_of, name_number, state, text};
 
 /// A device's folder holds its key: it is its owner's alone.
@@ -264,7 +265,8 @@ fn connectivity_name(wanted: WantedConnectivity) -> &'static str {
 /// Devices as a table.
 pub(crate) fn table(rows: &[DeviceRow], terminal: &Terminal) -> Table {
     let clock = terminal.clock();
-    let mut table = terminal.table(&["Number", "Name", "State", "Since", "Server", "Address", "Agent"]);
+    let mut table =
+        terminal.table(&["Number", "Name", "State", "Since", "Server", "Address", "Road", "Agent"]);
     for row in rows {
         table.add_row([
             name_number(row.number.0),
@@ -273,10 +275,16 @@ pub(crate) fn table(rows: &[DeviceRow], terminal: &Terminal) -> Table {
             text(clock.show_some(row.since)),
             text(row.server.map_or_else(dash, |server| server.to_string())),
             text(row.address.clone().unwrap_or_else(dash)),
+            text(row.road.as_ref().map_or_else(dash, road_of)),
             text(row.agent_version.clone().unwrap_or_else(dash)),
         ]);
     }
     table
+}
+
+/// The road alone: the reason is shown with the device, and its line is long.
+fn road_of(taken: &RoadTaken) -> String {
+    road_in_words(taken.road, taken.outer_tls, taken.proxied)
 }
 
 /// A device's state as a cell.
@@ -309,7 +317,7 @@ fn details(device: &DeviceDetails, terminal: &Terminal) -> String {
     line("Last offline", clock.show_some(device.last_offline));
     line("Server", row.server.map_or_else(dash, |server| server.to_string()));
     line("Address", row.address.clone().unwrap_or_else(dash));
-    line("Road", device.road.as_ref().map_or_else(dash, taken_in_words));
+    line("Road", row.road.as_ref().map_or_else(dash, taken_in_words));
     line("Agent", row.agent_version.clone().unwrap_or_else(dash));
     line("Platform", device.platform.clone().unwrap_or_else(dash));
     line("Host name", device.hostname.clone().unwrap_or_else(dash));
@@ -372,6 +380,7 @@ mod tests {
             since: None,
             server: Some(ServerId(1)),
             address: None,
+            road: Some(RoadTaken::tcp()),
             agent_version: Some("0.1.0".to_owned()),
         }
     }
@@ -398,7 +407,12 @@ mod tests {
             row(3, Connectivity::Online, Membership::Blocked),
         ];
         let shown = lines_of(&table(&rows, &Terminal::plain()));
-        for expected in ["     1  pc-1     ● online", "  1000  pc-1000  ○ never seen", "✗ blocked"] {
+        for expected in [
+            "     1  pc-1     ● online",
+            "–        TCP   0.1.0",
+            "  1000  pc-1000  ○ never seen",
+            "✗ blocked",
+        ] {
             assert!(shown.contains(expected), "{expected:?} in\n{shown}");
         }
     }

@@ -193,9 +193,12 @@ fn roads_are_counted_by_network_and_by_reason() {
     };
     let taken =
         RoadTaken { road: road.unwrap(), outer_tls: *outer_tls, proxied: *proxied, reason: reason.clone() };
-    assert_eq!((taken, *devices), (intercepted, 1));
+    assert_eq!((&taken, *devices), (&intercepted, 1));
     let totals: Vec<_> = survey.roads.iter().map(|total| (total.road, total.devices)).collect();
     assert_eq!(totals, [(Some(Road::Tcp), 2), (None, 1), (Some(Road::WebSocket), 1)]);
+    let listed = api.all("/devices?connectivity=online", 3);
+    assert_eq!(listed[2]["road"], serde_json::to_value(&intercepted).unwrap());
+    assert_eq!((&listed[2]["road"], &listed[3]["road"]), (&api.fetch("/devices/2")["road"], &Value::Null));
     assert_eq!(api.fetch("/roads")["networks"][2]["network"], Value::Null);
     assert_eq!(api.refused("GET", "/roads?limit=1001", &Value::Null).1, ErrorCode::BadRequest);
     assert_eq!(api.refused("GET", "/roads?network=x", &Value::Null).1, ErrorCode::BadRequest);

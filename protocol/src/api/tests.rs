@@ -41,13 +41,13 @@ fn a_row_within_a_row_is_flat_and_reads_back() {
         since: None,
         server: None,
         address: None,
+        road: Some(RoadTaken::tcp()),
         agent_version: None,
     };
     let details = DeviceDetails {
         row: row.clone(),
         last_online: None,
         last_offline: None,
-        road: Some(RoadTaken::tcp()),
         boot: None,
         session: Some(7),
         clock_skew_ms: None,
@@ -59,7 +59,7 @@ fn a_row_within_a_row_is_flat_and_reads_back() {
         inventory: None,
     };
     let json = serde_json::to_value(&details).unwrap();
-    assert_eq!(json["name"], "pc-4");
+    assert_eq!((&json["name"], &json["road"]["road"]), (&"pc-4".into(), &"tcp".into()));
     assert_eq!(serde_json::from_value::<DeviceDetails>(json).unwrap(), details);
 }
 
