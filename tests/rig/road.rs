@@ -187,7 +187,10 @@ pub(crate) struct Answer {
 impl Answer {
     /// A field's value.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
-        self.fields.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.fields
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -210,7 +213,8 @@ impl Http {
 
     /// Sends a request.
     pub(crate) fn ask(&mut self, method: &str, target: &str, body: &[u8]) -> io::Result<()> {
-        let head = format!("{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head =
+            format!("{method} {target} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", body.len());
         self.send(&[head.as_bytes(), body].concat())
     }
 
@@ -259,7 +263,8 @@ impl Http {
         let head = String::from_utf8(self.heard[..end].to_vec()).unwrap();
         let mut lines = head.split("\r\n");
         let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-        let field = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let field =
+            |line: &str| line.split_once(": ").map(|(name, value)| (name.to_owned(), value.to_owned()));
         let fields: Vec<_> = lines.filter_map(field).collect();
         let length = fields.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
         let length: usize = length.map_or(0, |(_, length)| length.parse().unwrap());
@@ -306,6 +311,11 @@ impl LongPollLine {
             heard: Vec::new(),
             comes_anew: false,
         }
+    }
+
+    /// How much has come down.
+    pub(crate) fn heard_bytes(&self) -> u64 {
+        self.received
     }
 
     /// The tunnel's name.
