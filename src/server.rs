@@ -29,6 +29,7 @@ use bgb_protocol::status::StatusId;
 use crossbeam_channel::{Receiver, bounded, select, tick};
 
 use self::starting::Starting;
+use crate::HTTP_LOG;
 use crate::config::ServerConfig;
 use crate::courier::StatusLine;
 use crate::presence::FullListWanted;
@@ -258,7 +259,10 @@ fn now() -> UnixMillis {
 /// As [`Server::start`] and [`Server::run`].
 pub fn main(config: &Path) -> anyhow::Result<()> {
     let config = ServerConfig::load(config)?;
-    let log = bgb_daemon::log::init(config.log.options("SMS_NOTIFICATION_SERVER", "BGBServer.log"))?;
+    let log = bgb_daemon::log::init(config.log.options_with(
+        ("SMS_NOTIFICATION_SERVER", "BGBServer.log"),
+        (HTTP_LOG, "BgbHttpProxy", "BgbHttpProxy.log"),
+    ))?;
     let signals = bgb_daemon::signals::listen()?;
     Server::start(config)?.run(&signals, &log)
 }

@@ -23,6 +23,7 @@ use super::slots::SlotKey;
 use super::socket::{CHOKED_BYTES, FLOWING_BYTES, Flow, UNSENT_BYTES_MAX};
 use super::transport::Reply;
 use super::{Reactor, hub_key};
+use crate::HTTP_LOG;
 use crate::directory::ShardId;
 use crate::tls::TlsSession;
 
@@ -209,6 +210,7 @@ impl Reactor {
         let key = self.channels.insert(Channel::new(Carrier::Tunnel(Box::new(end)), tls));
         self.deadlines.arm(key.index, Tick(now.tick.0 + self.patience()));
         self.metrics.tunnels_opened.add(1);
+        tracing::debug!(target: HTTP_LOG, %peer, "a tunnel begins");
         self.count_tunnels(self.tunnels + 1);
         Some(TunnelId { server: self.server.0, shard: self.shard.id().0, slot: key.index, secret })
     }

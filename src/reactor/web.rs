@@ -20,6 +20,7 @@ use super::socket::Reading;
 use super::transport::{Asked, Manner, Reply, Transport, Web, WebSocket};
 use super::tunnels::{Ask, TunnelAnswer};
 use super::{CLOSING_TICKS, Reactor};
+use crate::HTTP_LOG;
 use crate::tls::TlsFault;
 
 /// Where a request asks for a WebSocket.
@@ -397,6 +398,10 @@ impl Reactor {
             bytes.extend_from_slice(&body);
         }
         self.metrics.count_answer(status);
+        if status >= 400 {
+            let peer = self.sockets.tenant(key).map(|socket| socket.peer);
+            tracing::debug!(target: HTTP_LOG, ?peer, status, "a request was refused");
+        }
         if !self.write_covered(now, key, &bytes) {
             return;
         }
@@ -484,6 +489,7 @@ impl Reactor {
             self.handshakes.end(Some(peer.ip()), None);
             return self.let_socket_go(now, key, CloseReason::TransportError, "");
         }
+        tracing::debug!(target: HTTP_LOG, %peer, "a WebSocket begins");
         let rest = requests.into_rest();
         if !rest.is_empty() {
             let bytes = rest.len().min(self.scratch.received.len());

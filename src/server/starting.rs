@@ -17,6 +17,7 @@ use bgb_protocol::status::{StatusId, StatusMessage};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Life, Stage, now};
+use crate::HTTP_LOG;
 use crate::broker::{Bell, Broker, BrokerOptions};
 use crate::config::ServerConfig;
 use crate::courier::{Courier, StatusLine};
@@ -171,6 +172,10 @@ impl Bound {
         for (shard, socket) in shards.iter().zip(self.sockets) {
             listener::listen(&socket).with_context(|| format!("cannot listen on {}", self.address))?;
             shard.send(Letter::Listen(self.entrance, Arc::new(socket)));
+        }
+        if self.entrance != Entrance::Tcp {
+            let road = self.entrance.name();
+            tracing::info!(target: HTTP_LOG, address = %self.address, road, "WebSocket and long-poll are taken here");
         }
         Ok(())
     }

@@ -441,6 +441,11 @@ impl Site {
         });
     }
 
+    /// What the servers have logged of their roads through HTTP.
+    pub(crate) fn http_log(&self) -> String {
+        fs::read_to_string(self.folder().log("BgbHttpProxy.log")).unwrap_or_default()
+    }
+
     fn metrics(&self, server: u16) -> String {
         let url = format!("http://{}/metrics", self.admin_of_server(server));
         let answer = ureq::get(url).call().and_then(|mut answer| answer.body_mut().read_to_string());

@@ -118,6 +118,9 @@ fn what_two_could_read_in_two_ways_is_refused_and_the_connection_ends() {
         assert!(http.is_ended(), "{bytes:.80?}");
     }
     site.wait_closed("bad-request", shapes.len() as u64);
+    let log = site.http_log();
+    assert!(log.contains("bad-request") && log.contains("component=\"BgbHttpProxy\""), "{log}");
+    assert!(!site.server_log().contains("bad-request"), "it has a log of its own");
     // TLS on the port of HTTP, and HTTP on that of HTTPS.
     let mut http = Http::connect(site.http_address(1), false);
     http.send(&[0x16, 3, 1, 0, 5, 1, 0, 0, 1, 0]).unwrap();
