@@ -4,6 +4,7 @@
 //! GET which bytes it wants, and acknowledges those before them. Law: whatever requests and answers are lost, repeated or cut short on the way, each
 //! stream's bytes arrive once and in order, or the tunnel ends.
 
+pub mod client;
 mod id;
 mod request;
 pub mod server;
