@@ -1,4 +1,4 @@
-//! HTTP/1.1 heads and body framing, and WebSocket frames, without I/O and without a clock.
+//! HTTP/1.1 heads and body framing, WebSocket frames and long-poll tunnels, without I/O and without a clock.
 //!
 //! Bytes come in, values go out. The callers own the sockets and the time-outs: the small server on
 //! loopback (bgb-daemon) and the notification server's HTTP roads. httparse does the splitting into lines
@@ -13,6 +13,7 @@ pub mod body;
 pub mod head;
 pub mod request;
 pub mod response;
+pub mod tunnel;
 pub mod websocket;
 
 pub use body::{BodyLength, ChunkDecoder, ChunkError, ChunkProgress};
