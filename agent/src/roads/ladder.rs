@@ -66,7 +66,17 @@ pub(crate) struct Ladder {
     probe_wait_ms: u64,
     /// When TCP is tried beside a session over HTTP.
     probe_due_ms: Option<u64>,
+    next_first: First,
     random: Random,
+}
+
+/// What the next climb begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum First {
+    /// What worked last.
+    Worked,
+    /// TCP: a probe has just come through.
+    Tcp,
 }
 
 /// An attempt at one server.
@@ -111,6 +121,7 @@ impl Ladder {
             window_ms,
             probe_wait_ms: PROBE_MS,
             probe_due_ms: None,
+            next_first: First::Worked,
             random,
         }
     }
@@ -128,8 +139,13 @@ impl Ladder {
     /// A climb to `server` begins, on the rungs that are `allowed` there.
     pub(crate) fn begin(&mut self, server: &str, allowed: &[Rung], now: Moment) {
         self.current = None;
+        let first = std::mem::replace(&mut self.next_first, First::Worked);
         let left = match self.places.remove(server) {
             _ if self.is_tcp_only(allowed, now) => VecDeque::from([Rung::TCP]),
+            _ if first == First::Tcp && allowed.contains(&Rung::TCP) => {
+                let others = self.order(allowed, now).into_iter().filter(|rung| *rung != Rung::TCP);
+                std::iter::once(Rung::TCP).chain(others).collect()
+            }
             Some(left) if left.iter().any(|rung| allowed.contains(rung)) => {
                 left.into_iter().filter(|rung| allowed.contains(rung)).collect()
             }
@@ -256,6 +272,11 @@ impl Ladder {
     /// TCP was tried for nothing.
     pub(crate) fn on_probe_failed(&mut self, reason: Option<RoadReason>) {
         self.memory.tcp_reason = reason;
+    }
+
+    /// TCP was tried, and a server answered: the next climb begins there.
+    pub(crate) fn on_probe_worked(&mut self) {
+        self.next_first = First::Tcp;
     }
 
     fn plan_probe(&mut self, now_ms: u64) {

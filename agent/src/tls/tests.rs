@@ -5,7 +5,7 @@ use rcgen::{
     date_time_ymd,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::{HandshakeKind, ServerConfig, ServerConnection};
+use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
 
 use super::*;
 
@@ -69,11 +69,16 @@ pub(crate) fn outer_server(authority: &Authority) -> ServerConnection {
     ServerConnection::new(server_config(server(authority), &[b"http/1.1"])).unwrap()
 }
 
-/// The end of a session's own TLS: a server of the site.
-pub(crate) fn inner_server(authority: &Authority) -> ServerConnection {
+/// The same on a stream of bytes that waits.
+pub(crate) fn outer_stream<S: Read + Write>(authority: &Authority, stream: S) -> impl Read + Write + use<S> {
+    StreamOwned::new(outer_server(authority), stream)
+}
+
+/// A server's end of a session's own TLS, at 127.0.0.1.
+pub(crate) fn inner_stream<S: Read + Write>(authority: &Authority, stream: S) -> impl Read + Write + use<S> {
     let usage = ExtendedKeyUsagePurpose::ServerAuth;
     let issued = authority.issue("127.0.0.1", "urn:bgb:LAB:server:3", usage);
-    ServerConnection::new(server_config(issued, &[ALPN])).unwrap()
+    StreamOwned::new(ServerConnection::new(server_config(issued, &[ALPN])).unwrap(), stream)
 }
 
 /// What a device's sessions start from.

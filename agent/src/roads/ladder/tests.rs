@@ -170,6 +170,18 @@ fn tcp_is_probed_ever_more_rarely_and_as_often_as_before_once_it_was_good() {
 }
 
 #[test]
+fn after_a_probe_that_came_through_the_next_climb_begins_with_tcp() {
+    let mut ladder = ladder();
+    sign_in(&mut ladder, websocket(), at(0));
+    ladder.on_probe(1_000);
+    ladder.on_probe_worked();
+    ladder.on_ended(at(2_000));
+    let tried = climb(&mut ladder, at(2_000));
+    assert_eq!((tried[0], tried[1], tried.len()), ("tcp", websocket().label(), 9));
+    assert_eq!(climb(&mut ladder, at(3_000))[0], websocket().label(), "once");
+}
+
+#[test]
 fn a_websocket_that_bears_no_silence_is_passed_over_for_a_day() {
     let mut ladder = ladder();
     for _ in 0..2 {
