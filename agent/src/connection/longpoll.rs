@@ -173,7 +173,8 @@ impl LongPoll {
             return Err(fault);
         }
         tracing::debug!(?lane, %fault, "a request of the long-poll is made again");
-        rest.until = (rest.losses > 1).then(|| now + REST * (1 << (rest.losses - 2)));
+        let again = if rest.losses > 1 { now + REST * (1 << (rest.losses - 2)) } else { now };
+        rest.until = Some(again);
         Ok(())
     }
 }
@@ -233,3 +234,6 @@ impl Road for LongPoll {
         self.cut.take()
     }
 }
+
+#[cfg(test)]
+mod tests;

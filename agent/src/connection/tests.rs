@@ -4,6 +4,7 @@ pub(crate) mod played;
 
 use std::sync::atomic::Ordering;
 
+use bgb_daemon::metrics::SharedCell;
 use bgb_protocol::message::Road;
 use crossbeam_channel::unbounded;
 
@@ -50,14 +51,9 @@ fn next(heard: &Receiver<(u64, Event)>) -> Event {
 /// Connects, has a conversation, and ends in good order: how the bytes travelled.
 fn converse(network: &Arc<Network>, port: u16, site: &Site) -> RoadTaken {
     let (connection, heard) = connect(network, port);
-    let road = loop {
-        match next(&heard) {
-            Event::Connected { road, ladder } => {
-                assert!(ladder.is_some());
-                break road;
-            }
-            other => panic!("{other:?}"),
-        }
+    let road = match next(&heard) {
+        Event::Connected { road, ladder: Some(_) } => road,
+        other => panic!("{other:?}"),
     };
     for round in 0..20 {
         connection.say(AgentMessage::Keepalive);
@@ -110,7 +106,7 @@ fn over_a_websocket_where_tcp_is_refused() {
         road,
         Rung { road: Road::WebSocket, outer_tls: false, proxied: false }.taken(Some(RoadReason::Refused))
     );
-    let counted = |all: &[bgb_daemon::metrics::SharedCell; 9]| all.each_ref().map(|cell| cell.value());
+    let counted = |all: &[SharedCell; 9]| all.each_ref().map(SharedCell::value);
     assert_eq!(counted(&network.counts.attempts), [1, 0, 0, 1, 0, 0, 0, 0, 0]);
     assert_eq!(counted(&network.counts.failures), [1, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
@@ -173,7 +169,7 @@ fn over_long_poll() {
     let site = Site::new();
     for outer_tls in [false, true] {
         let http = if outer_tls { Http::Outer(site.authority()) } else { Http::Plain };
-        let port = site.serve_tunnels(http, None).port;
+        let port = site.serve_tunnels(http, None).port();
         let ports = RoadsConfig { http_port: port, https_port: port, ..none() };
         let roads = RoadsConfig { long_poll: true, https: outer_tls, http: !outer_tls, ..ports };
         let road = converse(&network(&site, roads, ""), closed_port(), &site);
@@ -189,7 +185,7 @@ fn over_long_poll_whose_requests_and_answers_are_lost() {
     let site = Site::new();
     let tunnels = site.serve_tunnels(Http::Plain, None);
     tunnels.lose_every.store(3, Ordering::Relaxed);
-    let roads = RoadsConfig { long_poll: true, http: true, http_port: tunnels.port, tcp: false, ..none() };
+    let roads = RoadsConfig { long_poll: true, http: true, http_port: tunnels.port(), tcp: false, ..none() };
     let road = converse(&network(&site, roads, ""), closed_port(), &site);
     assert_eq!(road.road, Road::LongPoll);
     assert!(tunnels.lost.load(Ordering::Relaxed) > 5, "it was a bad line");
@@ -199,7 +195,7 @@ fn over_long_poll_whose_requests_and_answers_are_lost() {
 fn over_long_poll_through_a_proxy_that_forwards_requests() {
     let site = Site::new();
     let tunnels = site.serve_tunnels(Http::Plain, Some("Basic dXNlcjpwQHNz"));
-    let section = format!("url = \"http://user:p%40ss@127.0.0.1:{}\"", tunnels.port);
+    let section = format!("url = \"http://user:p%40ss@127.0.0.1:{}\"", tunnels.port());
     let roads = RoadsConfig { long_poll: true, http: true, ..none() };
     let road = converse(&network(&site, roads.clone(), &section), closed_port(), &site);
     assert_eq!(

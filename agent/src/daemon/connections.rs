@@ -249,9 +249,8 @@ impl Connections {
     fn end_probe(&mut self, probe: Probe) {
         match probe {
             Probe::None => {}
-            Probe::Trying(connection) | Probe::Standing { connection, .. } => {
-                drop(connection.connection.end())
-            }
+            Probe::Trying(Numbered { connection, .. })
+            | Probe::Standing { connection: Numbered { connection, .. }, .. } => drop(connection.end()),
         }
     }
 }

@@ -56,7 +56,9 @@ fn serve(on_socket: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
     std::thread::spawn(move || {
         for socket in listener.incoming() {
             let on_socket = Arc::clone(&on_socket);
-            std::thread::spawn(move || on_socket(socket.unwrap()));
+            let socket = socket.unwrap();
+            socket.set_nodelay(true).unwrap();
+            std::thread::spawn(move || on_socket(socket));
         }
     });
     port
@@ -147,18 +149,19 @@ impl Site {
         };
         let (lose_every, lost, requests) = Default::default();
         let begin = Box::new(begin);
-        let mut tunnels =
-            Tunnels { port: 0, lose_every, lost, requests, authorization, begin, pipes: Mutex::default() };
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        tunnels.port = listener.local_addr().unwrap().port();
+        let tunnels = Tunnels {
+            port: AtomicU16::default(),
+            lose_every,
+            lost,
+            requests,
+            authorization,
+            begin,
+            pipes: Mutex::default(),
+        };
         let tunnels = Arc::new(tunnels);
         let served = Arc::clone(&tunnels);
-        std::thread::spawn(move || {
-            for socket in listener.incoming() {
-                let (served, http) = (Arc::clone(&served), http.clone());
-                std::thread::spawn(move || served.serve(&mut *http.on(socket.unwrap())));
-            }
-        });
+        let port = serve(move |socket| served.serve(&mut *http.on(socket)));
+        tunnels.port.store(port, Ordering::Relaxed);
         tunnels
     }
 }
@@ -299,7 +302,7 @@ fn read_request(stream: &mut dyn Read) -> Option<(RequestHead, Vec<u8>)> {
 
 /// A server's tunnels (docs/protocol.md, 13.2).
 pub(crate) struct Tunnels {
-    pub(crate) port: u16,
+    port: AtomicU16,
     /// Each so many-th request is lost, in turns before and after it was heard; 0 for none.
     pub(crate) lose_every: AtomicU32,
     pub(crate) lost: AtomicU32,
@@ -355,6 +358,10 @@ impl Write for End {
 }
 
 impl Tunnels {
+    pub(crate) fn port(&self) -> u16 {
+        self.port.load(Ordering::Relaxed)
+    }
+
     fn serve(&self, stream: &mut dyn Stream) {
         while let Some((head, mut body)) = read_request(stream) {
             let length = head
@@ -369,7 +376,7 @@ impl Tunnels {
             let every = self.lose_every.load(Ordering::Relaxed);
             let is_lost = every > 0 && number % every == every - 1;
             self.lost.fetch_add(u32::from(is_lost), Ordering::Relaxed);
-            if is_lost && number % 2 == 0 {
+            if is_lost && number.is_multiple_of(2) {
                 return;
             }
             let (answer, down) = self.answer(&head, &body);
