@@ -14,10 +14,10 @@ mod ladder;
 mod memory;
 mod rung;
 
-use crate::config::RoadsConfig;
-use crate::proxy::Proxies;
 use bgb_protocol::message::Road;
 
+use crate::config::RoadsConfig;
+use crate::proxy::Proxies;
 pub(crate) use idle::Idle;
 pub(crate) use ladder::{Ladder, Moment};
 pub(crate) use memory::MemoryFile;

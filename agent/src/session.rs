@@ -34,8 +34,8 @@ const BACK_OFF_CAP_MS: u64 = 60_000;
 const SUPERSEDED_CAP_MS: u64 = 15 * 60_000;
 /// A session that lasted this long was a good one: the next back-off begins at its base again.
 const SESSION_IS_GOOD_MS: u64 = 60_000;
-/// Longest that a connection may take to be made: a climb begins its last attempt after 40 s, which has 5 s to connect, 10 s each for a proxy's
-/// answer and the outer TLS, 10 s for the session's own (docs/protocol.md, 5 and 9.7); the names before them take what is left over elsewhere.
+/// Longest that a connection may take to be made: a climb begins its last attempt after 40 s, which has 5 s to connect, 10 s for a proxy's answer
+/// and the outer TLS, 10 s for the upgrade and 10 s for the session's own TLS (docs/protocol.md, 9.7).
 const CONNECT_MS: u64 = CLIMB_MS + 35_000;
 /// Longest from hello to welcome: three times the 10 s that a server gives a hello.
 const WELCOME_MS: u64 = 30_000;

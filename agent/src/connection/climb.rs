@@ -103,7 +103,7 @@ fn try_road(
     let road: Box<dyn Road> = match rung.road {
         RoadKind::Tcp => Box::new(Tcp::new(tcp::connect(&destination.server)?)),
         RoadKind::WebSocket => Box::new(WebSocket::open(&way()?, idle, Some(waker))?),
-        RoadKind::LongPoll => Box::new(LongPoll::open(way()?, idle, Some(waker))?),
+        RoadKind::LongPoll => Box::new(LongPoll::open(way()?, idle, destination.now, Some(waker))?),
     };
     // Only now: a session takes the ticket of the one before with it, which must not be spent on a server that is not there.
     let session = network.tls.session(host, destination.now, destination.floor).map_err(RoadFault::new)?;

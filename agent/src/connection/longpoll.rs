@@ -36,6 +36,8 @@ pub(super) struct LongPoll {
     post_rest: Rest,
     get_rest: Rest,
     idle: Idle,
+    /// The agent's own time when the road was made, and the moment that was.
+    made: (UnixMillis, Instant),
     stranger: Option<String>,
     cut: Option<Duration>,
 }
@@ -53,7 +55,12 @@ impl LongPoll {
     ///
     /// # Errors
     /// Why nothing is reached there.
-    pub(super) fn open(way: Way, idle: Idle, waker: Option<&OwnedFd>) -> Result<Self, RoadFault> {
+    pub(super) fn open(
+        way: Way,
+        idle: Idle,
+        own: UnixMillis,
+        waker: Option<&OwnedFd>,
+    ) -> Result<Self, RoadFault> {
         let stream = way.open(Passage::Requests, waker)?;
         Ok(Self {
             way,
@@ -64,8 +71,15 @@ impl LongPoll {
             post_rest: Rest::default(),
             get_rest: Rest::default(),
             idle,
+            made: (own, Instant::now()),
             cut: None,
         })
+    }
+
+    /// The agent's own time.
+    fn own(&self, now: Instant) -> UnixMillis {
+        let (own, made) = self.made;
+        UnixMillis(own.0.saturating_add(now.saturating_duration_since(made).as_millis() as u64))
     }
 
     fn lane(&mut self, lane: Lane) -> (&mut Exchange, &mut Rest) {
@@ -99,6 +113,7 @@ impl LongPoll {
 
     /// Makes the lane's next request, if there is one.
     fn ask(&mut self, lane: Lane, now: Instant) -> Result<(), RoadFault> {
+        self.idle = self.idle.at(self.own(now));
         let hold_secs = self.idle.hold_secs();
         let Some(request) = self.tunnel.poll_request(lane, hold_secs) else { return Ok(()) };
         if !self.lane(lane).0.is_standing() {
@@ -163,8 +178,8 @@ impl LongPoll {
         if lane == Lane::Get
             && let Some(held) = held
         {
-            // For the tunnel's own life; when that was, is told to who remembers it.
-            self.idle.note_cut(held, UnixMillis::default());
+            let own = self.own(now);
+            self.idle.note_cut(held, own);
             self.cut = Some(held);
         }
         let (_, rest) = self.lane(lane);

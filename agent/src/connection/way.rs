@@ -17,7 +17,7 @@ use super::tcp;
 use crate::proxy::{Proxy, is_host};
 use crate::tls::OuterTls;
 
-/// Time for an answer while a road is made: as for a handshake (docs/protocol.md, 5).
+/// Time for the proxy's answer and the outer TLS together, and again for what is asked then: as for a handshake (docs/protocol.md, 9.7).
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
 
 /// Bytes that are read at a time.
@@ -69,14 +69,14 @@ impl Way {
     pub(super) fn open(&self, passage: Passage, waker: Option<&OwnedFd>) -> Result<Stream, RoadFault> {
         let first = self.proxy.as_ref().map_or(&*self.authority, |proxy| proxy.address());
         let mut stream = Stream::new(tcp::connect(first)?);
-        let patience = || Patience::of(ANSWER, waker);
+        let patience = Patience::of(ANSWER, waker);
         if let Some(proxy) = &self.proxy
             && (passage == Passage::Tunnel || self.outer.is_some())
         {
-            self.tunnel(proxy, &mut stream, &patience())?;
+            self.tunnel(proxy, &mut stream, &patience)?;
         }
         match &self.outer {
-            Some(tls) => stream.wrap(tls, &self.host, &patience()),
+            Some(tls) => stream.wrap(tls, &self.host, &patience),
             None => Ok(stream),
         }
     }

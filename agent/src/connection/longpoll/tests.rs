@@ -9,7 +9,7 @@ const ID: &str = "0000000100020000000300112233445566778899aabbccddeeff";
 fn open() -> (LongPoll, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let way = Way::new("127.0.0.1", listener.local_addr().unwrap().port(), None, None).unwrap();
-    (LongPoll::open(way, Idle::default(), None).unwrap(), listener)
+    (LongPoll::open(way, Idle::default(), UnixMillis(0), None).unwrap(), listener)
 }
 
 /// Lets the road go on until `is_done`.
@@ -146,7 +146,9 @@ fn a_pause_is_kept_and_losses_in_a_row_are_the_end() {
 #[test]
 fn where_nothing_listens_there_is_no_road() {
     let way = Way::new("127.0.0.1", closed_port(), None, None).unwrap();
-    let Err(fault) = LongPoll::open(way, Idle::default(), None) else { panic!("it leads nowhere") };
+    let Err(fault) = LongPoll::open(way, Idle::default(), UnixMillis(0), None) else {
+        panic!("it leads nowhere")
+    };
     assert_eq!(fault.reason, Some(RoadReason::Refused));
     assert!(Way::new("evil\r\nHost: x", 1, None, None).is_err());
 }
