@@ -10,6 +10,7 @@ use bgb_protocol::ids::SiteCode;
 use serde::Deserialize;
 
 use crate::network::Network;
+use crate::reactor::transport::Entrance;
 use crate::tls::TlsFiles;
 
 /// The configuration of one notification server.
@@ -23,6 +24,16 @@ pub struct ServerConfig {
     /// Where devices connect. Port 0 takes any free one.
     #[serde(default = "default_listen")]
     pub listen: SocketAddr,
+    /// Where those connect that only get out by HTTP; without the key, at port 8080 of `listen`'s address.
+    #[serde(default)]
+    pub listen_http: Option<Entry>,
+    /// The same in HTTPS; without the key, at port 8443 of `listen`'s address.
+    #[serde(default)]
+    pub listen_https: Option<Entry>,
+    /// Networks of reverse proxies and balancers that say whose connections they pass on (PROXY protocol, version 2), on every port: from
+    /// there a connection that does not begin so is closed.
+    #[serde(default)]
+    pub proxy_protocol_networks: Vec<Network>,
     /// Where `/metrics`, `/healthz` and `/readyz` are answered: a loopback address.
     #[serde(default = "default_admin")]
     pub admin: SocketAddr,
@@ -74,8 +85,36 @@ const OTHER_SERVERS_MAX: usize = 16;
 /// A DNS name has 253 bytes at the most (RFC 1035 section 2.3.4), a port 5, and a colon stands between.
 const ADDRESS_BYTES_MAX: usize = 260;
 
-/// Exempt networks: each is looked at for every connection.
-const EXEMPT_NETWORKS_MAX: usize = 64;
+/// Ports of HTTP's roads (docs/protocol.md, 13).
+const HTTP_PORT: u16 = 8080;
+const HTTPS_PORT: u16 = 8443;
+
+/// Networks of one kind: each is looked at for every connection.
+const NETWORKS_MAX: usize = 64;
+
+/// A port that can be off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Entry {
+    /// Nobody listens.
+    Off,
+    /// Here.
+    At(SocketAddr),
+}
+
+impl TryFrom<String> for Entry {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "off" => Ok(Self::Off),
+            address => address
+                .parse()
+                .map(Self::At)
+                .map_err(|_| format!("{text:?} is neither an address such as \"0.0.0.0:8080\" nor \"off\"")),
+        }
+    }
+}
 
 /// A site code in a config file.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -167,29 +206,53 @@ impl ServerConfig {
             "other_servers names more than {OTHER_SERVERS_MAX} servers, or one of more than {ADDRESS_BYTES_MAX} bytes: devices are \
              told a handful, each as host:port"
         );
-        anyhow::ensure!(
-            self.handshake_exempt_networks.len() <= EXEMPT_NETWORKS_MAX,
-            "handshake_exempt_networks names more than {EXEMPT_NETWORKS_MAX} networks: name larger ones"
-        );
+        for (key, networks) in [
+            ("handshake_exempt_networks", &self.handshake_exempt_networks),
+            ("proxy_protocol_networks", &self.proxy_protocol_networks),
+        ] {
+            anyhow::ensure!(
+                networks.len() <= NETWORKS_MAX,
+                "{key} names more than {NETWORKS_MAX} networks: name larger ones"
+            );
+        }
         bgb_daemon::admin::check_address(self.admin, "127.0.0.1:10125")
     }
 
     fn resolve(&mut self, folder: &Path) {
+        let TlsFiles { certificate, key, authority, https_certificate, https_key } = &mut self.tls;
         let paths = [
             &mut self.database,
             &mut self.bell,
             &mut self.inbox,
             &mut self.spool,
-            &mut self.tls.certificate,
-            &mut self.tls.key,
-            &mut self.tls.authority,
+            certificate,
+            key,
+            authority,
         ];
-        for path in paths {
+        for path in paths.into_iter().chain([https_certificate, https_key].into_iter().flatten()) {
             *path = folder.join(&path);
         }
         if let Some(directory) = &mut self.log.directory {
             *directory = folder.join(&directory);
         }
+    }
+
+    /// By which ports connections come, and where each listens; those that are off are left out.
+    #[must_use]
+    pub fn entrances(&self) -> Vec<(Entrance, SocketAddr)> {
+        let at = |entry: Option<Entry>, port| match entry {
+            None => Some(SocketAddr::new(self.listen.ip(), port)),
+            Some(Entry::At(address)) => Some(address),
+            Some(Entry::Off) => None,
+        };
+        [
+            (Entrance::Tcp, Some(self.listen)),
+            (Entrance::Http, at(self.listen_http, HTTP_PORT)),
+            (Entrance::Https, at(self.listen_https, HTTPS_PORT)),
+        ]
+        .into_iter()
+        .filter_map(|(entrance, address)| Some((entrance, address?)))
+        .collect()
     }
 
     /// Reactor threads to run.
@@ -240,6 +303,26 @@ mod tests {
             config.handshake_exempt_networks.iter().any(|network| network.contains(address))
         };
         assert!(exempt("127.0.0.1") && exempt("::1") && !exempt("192.0.2.1") && !exempt("2001:db8::1"));
+    }
+
+    #[test]
+    fn http_is_at_the_usual_ports_of_the_same_address_unless_it_is_said_otherwise() {
+        let entrances = |lines: &str| load(&format!("{lines}\n{GOOD}")).unwrap().entrances();
+        let at = |entrance, address: &str| (entrance, address.parse().unwrap());
+        assert_eq!(
+            entrances("listen = \"192.0.2.1:10123\""),
+            [
+                at(Entrance::Tcp, "192.0.2.1:10123"),
+                at(Entrance::Http, "192.0.2.1:8080"),
+                at(Entrance::Https, "192.0.2.1:8443")
+            ]
+        );
+        assert_eq!(
+            entrances("listen_http = \"off\"\nlisten_https = \"[::]:443\""),
+            [at(Entrance::Tcp, "0.0.0.0:10123"), at(Entrance::Https, "[::]:443")]
+        );
+        let fault = format!("{:#}", load(&format!("listen_http = \"8080\"\n{GOOD}")).unwrap_err());
+        assert!(fault.contains("server.toml:1:") && fault.contains("\"off\""), "{fault}");
     }
 
     #[test]

@@ -7,6 +7,9 @@
 // A test that unwraps fails with the line that did it, which is what a test is for.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+/// The target of what the log has of the roads through HTTP, which goes to a file of its own (BgbHttpProxy.log).
+pub const HTTP_LOG: &str = "bgb_http_proxy";
+
 pub mod broker;
 pub mod config;
 pub mod courier;

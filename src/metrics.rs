@@ -11,6 +11,9 @@ use bgb_hub::CloseReason;
 /// A metric's name, its help text, and how it is read.
 type Described<M> = (&'static str, &'static str, fn(&M) -> u64);
 
+/// The statuses by which HTTP requests are answered.
+const STATUSES: [u16; 15] = [101, 200, 201, 204, 400, 404, 405, 409, 413, 421, 426, 431, 501, 503, 505];
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident, $metric:literal, $help:literal;)*) => {
         /// One shard's counters and gauges.
@@ -20,12 +23,14 @@ macro_rules! counters {
             /// Turns of the loop, from when the poll came back to the turn's end.
             pub turn_times: Histogram,
             closed: Vec<Cell>,
+            answers: [Cell; STATUSES.len()],
         }
 
         impl Default for ShardMetrics {
             fn default() -> Self {
                 let closed = CloseReason::ALL.iter().map(|_| Cell::default()).collect();
-                Self { $($name: Cell::default(),)* turn_times: Histogram::new(OF_TURNS), closed }
+                let answers = std::array::from_fn(|_| Cell::default());
+                Self { $($name: Cell::default(),)* turn_times: Histogram::new(OF_TURNS), closed, answers }
             }
         }
 
@@ -68,6 +73,12 @@ counters! {
     sent_bytes, "bgb_server_sent_bytes_total", "Bytes given to connections.";
     /// Turns of the loop.
     turns, "bgb_server_reactor_turns_total", "Turns of the reactors' loops.";
+    /// Tunnels opened.
+    tunnels_opened, "bgb_server_tunnels_opened_total", "Long-poll tunnels opened.";
+    /// Tunnels now.
+    tunnels, "bgb_server_tunnels", "Long-poll tunnels open now, signed in or not.";
+    /// Requests that came to another shard than their tunnel's.
+    tunnel_requests_passed, "bgb_server_tunnel_requests_passed_total", "Long-poll requests passed on to the reactor that has their tunnel.";
     /// Orders that a hub refused.
     refused_orders, "bgb_server_orders_refused_total", "Queue rows that a reactor could not take up.";
 }
@@ -79,6 +90,15 @@ impl ShardMetrics {
             CloseReason::ALL.iter().position(|known| *known == reason).and_then(|at| self.closed.get(at))
         {
             cell.add(1);
+        }
+    }
+}
+
+impl ShardMetrics {
+    /// Counts an answer to an HTTP request.
+    pub fn count_answer(&self, status: u16) {
+        if let Some(at) = STATUSES.iter().position(|known| *known == status) {
+            self.answers[at].add(1);
         }
     }
 }
@@ -159,6 +179,10 @@ pub fn expose(server: &ServerMetrics, shards: &[Arc<ShardMetrics>]) -> Expositio
     let sum = |at: usize| shards.iter().map(|shard| shard.closed[at].value()).sum();
     let closed = CloseReason::ALL.iter().enumerate().map(|(at, reason)| (reason.label(), sum(at)));
     out.counters("bgb_server_closed_total", "Connections that ended, by reason.", "reason", closed);
+    let sum = |at: usize| shards.iter().map(|shard| shard.answers[at].value()).sum();
+    let names = STATUSES.map(|status| status.to_string());
+    let answers = names.iter().enumerate().map(|(at, status)| (status.as_str(), sum(at)));
+    out.counters("bgb_server_http_answers_total", "HTTP requests answered, by status.", "status", answers);
     let turns: Vec<_> = shards.iter().map(|shard| &shard.turn_times).collect();
     out.histogram(
         "bgb_server_reactor_turn_seconds",

@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use bgb_daemon::admin;
 use bgb_daemon::http_server::HttpServer;
 use bgb_daemon::lock::ProcessLock;
@@ -30,10 +29,10 @@ use bgb_protocol::status::StatusId;
 use crossbeam_channel::{Receiver, bounded, select, tick};
 
 use self::starting::Starting;
+use crate::HTTP_LOG;
 use crate::config::ServerConfig;
 use crate::courier::StatusLine;
 use crate::presence::FullListWanted;
-use crate::reactor::listener;
 use crate::reactor::mailbox::Mailbox;
 use crate::shard::Letter;
 use crate::tls::TlsContext;
@@ -80,7 +79,8 @@ pub struct Server {
     status: StatusLine,
     tls: Arc<TlsContext>,
     admin: HttpServer,
-    listening: SocketAddr,
+    /// Where devices connect, by entrance.
+    listening: BTreeMap<String, SocketAddr>,
     life: Arc<Life>,
     fault: Receiver<String>,
     reactors: Vec<JoinHandle<()>>,
@@ -97,7 +97,7 @@ impl Server {
     /// # Errors
     /// A sentence that says what cannot be used, and what to do.
     pub fn start(config: ServerConfig) -> anyhow::Result<Self> {
-        starting::check_address(config.listen)?;
+        starting::check_addresses(&config)?;
         // Before anything that devices could notice: a port that is taken must not be found out when they are signed in.
         let admin = admin::bind(config.admin, "server.toml")?;
         let (status, messages) = StatusLine::new();
@@ -111,16 +111,17 @@ impl Server {
         let start = Starting::new(&config, &shared, &fault_line)?;
         let shards = start.shards();
         let (writers, links) = start.writers(messages)?;
-        let (listeners, listening) = start.bind_listeners()?;
+        let bound = start.bind_listeners()?;
         // The reactors turn before the broker reads, since it waits for them when their mailboxes are full; they listen after it.
         let reactors = start.reactors(&tls, &links)?;
         // What is left are the reactors' own ends: when they are gone, spool and presence list know that nothing more comes.
         drop(links);
         let life = Arc::new(Life::new());
         let broker = starting::read_queue(&config, &shards, &shared)?;
-        for (shard, socket) in shards.iter().zip(listeners) {
-            listener::listen(&socket).with_context(|| format!("cannot listen on {listening}"))?;
-            shard.send(Letter::Listen(Arc::new(socket)));
+        let mut listening = BTreeMap::new();
+        for bound in bound {
+            listening.insert(bound.entrance.name().to_owned(), bound.address);
+            bound.listen(&shards)?;
         }
         let broker = starting::follow_queue(broker, Arc::clone(&life), &fault_line)?;
         let admin =
@@ -141,28 +142,22 @@ impl Server {
         })
     }
 
-    /// Where devices connect.
-    #[must_use]
-    pub fn listening(&self) -> SocketAddr {
-        self.listening
-    }
-
     /// Serves until a signal ends it, or a thread does. A reload also opens the `log` anew, for those who move its file away.
     ///
     /// # Errors
     /// What a thread ended of.
     pub fn run(mut self, signals: &Receiver<Signal>, log: &LogGuard) -> anyhow::Result<()> {
+        let ports: Vec<_> =
+            self.listening.iter().map(|(name, address)| format!("{address} ({name})")).collect();
         let text = format!(
             "listening on {} with {} reactors, for {} connections at the most",
-            self.listening,
+            ports.join(", "),
             self.shards.len(),
             self.config.connections_max
         );
         self.status.say(StatusId::ServerStarted, now(), "", text);
-        let listen = BTreeMap::from([
-            ("tcp".to_owned(), self.listening),
-            ("admin".to_owned(), self.admin.local_addr()),
-        ]);
+        let mut listen = self.listening.clone();
+        listen.insert("admin".to_owned(), self.admin.local_addr());
         ready::tell(&Ready::of_this_process("bgb-server", listen));
         let hourly = tick(Duration::from_secs(3_600));
         self.check_certificate();
@@ -264,7 +259,10 @@ fn now() -> UnixMillis {
 /// As [`Server::start`] and [`Server::run`].
 pub fn main(config: &Path) -> anyhow::Result<()> {
     let config = ServerConfig::load(config)?;
-    let log = bgb_daemon::log::init(config.log.options("SMS_NOTIFICATION_SERVER", "BGBServer.log"))?;
+    let log = bgb_daemon::log::init(config.log.options_with(
+        ("SMS_NOTIFICATION_SERVER", "BGBServer.log"),
+        (HTTP_LOG, "BgbHttpProxy", "BgbHttpProxy.log"),
+    ))?;
     let signals = bgb_daemon::signals::listen()?;
     Server::start(config)?.run(&signals, &log)
 }

@@ -24,6 +24,8 @@ use crate::directory::{Claim, Directory, Place, ShardId};
 use crate::metrics::ShardMetrics;
 use crate::presence::Told;
 use crate::reactor::mailbox::{Mailbox, Undelivered};
+use crate::reactor::transport::Entrance;
+use crate::reactor::tunnels::Passed;
 use crate::tls::TlsContext;
 
 /// What other threads say to a shard.
@@ -36,7 +38,9 @@ pub enum Letter {
     /// Whether devices may sign in.
     SignIns(bool),
     /// The queue has been read, and the socket listens: accept what comes to it.
-    Listen(Arc<TcpListener>),
+    Listen(Entrance, Arc<TcpListener>),
+    /// A request to a long-poll tunnel that came to another shard than the tunnel's, or its answer.
+    Passed(Passed),
     /// New sessions start from these certificates.
     Tls(Arc<TlsContext>),
     /// Say good-bye to everybody, and end.
@@ -96,6 +100,8 @@ pub struct Shard {
     unlisted: VecDeque<Told>,
     /// Older sessions on other shards that are still to be told.
     undisplaced: VecDeque<Place>,
+    /// Answers that other shards' requests are still to have.
+    unpassed: VecDeque<(ShardId, Passed)>,
     /// Older sessions on this one.
     displaced_here: VecDeque<ChannelKey>,
     /// Pushes of one block of targets share a frame.
@@ -116,10 +122,34 @@ impl Shard {
             unspooled: VecDeque::new(),
             unlisted: VecDeque::new(),
             undisplaced: VecDeque::new(),
+            unpassed: VecDeque::new(),
             displaced_here: VecDeque::new(),
             frames: PushFrames::default(),
             status,
         }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// Whether there is a shard of that number.
+    #[must_use]
+    pub fn has(&self, shard: u16) -> bool {
+        usize::from(shard) < self.links.shards.len()
+    }
+
+    /// Passes a request on to another shard; `false` when that has no room for it.
+    pub fn pass(&mut self, shard: ShardId, passed: Passed) -> bool {
+        self.links.shards[usize::from(shard.0)].try_send(Letter::Passed(passed)).is_ok()
+    }
+
+    /// Passes an answer on to another shard, as soon as it has room for it.
+    pub fn pass_surely(&mut self, shard: ShardId, passed: Passed) {
+        self.unpassed.push_back((shard, passed));
+        self.deliver_passed();
     }
 
     /// A channel's TLS is up and its peer known.
@@ -180,7 +210,11 @@ impl Shard {
         match letter {
             Letter::Displaced(channel) => self.hub.handle(now, Input::Displaced { channel }),
             Letter::SignIns(allowed) => self.hub.handle(now, Input::SignIns { allowed }),
-            own @ (Letter::Orders(_) | Letter::Listen(_) | Letter::Tls(_) | Letter::Stop) => {
+            own @ (Letter::Orders(_)
+            | Letter::Listen(..)
+            | Letter::Passed(_)
+            | Letter::Tls(_)
+            | Letter::Stop) => {
                 return Some(own);
             }
         }
@@ -225,6 +259,12 @@ impl Shard {
     #[must_use]
     pub fn is_backed_up(&self) -> bool {
         !(self.unspooled.is_empty() && self.unlisted.is_empty() && self.undisplaced.is_empty())
+    }
+
+    /// Whether something waits for whoever: then [`advance`](Self::advance) is to be called again soon.
+    #[must_use]
+    pub fn is_owing(&self) -> bool {
+        self.is_backed_up() || !self.unpassed.is_empty()
     }
 
     /// The next thing that the reactor is to do; a frame to be sent is put into `frame`.
@@ -333,6 +373,17 @@ impl Shard {
         }
         self.deliver_presence();
         self.deliver_displaced();
+        self.deliver_passed();
+    }
+
+    fn deliver_passed(&mut self) {
+        while let Some((shard, passed)) = self.unpassed.pop_front() {
+            let mailbox = &self.links.shards[usize::from(shard.0)];
+            if let Err(Undelivered::Full(Letter::Passed(passed))) = mailbox.try_send(Letter::Passed(passed)) {
+                self.unpassed.push_front((shard, passed));
+                break;
+            }
+        }
     }
 
     fn deliver_presence(&mut self) {

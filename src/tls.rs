@@ -5,6 +5,9 @@
 //! fed with bytes as they came and gives bytes to be sent: it owns no socket. Whatever a peer does wrong comes out as a
 //! [`TlsFault`], which says whose certificate or which half of a handshake was at fault.
 //!
+//! HTTPS has a TLS of its own around all that, in which the server alone shows a certificate: it tells nobody who the peer is, and gives no
+//! ticket, so that none of one kind can be taken for one of the other.
+//!
 //! A resumed session skips the certificate exchange, so nothing here is trusted to have been checked again: the hub checks the
 //! identity's dates, its block and its revocation at every sign-in.
 
@@ -15,10 +18,10 @@ use anyhow::Context as _;
 use bgb_hub::CloseReason;
 use bgb_protocol::certificate::{Identity, Role};
 use bgb_protocol::ids::{DeviceId, ServerId, SiteCode};
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{CertificateError, Error, RootCertStore, ServerConfig};
 
 mod handshake;
@@ -35,6 +38,9 @@ use tickets::Tickets;
 /// The name of the conversation, as both sides say it in ALPN (RFC 7301).
 pub const ALPN: &[u8] = b"bgb/1";
 
+/// The name of what is spoken in an outer TLS.
+const ALPN_OUTER: &[u8] = b"http/1.1";
+
 /// Files that a server is given.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,11 +51,18 @@ pub struct TlsFiles {
     pub key: std::path::PathBuf,
     /// The site's authority, PEM.
     pub authority: std::path::PathBuf,
+    /// The certificate that HTTPS shows, PEM, with those between it and its authority; without one, the server's.
+    #[serde(default)]
+    pub https_certificate: Option<std::path::PathBuf>,
+    /// Its key.
+    #[serde(default)]
+    pub https_key: Option<std::path::PathBuf>,
 }
 
 /// What every new session of the server starts from.
 pub struct TlsContext {
     config: Arc<ServerConfig>,
+    outer: Arc<ServerConfig>,
     tickets: Arc<Tickets>,
     site: SiteCode,
     authority: Vec<u8>,
@@ -81,9 +94,13 @@ impl TlsContext {
             files.certificate.display(),
             identity.holder
         );
-        let key = bgb_daemon::secret::read(&files.key)?;
-        let key = PrivateKeyDer::from_pem_slice(&key)
-            .map_err(|error| anyhow::anyhow!("{} holds no PEM private key: {error}", files.key.display()))?;
+        let key = key_of(&files.key)?;
+        let outer = match (&files.https_certificate, &files.https_key) {
+            (None, None) => outer_config(chain.clone(), key.clone_key()),
+            (Some(certificate), Some(key)) => outer_config(certificates(certificate)?, key_of(key)?)
+                .with_context(|| format!("{} and {}", certificate.display(), key.display())),
+            _ => Err(anyhow::anyhow!("https_certificate and https_key go together: name both, or neither")),
+        }?;
         let mut roots = RootCertStore::empty();
         let authorities = certificates(&files.authority)?;
         let authority: Vec<u8> = authorities.iter().flat_map(|certificate| certificate.to_vec()).collect();
@@ -96,12 +113,12 @@ impl TlsContext {
         };
         let config = config(roots, chain, key, Arc::clone(&tickets))
             .with_context(|| format!("{} and {}", files.certificate.display(), files.key.display()))?;
-        Ok(Self { config: Arc::new(config), tickets, site, authority, identity })
+        Ok(Self { config: Arc::new(config), outer: Arc::new(outer), tickets, site, authority, identity })
     }
 
     /// Whether `received`, the first bytes of a connection, are its whole first record, or cannot become one.
     #[must_use]
-    pub fn is_whole(&self, received: &[u8]) -> bool {
+    pub fn is_whole(received: &[u8]) -> bool {
         hello::is_whole(received)
     }
 
@@ -127,14 +144,7 @@ fn config(
     key: PrivateKeyDer<'static>,
     tickets: Arc<Tickets>,
 ) -> anyhow::Result<ServerConfig> {
-    let mut provider = aws_lc_rs::default_provider();
-    // Those whose keys a parked connection can give back to them: AES-128 is not among them, and no agent needs it. ChaCha20 first: its keys need no
-    // schedule, which a parked connection would compute for each record, and processors have instructions for its hash, so that a handshake costs less.
-    provider.cipher_suites = vec![
-        aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
-    ];
-    let provider = Arc::new(provider);
+    let provider = provider();
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -149,6 +159,40 @@ fn config(
     config.max_early_data_size = 0;
     config.enable_secret_extraction = true;
     Ok(config)
+}
+
+fn outer_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> anyhow::Result<ServerConfig> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.ignore_client_order = true;
+    config.alpn_protocols = vec![ALPN_OUTER.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config.enable_secret_extraction = true;
+    Ok(config)
+}
+
+/// Those cipher suites whose keys a parked connection can give back to them: AES-128 is not among them, and no agent needs it. ChaCha20 first: its keys need no
+/// schedule, which a parked connection would compute for each record, and processors have instructions for its hash, so that a handshake costs less.
+fn provider() -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites = vec![
+        aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+    ];
+    Arc::new(provider)
+}
+
+fn key_of(path: &Path) -> anyhow::Result<PrivateKeyDer<'static>> {
+    let key = bgb_daemon::secret::read(path)?;
+    PrivateKeyDer::from_pem_slice(&key)
+        .map_err(|error| anyhow::anyhow!("{} holds no PEM private key: {error}", path.display()))
 }
 
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
@@ -226,6 +270,8 @@ pub struct Established {
 #[derive(Debug, Default)]
 pub struct Fed {
     /// The handshake is over with these bytes; told once.
+    pub is_up: bool,
+    /// And who it was with, where that is asked: not in an outer TLS.
     pub established: Option<Box<Established>>,
     /// The peer has said close_notify: nothing more comes from it.
     pub peer_closed: bool,
@@ -248,7 +294,15 @@ impl TlsSession {
     /// # Errors
     /// When rustls refuses its own config, which [`TlsContext::load`] has accepted.
     pub fn new(context: &TlsContext) -> anyhow::Result<Self> {
-        Ok(Self(State::Handshaking(Box::new(Handshake::new(&context.config, context.site)?))))
+        Ok(Self(State::Handshaking(Box::new(Handshake::new(&context.config, Some(context.site))?))))
+    }
+
+    /// A session of HTTPS, whose peer remains unknown.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn outer(context: &TlsContext) -> anyhow::Result<Self> {
+        Ok(Self(State::Handshaking(Box::new(Handshake::new(&context.outer, None)?))))
     }
 
     /// Takes bytes as they came, which are opened where they are. What was inside is appended to `plaintext`; what TLS itself answers
@@ -273,7 +327,8 @@ impl TlsSession {
             let established = handshake.established();
             // Also when it is with the wrong one: what is said to it goes through its keys.
             self.park()?;
-            fed.established = Some(Box::new(established?));
+            fed.established = established?.map(Box::new);
+            fed.is_up = true;
         }
         if let State::Parked(parked) = &mut self.0 {
             fed.peer_closed = parked.feed(received, plaintext, records).map_err(TlsFault::of_record)?;

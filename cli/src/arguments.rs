@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use bgb_protocol::action::Action;
+use bgb_protocol::api::PAGE_MAX;
 use bgb_protocol::ids::{SiteCode, TaskId};
 use bgb_protocol::state::TaskState;
 use bgb_protocol::task::{VALIDITY_MS_MAX, VALIDITY_MS_MIN};
@@ -96,7 +97,11 @@ pub(crate) enum Command {
     /// Tasks: ask devices for something, and watch them answer
     #[command(subcommand)]
     Task(TaskCommand),
-    /// The site's components, what waits, and what they have to say
+    /// The site's components, what waits, and what they have to say; which devices are not on TCP, and why
+    #[command(after_help = "\
+Examples:
+  bgb status --severity warning
+  bgb status --roads                 networks in which devices are not on TCP come first")]
     Status(StatusArguments),
     /// Files that servers write: online lists, results, status messages
     #[command(subcommand)]
@@ -459,6 +464,18 @@ pub(crate) struct StatusArguments {
     /// How many messages, the newest first
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) messages: usize,
+    /// Instead: the roads of the devices that are online and why they are not on TCP, network by network
+    #[arg(long, conflicts_with_all = ["severity", "messages"])]
+    pub(crate) roads: bool,
+    /// With --roads: how many networks, those with most devices that are not on TCP first
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "roads",
+        default_value_t = 20,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(PAGE_MAX))
+    )]
+    pub(crate) networks: u32,
 }
 
 /// A severity, as it is typed.
@@ -601,6 +618,20 @@ mod tests {
         assert!(parse("bgb --api http://127.0.0.1:1 --token-file t --site lab status").is_err());
         let arguments = parse("bgb status --api http://127.0.0.1:1 --token-file t --json").unwrap();
         assert!(arguments.globals.json && arguments.globals.api.is_some());
+    }
+
+    #[test]
+    fn roads_are_asked_for_instead_of_messages() {
+        let Command::Status(status) = parse("bgb status --roads --networks 7").unwrap().command else {
+            panic!("another command");
+        };
+        assert!(status.roads && status.networks == 7);
+        assert!(parse("bgb status --networks 7").is_err());
+        assert!(parse("bgb status --roads --messages 7").is_err());
+        for wrong in ["0", "1001", "-1"] {
+            assert!(parse(&format!("bgb status --roads --networks {wrong}")).is_err(), "{wrong}");
+        }
+        assert!(parse("bgb status --messages 7").is_ok());
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod endpoint;
 mod figures;
 mod manager;
 mod outcome;
+mod road;
 mod terminal;
 mod watch;
 

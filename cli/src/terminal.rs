@@ -195,6 +195,19 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|letter| !letter.is_control() || matches!(letter, '\n' | '\t')).collect()
 }
 
+/// The beginning of a text that somebody far away has chosen, on one line: no more than `letters_max` letters, the last of them `…` where it goes
+/// on. Nothing in it drives the terminal, and nothing turns what stands behind it around (Unicode UAX #9, explicit formatting).
+pub(crate) fn one_line(text: &str, letters_max: usize) -> String {
+    let turns = |letter| matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut letters = text.chars().filter(|letter| !letter.is_control() && !turns(*letter));
+    let mut line: String = letters.by_ref().take(letters_max).collect();
+    if letters.next().is_some() {
+        line.pop();
+        line.push('…');
+    }
+    line
+}
+
 /// A cell with a number, which stands to the right.
 pub(crate) fn figure(value: u64) -> Cell {
     Cell::new(crate::figures::number(value)).set_alignment(CellAlignment::Right)
@@ -283,6 +296,14 @@ mod tests {
     #[test]
     fn a_devices_words_do_not_drive_the_terminal() {
         assert_eq!(text("1.0\u{1b}]52;c;eA==\u{7}\u{9b}2J").content(), "1.0]52;c;eA==2J");
+    }
+
+    #[test]
+    fn a_line_is_cut_where_it_is_too_long_and_only_there() {
+        assert_eq!(
+            ["abc", "abcd", "", "a\nb\tc\u{202e}"].map(|text| one_line(text, 3)),
+            ["abc", "ab…", "", "abc"]
+        );
     }
 
     #[test]

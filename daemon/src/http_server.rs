@@ -252,7 +252,7 @@ enum Persistence {
 }
 
 /// Now, as RFC 9110 section 5.6.7 wants it.
-fn date() -> String {
+pub fn date() -> String {
     jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
 

@@ -16,6 +16,7 @@ use std::str::FromStr;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry};
@@ -33,6 +34,19 @@ pub struct LogOptions {
     pub stderr: StderrFormat,
     /// What is logged: a level (`info`), or levels by module (`info,rustls=warn`).
     pub level: String,
+    /// Records that have a file of their own.
+    pub apart: Option<LogApart>,
+}
+
+/// A part of what a process logs that goes to a file of its own instead.
+#[derive(Clone, Debug)]
+pub struct LogApart {
+    /// The records' target.
+    pub target: &'static str,
+    /// Their component.
+    pub component: &'static str,
+    /// The file in CMTrace format; without one, none is written.
+    pub file: Option<PathBuf>,
 }
 
 /// How records look on standard error.
@@ -97,6 +111,21 @@ impl LogConfig {
             file: self.directory.as_ref().map(|directory| directory.join(file_name)),
             stderr: self.stderr,
             level: self.level.clone(),
+            apart: None,
+        }
+    }
+
+    /// The same, with the records of `target` in a file of their own.
+    #[must_use]
+    pub fn options_with(
+        &self,
+        (component, file_name): (&'static str, &str),
+        (target, apart, apart_file): (&'static str, &'static str, &str),
+    ) -> LogOptions {
+        let file = self.directory.as_ref().map(|directory| directory.join(apart_file));
+        LogOptions {
+            apart: Some(LogApart { target, component: apart, file }),
+            ..self.options(component, file_name)
         }
     }
 }
@@ -130,18 +159,29 @@ pub fn init(options: LogOptions) -> anyhow::Result<LogGuard> {
                 .boxed(),
         ),
     };
-    let (sink, guard) = match options.file {
-        None => (None, LogGuard::without_file()),
-        Some(path) => {
-            let (sink, guard) = file::start(path, options.component)
+    let mut guard = LogGuard::without_file();
+    let target = options.apart.as_ref().map(|apart| apart.target);
+    let mut layer = |path: Option<PathBuf>, component| {
+        path.map(|path| {
+            let (sink, own) = file::start(path, component)
                 .context("the thread that writes the log file cannot be started")?;
-            (Some(sink), guard)
-        }
+            guard.join(own);
+            anyhow::Ok(cmtrace::CmTraceLayer::new(component, sink))
+        })
+        .transpose()
     };
-    let cmtrace = sink.map(|sink| cmtrace::CmTraceLayer::new(options.component, sink));
+    let cmtrace = layer(options.file, options.component)?;
+    let cmtrace =
+        cmtrace.map(|layer| layer.with_filter(filter_fn(move |record| Some(record.target()) != target)));
+    let apart = match options.apart {
+        None => None,
+        Some(LogApart { target, component, file }) => layer(file, component)?
+            .map(|layer| layer.with_filter(filter_fn(move |record| record.target() == target))),
+    };
     Registry::default()
         .with(filter)
         .with(cmtrace)
+        .with(apart)
         .with(stderr)
         .try_init()
         .context("logging was started before in this process")?;

@@ -1,4 +1,4 @@
-//! HTTP/1.1 heads and body framing, WebSocket frames and long-poll tunnels, without I/O and without a clock.
+//! HTTP/1.1 heads and body framing, WebSocket frames, and long-poll tunnels, without I/O and without a clock.
 //!
 //! Bytes come in, values go out. The callers own the sockets and the time-outs: the small server on
 //! loopback (bgb-daemon) and the notification server's HTTP roads. httparse does the splitting into lines
@@ -11,7 +11,9 @@
 
 pub mod body;
 pub mod head;
+pub mod proxy_protocol;
 pub mod request;
+pub mod requests;
 pub mod response;
 pub mod tunnel;
 pub mod websocket;
@@ -19,4 +21,5 @@ pub mod websocket;
 pub use body::{BodyLength, ChunkDecoder, ChunkError, ChunkProgress};
 pub use head::{Decoded, HEAD_BYTES_MAX, HEADERS_MAX, HeadError};
 pub use request::RequestHead;
+pub use requests::{Part, RequestFault, Requests};
 pub use response::{HeaderError, ResponseHead, reason_phrase};

@@ -84,6 +84,18 @@ pub enum CloseReason {
     Draining,
     /// The agent said goodbye.
     Goodbye,
+    /// HTTP: what the peer sent is no request that can be taken; it was told so.
+    BadRequest,
+    /// HTTP: no session came of the connection in time.
+    NoSession,
+    /// HTTP: the connection ended after an answer, or rested too long after one.
+    Answered,
+    /// A WebSocket frame that breaks the protocol.
+    BadWebSocket,
+    /// The agent of a long-poll tunnel asked for nothing for too long.
+    TunnelSilent,
+    /// A proxy that is to say whose connection it passes on did not.
+    BadProxyHeader,
 }
 
 impl CloseReason {
@@ -91,7 +103,7 @@ impl CloseReason {
     pub const COUNT: usize = Self::ALL.len();
 
     /// Every reason, in the order of declaration.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 43] = [
         Self::NoCertificate,
         Self::WrongAuthority,
         Self::CertificateExpired,
@@ -129,6 +141,12 @@ impl CloseReason {
         Self::Unavailable,
         Self::Draining,
         Self::Goodbye,
+        Self::BadRequest,
+        Self::NoSession,
+        Self::Answered,
+        Self::BadWebSocket,
+        Self::TunnelSilent,
+        Self::BadProxyHeader,
     ];
 
     /// The label of its metric, and the word in presence rows; never changed.
@@ -220,6 +238,17 @@ impl CloseReason {
             Self::Unavailable => ("unavailable", "the server takes no sign-ins: it cannot read the queue"),
             Self::Draining => ("draining", "the server stops"),
             Self::Goodbye => ("goodbye", "the agent said goodbye"),
+            Self::BadRequest => ("bad-request", "the peer sent no HTTP request that can be taken"),
+            Self::NoSession => ("no-session", "no session came of the peer's HTTP connection in time"),
+            Self::Answered => ("answered", "the HTTP connection ended after an answer"),
+            Self::BadWebSocket => {
+                ("bad-websocket", "the peer sent a WebSocket frame that breaks the protocol")
+            }
+            Self::TunnelSilent => ("tunnel-silent", "the agent has not asked its long-poll tunnel for 90 s"),
+            Self::BadProxyHeader => (
+                "bad-proxy-header",
+                "the proxy did not say whose connection it passes on (PROXY protocol, version 2)",
+            ),
         }
     }
 }

@@ -108,6 +108,9 @@ impl Lab {
                 bail!("bgb site {made_by}: {}", String::from_utf8_lossy(&made.stderr).trim());
             }
             edit(&server_config(&site, number), |config| {
+                for road in ["listen_http", "listen_https"] {
+                    config.insert(road.to_owned(), Value::String("off".to_owned()));
+                }
                 config.insert("reactors".to_owned(), Value::Integer(options.reactors as i64));
                 config.insert("connections_max".to_owned(), Value::Integer(options.connections_max as i64));
                 if let Some(seconds) = options.keepalive_seconds {

@@ -32,6 +32,7 @@ mod files;
 mod policies;
 mod query;
 mod resource;
+mod roads;
 mod status;
 mod tasks;
 #[cfg(test)]
@@ -46,6 +47,8 @@ pub struct Api {
     token: [u8; 32],
     database: PathBuf,
     readers: Mutex<Vec<Reader>>,
+    /// Held by the request that counts roads.
+    counting_roads: Mutex<()>,
     orders: OrderSender,
     figures: Arc<Figures>,
     disk: Arc<dyn Disk>,
@@ -70,6 +73,7 @@ impl Api {
             token: sha256(token.trim_ascii()),
             database,
             readers: Mutex::new(Vec::new()),
+            counting_roads: Mutex::new(()),
             orders,
             figures,
             disk,
@@ -114,6 +118,7 @@ impl Api {
         let query = if takes_filters { query } else { query.refuse_all()? };
         match (method, resource) {
             ("GET", R::Status) => self.status(query),
+            ("GET", R::Roads) => self.roads(query),
             ("GET", R::Messages) => self.messages(query),
             ("GET", R::Devices) => self.devices(query),
             ("POST", R::Devices) => self.add_device(&parse(body)?),

@@ -15,8 +15,8 @@ use crate::figures::Figures;
 /// Kinds of files, as labels.
 const KINDS: [&str; 4] = ["presence-full", "presence-delta", "results", "status"];
 /// The first parts of the API's paths; whatever else is asked for is the last one's.
-const ROUTES: [&str; 8] =
-    ["status", "messages", "devices", "collections", "policies", "tasks", "files", "other"];
+const ROUTES: [&str; 9] =
+    ["status", "roads", "messages", "devices", "collections", "policies", "tasks", "files", "other"];
 /// What answers come to.
 const CLASSES: [&str; 3] = ["2xx", "4xx", "5xx"];
 

@@ -36,6 +36,7 @@ pub(crate) fn device(row: &DeviceRow) -> api::DeviceRow {
         since: row.presence.since,
         server: row.presence.server,
         address: row.presence.address.map(|address| address.to_string()),
+        road: row.presence.road.clone(),
         agent_version: row.agent_version.clone(),
     }
 }

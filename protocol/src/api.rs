@@ -18,7 +18,9 @@ use crate::message::RoadTaken;
 use crate::policy::PolicySettings;
 use crate::status::StatusMessage;
 
+mod roads;
 mod task;
+pub use roads::*;
 pub use task::*;
 
 /// What stands before every path of this version.
@@ -270,6 +272,8 @@ pub struct DeviceRow {
     pub server: Option<ServerId>,
     /// Where it comes from, as that server sees it.
     pub address: Option<String>,
+    /// The road of its last session, and why.
+    pub road: Option<RoadTaken>,
     /// Its agent's release.
     pub agent_version: Option<String>,
 }
@@ -284,8 +288,6 @@ pub struct DeviceDetails {
     pub last_online: Option<UnixMillis>,
     /// When a session of its last ended.
     pub last_offline: Option<UnixMillis>,
-    /// The road of its last session, and why.
-    pub road: Option<RoadTaken>,
     /// The boot that had its last session, in hexadecimal.
     pub boot: Option<String>,
     /// The number of its last session.

@@ -60,6 +60,10 @@ pub struct InitOptions {
     pub now: UnixMillis,
 }
 
+/// Ports of the roads through HTTP (docs/protocol.md, 13).
+const HTTP_PORT: u16 = 8080;
+const HTTPS_PORT: u16 = 8443;
+
 /// What a further server of a site is made from.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -427,6 +431,9 @@ fn server_config(
 site = "{code}"
 server = {server}
 listen = "{listen}"
+# For devices that only get out by HTTP; "off" where nobody needs it.
+listen_http = "{http}"
+listen_https = "{https}"
 admin = "{admin}"
 database = "{database}"
 bell = "{bell}"
@@ -442,6 +449,8 @@ authority = "../../authority/ca.pem"
 directory = "{logs}"
 "#,
         listen = options.listen,
+        http = SocketAddr::new(options.listen.ip(), HTTP_PORT),
+        https = SocketAddr::new(options.listen.ip(), HTTPS_PORT),
         admin = options.admin,
     )
 }

@@ -35,6 +35,7 @@ mod queue;
 mod restored;
 mod results;
 mod retention;
+mod roads;
 mod servers;
 mod site_row;
 mod status;
@@ -53,6 +54,7 @@ pub use policies::{PolicyAudience, PolicyRow, PutPolicy};
 pub use presence::PresenceOutcome;
 pub use results::{DifferingResult, FinalWord, ResultsOutcome, VerifiedRow};
 pub use retention::Retention;
+pub use roads::{Network, NetworkRoads, RoadCount, RoadKind, RoadSurvey, RoadTotal};
 pub(crate) use status::say;
 
 pub use restored::RETAKE_UNKNOWN;

@@ -48,38 +48,47 @@ impl Admits {
     pub const ALL: Self = Self { resumed: true, full: true };
 }
 
-/// Sockets whose peers have said something and are not known yet.
+/// Who waits for a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiter {
+    /// A channel's handshake.
+    Channel(SlotKey),
+    /// A socket's own: the outer one of HTTPS.
+    Socket(SlotKey),
+}
+
+/// Those whose peers have said something and are not known yet.
 #[derive(Debug, Default)]
 pub struct Admission {
-    going_on: VecDeque<SlotKey>,
-    resuming: VecDeque<SlotKey>,
-    beginning: VecDeque<SlotKey>,
+    going_on: VecDeque<Waiter>,
+    resuming: VecDeque<Waiter>,
+    beginning: VecDeque<Waiter>,
     went_on_in_a_row: u32,
     resumed_in_a_row: u32,
 }
 
 impl Admission {
-    /// Puts a socket in line.
-    pub fn push(&mut self, key: SlotKey, step: Step) {
+    /// Puts somebody in line.
+    pub fn push(&mut self, waiter: Waiter, step: Step) {
         match step {
             Step::GoesOn => &mut self.going_on,
             Step::Begins(Opening::Resumed) => &mut self.resuming,
             Step::Begins(Opening::Full) => &mut self.beginning,
         }
-        .push_back(key);
+        .push_back(waiter);
     }
 
     /// Whose step is due, of those of whom `waits` says that they wait still.
-    pub fn pop(&mut self, admits: Admits, mut waits: impl FnMut(SlotKey) -> bool) -> Option<SlotKey> {
+    pub fn pop(&mut self, admits: Admits, mut waits: impl FnMut(Waiter) -> bool) -> Option<Waiter> {
         for line in [&mut self.going_on, &mut self.resuming, &mut self.beginning] {
-            while line.pop_front_if(|key| !waits(*key)).is_some() {}
+            while line.pop_front_if(|waiter| !waits(*waiter)).is_some() {}
         }
         let resumed_wait = admits.resumed && !self.resuming.is_empty();
         let full_wait = admits.full && !self.beginning.is_empty();
         let goes_on = self.went_on_in_a_row < GOING_ON_IN_A_ROW || !(resumed_wait || full_wait);
-        if let Some(key) = self.going_on.pop_front_if(|_| goes_on) {
+        if let Some(waiter) = self.going_on.pop_front_if(|_| goes_on) {
             self.went_on_in_a_row += 1;
-            return Some(key);
+            return Some(waiter);
         }
         self.went_on_in_a_row = 0;
         if resumed_wait && !(full_wait && self.resumed_in_a_row >= RESUMING_IN_A_ROW) {
@@ -98,16 +107,16 @@ impl Admission {
             || admits.full && !self.beginning.is_empty()
     }
 
-    /// How many keys there are, of sockets that are gone as well.
+    /// How many there are, those that are gone as well.
     #[must_use]
     pub fn keys(&self) -> usize {
         self.going_on.len() + self.resuming.len() + self.beginning.len()
     }
 
     /// Forgets those of whom `waits` does not say that they wait.
-    pub fn retain(&mut self, mut waits: impl FnMut(SlotKey) -> bool) {
+    pub fn retain(&mut self, mut waits: impl FnMut(Waiter) -> bool) {
         for line in [&mut self.going_on, &mut self.resuming, &mut self.beginning] {
-            line.retain(|key| waits(*key));
+            line.retain(|waiter| waits(*waiter));
         }
     }
 }
@@ -119,12 +128,18 @@ mod tests {
     const RESUMES: Step = Step::Begins(Opening::Resumed);
     const BEGINS: Step = Step::Begins(Opening::Full);
 
-    fn key(index: u32) -> SlotKey {
-        SlotKey { index, generation: 0 }
+    fn key(index: u32) -> Waiter {
+        Waiter::Channel(SlotKey { index, generation: 0 })
+    }
+
+    fn index(waiter: Waiter) -> u32 {
+        match waiter {
+            Waiter::Channel(key) | Waiter::Socket(key) => key.index,
+        }
     }
 
     fn order(admission: &mut Admission, admits: Admits) -> Vec<u32> {
-        std::iter::from_fn(|| admission.pop(admits, |_| true)).map(|key| key.index).collect()
+        std::iter::from_fn(|| admission.pop(admits, |_| true)).map(index).collect()
     }
 
     #[test]
@@ -181,8 +196,8 @@ mod tests {
         (0..50).for_each(|index| admission.push(key(index), BEGINS));
         admission.push(key(1_000), BEGINS);
         (100..120).for_each(|index| admission.push(key(index), RESUMES));
-        let order: Vec<_> = std::iter::from_fn(|| admission.pop(Admits::ALL, |key| key.index >= 100))
-            .map(|key| key.index)
+        let order: Vec<_> = std::iter::from_fn(|| admission.pop(Admits::ALL, |waiter| index(waiter) >= 100))
+            .map(index)
             .collect();
         assert_eq!((order.len(), order[7]), (21, 1_000));
     }

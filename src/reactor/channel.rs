@@ -12,13 +12,11 @@ use std::borrow::Cow;
 use bgb_hub::{CloseReason, TICK_MS, Tick};
 use bgb_protocol::ids::DeviceId;
 
-use super::admission::{Opening, Step};
+use super::admission::Step;
+use super::layer::{Layer, Stage};
 use super::slots::SlotKey;
+use super::tunnels::TunnelEnd;
 use crate::tls::{Established, TlsContext, TlsFault, TlsSession};
-
-/// Most bytes that a peer may send before it has shown who it is: a ClientHello with the hybrid key share (some 1,600 bytes), a
-/// resumption ticket, and a certificate with its proof fit several times.
-pub const HANDSHAKE_BYTES_MAX: usize = 8 * 1024;
 
 /// Messages that a device may send in one go: after a long time without a server it says hello, and a hint or two and a result for each
 /// of the 1,000 tasks that can be active.
@@ -31,51 +29,35 @@ const MESSAGES_PER_SECOND: u64 = 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChannelState {
     /// TLS is being set up.
-    Handshaking {
-        /// Bytes from the peer that TLS has been fed.
-        bytes: u32,
-        /// Whose turn it is.
-        stage: Stage,
-    },
+    Handshaking,
     /// The hub knows it.
     Open,
     /// Nothing is read any more; what waits is sent.
     Closing(CloseReason),
 }
 
-/// How far a handshake has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// The peer has not said its whole hello.
-    Silent,
-    /// It has, and waits for our first answer.
-    InLine(Opening),
-    /// It is to show who it is.
-    Answered(Opening),
-}
-
-impl Stage {
-    /// How it began, if it was answered.
-    #[must_use]
-    pub fn answered(self) -> Option<Opening> {
-        match self {
-            Self::Answered(opening) => Some(opening),
-            Self::Silent | Self::InLine(_) => None,
-        }
-    }
+/// What carries a channel's bytes.
+#[derive(Debug)]
+pub enum Carrier {
+    /// One socket, as long as either lives: TCP, or a WebSocket.
+    Socket(SlotKey),
+    /// Whatever sockets bring its requests: long-poll.
+    Tunnel(Box<TunnelEnd>),
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct Channel {
-    /// The socket that carries it.
-    pub socket: SlotKey,
+    /// What carries it.
+    pub carrier: Carrier,
     /// How far it has got.
     pub state: ChannelState,
+    /// What it has said waits for its step of the handshake.
+    pub is_in_line: bool,
     /// Whose it is, once it has shown that.
     pub device: Option<DeviceId>,
-    tls: TlsSession,
-    partial: Vec<u8>,
+    /// Its TLS; when that is up, what is kept there is half a frame.
+    tls: Layer,
     allowance: Allowance,
 }
 
@@ -118,30 +100,38 @@ pub enum Progress {
 impl Channel {
     /// A channel that waits for its peer's first bytes.
     #[must_use]
-    pub fn new(socket: SlotKey, tls: TlsSession) -> Self {
+    pub fn new(carrier: Carrier, tls: TlsSession) -> Self {
         let allowance = Allowance { messages: MESSAGES_MAX, filled: Tick(0) };
-        Self {
-            socket,
-            state: ChannelState::Handshaking { bytes: 0, stage: Stage::Silent },
-            device: None,
-            tls,
-            partial: Vec::new(),
-            allowance,
-        }
+        let state = ChannelState::Handshaking;
+        Self { carrier, state, is_in_line: false, device: None, tls: Layer::new(tls), allowance }
     }
 
     /// Whether its peer is not known yet.
     #[must_use]
     pub fn is_handshaking(&self) -> bool {
-        matches!(self.state, ChannelState::Handshaking { .. })
+        self.state == ChannelState::Handshaking
     }
 
     /// How far its handshake has got, if it is not over.
     #[must_use]
     pub fn stage(&self) -> Option<Stage> {
-        match self.state {
-            ChannelState::Handshaking { stage, .. } => Some(stage),
-            ChannelState::Open | ChannelState::Closing(_) => None,
+        self.is_handshaking().then(|| self.tls.stage())
+    }
+
+    /// The socket that carries it, if it is one alone.
+    #[must_use]
+    pub fn socket(&self) -> Option<SlotKey> {
+        match self.carrier {
+            Carrier::Socket(key) => Some(key),
+            Carrier::Tunnel(_) => None,
+        }
+    }
+
+    /// Its tunnel, if it is in one.
+    pub fn tunnel(&mut self) -> Option<&mut TunnelEnd> {
+        match &mut self.carrier {
+            Carrier::Socket(_) => None,
+            Carrier::Tunnel(tunnel) => Some(tunnel),
         }
     }
 
@@ -150,7 +140,7 @@ impl Channel {
         self.allowance.spend(now)
     }
 
-    /// Takes bytes from the socket; what was inside is appended to `plaintext`, and what TLS itself answers to `records`.
+    /// Takes bytes as they came; what was inside is appended to `plaintext`, and what TLS itself answers to `records`.
     /// The second value says whether the peer has closed its half.
     ///
     /// # Errors
@@ -161,65 +151,34 @@ impl Channel {
         plaintext: &mut Vec<u8>,
         records: &mut Vec<u8>,
     ) -> Result<(Progress, bool), TlsFault> {
-        let ChannelState::Handshaking { bytes, stage } = self.state else {
-            let peer_closed = self.tls.feed(received, plaintext, records)?.peer_closed;
-            return Ok((Progress::Open, peer_closed));
+        let fed = self.tls.feed(received, plaintext, records)?;
+        let progress = match fed.established {
+            Some(established) => Progress::Opened(established),
+            None if self.is_handshaking() => Progress::Handshaking,
+            None => Progress::Open,
         };
-        // No more than a handshake may have goes in before it is seen whether that was enough: a stranger's flood costs no parsing.
-        let bytes = bytes as usize;
-        let (first, rest) = received.split_at_mut(received.len().min(HANDSHAKE_BYTES_MAX - bytes));
-        let unsaid = records.len();
-        let fed = self.tls.feed(first, plaintext, records)?;
-        if let Some(established) = fed.established {
-            let peer_closed = fed.peer_closed || self.tls.feed(rest, plaintext, records)?.peer_closed;
-            return Ok((Progress::Opened(established), peer_closed));
-        }
-        let bytes = bytes + first.len();
-        if !rest.is_empty() {
-            return Err(TlsFault::handshake_too_long(bytes + rest.len()));
-        }
-        let stage = match stage {
-            Stage::InLine(opening) if records.len() > unsaid => Stage::Answered(opening),
-            same => same,
-        };
-        self.state = ChannelState::Handshaking { bytes: bytes as u32, stage };
-        Ok((Progress::Handshaking, fed.peer_closed))
+        Ok((progress, fed.peer_closed))
     }
 
-    /// Keeps what a peer says that is not known yet, until its step is due; the step says what that will be. `None` while the peer has not said
-    /// its whole hello: until then it is not known whether it shows a ticket, and nothing waits for us.
+    /// Keeps what a peer says that is not known yet, until its step is due; see [`Layer::wait_with`].
     pub fn wait_with(&mut self, received: &[u8], tls: &TlsContext) -> Option<Step> {
-        self.partial.extend_from_slice(received);
-        let ChannelState::Handshaking { stage, .. } = &mut self.state else { return None };
-        if *stage == Stage::Silent
-            && (tls.is_whole(&self.partial) || self.partial.len() >= HANDSHAKE_BYTES_MAX)
-        {
-            let opening = if tls.resumes(&self.partial) { Opening::Resumed } else { Opening::Full };
-            *stage = Stage::InLine(opening);
-        }
-        match *stage {
-            Stage::Silent => None,
-            Stage::InLine(opening) => Some(Step::Begins(opening)),
-            Stage::Answered(_) => Some(Step::GoesOn),
-        }
+        self.tls.wait_with(received, Some(tls))
     }
 
-    /// How many bytes are kept of a peer that is not known.
+    /// The layer of a peer that is not known.
     #[must_use]
-    pub fn kept(&self) -> Option<usize> {
-        self.is_handshaking().then_some(self.partial.len())
+    pub fn strange_layer(&self) -> Option<&Layer> {
+        self.is_handshaking().then_some(&self.tls)
     }
 
     /// Moves what was kept to the beginning of `received`; gives its length.
     pub fn waited_with(&mut self, received: &mut [u8]) -> usize {
-        let held = std::mem::take(&mut self.partial);
-        received[..held.len()].copy_from_slice(&held);
-        held.len()
+        self.tls.waited_with(received)
     }
 
     /// What was left of the bytes before, and `plaintext` after it.
     pub fn join<'a>(&mut self, plaintext: &'a [u8]) -> Cow<'a, [u8]> {
-        let mut held = std::mem::take(&mut self.partial);
+        let mut held = std::mem::take(&mut self.tls.kept);
         if held.is_empty() {
             return Cow::Borrowed(plaintext);
         }
@@ -233,7 +192,7 @@ impl Channel {
         if taken == stream.len() {
             return;
         }
-        self.partial = match stream {
+        self.tls.kept = match stream {
             Cow::Borrowed(bytes) => bytes[taken..].to_vec(),
             Cow::Owned(mut bytes) => {
                 bytes.drain(..taken);

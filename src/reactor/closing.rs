@@ -9,9 +9,11 @@ use std::net::SocketAddr;
 use bgb_hub::{CloseReason, Now, Tick};
 
 use super::admission::Opening;
-use super::channel::ChannelState;
+use super::channel::{Carrier, Channel, ChannelState};
 use super::closing_log::Closing;
+use super::layer::Stage;
 use super::slots::SlotKey;
+use super::transport::Transport;
 use super::{CLOSING_TICKS, Reactor, hub_key};
 use crate::tls::TlsFault;
 
@@ -41,8 +43,16 @@ impl Reactor {
 
     /// A handshake has succeeded, failed or been given up: its peer may begin another.
     pub(super) fn on_handshake_over(&mut self, peer: SocketAddr, answered: Option<Opening>) {
-        self.handshakes.end(peer.ip(), answered);
-        self.metrics.handshakes_in_flight.set(self.handshakes.in_flight() as u64);
+        self.handshakes.end(Some(peer.ip()), answered);
+        self.note_handshakes();
+    }
+
+    /// Where a channel's peer is, as far as is known.
+    pub(super) fn peer_of(&self, channel_key: SlotKey) -> Option<SocketAddr> {
+        match &self.channels.tenant(channel_key)?.carrier {
+            Carrier::Socket(key) => self.sockets.tenant(*key).map(|socket| socket.peer),
+            Carrier::Tunnel(end) => Some(end.peer),
+        }
     }
 
     /// Ends a channel in good order: close_notify, what waits is sent, then the socket is closed.
@@ -50,32 +60,40 @@ impl Reactor {
         self.close_for(now, channel_key, reason, "");
     }
 
-    fn close_for(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason, detail: &str) {
+    pub(super) fn close_for(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason, detail: &str) {
+        let peer = self.peer_of(channel_key);
         let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
-        let former = channel.state;
+        let (former, stage) = (channel.state, channel.stage());
         if let ChannelState::Closing(_) = former {
             return;
         }
         channel.state = ChannelState::Closing(reason);
-        let (key, device) = (channel.socket, channel.device);
+        let device = channel.device;
         self.scratch.records.clear();
         channel.close(&mut self.scratch.records);
         self.deadlines.arm(channel_key.index, Tick(now.tick.0 + CLOSING_TICKS));
-        if let Some(peer) = self.sockets.tenant(key).map(|socket| socket.peer) {
+        if let Some(peer) = peer {
             self.note_closing(now, &Closing { peer, device, reason, detail });
+            self.let_go(now, channel_key, (former, stage), peer, reason);
         }
-        self.let_go(now, channel_key, former, key, reason);
-        self.send_records(now, key);
-        if self.sockets.tenant(key).is_some_and(|socket| socket.unsent_bytes() == 0) {
-            self.finish_closing(channel_key, now);
+        self.send_records(now, channel_key);
+        match self.channels.tenant(channel_key).map(Channel::socket) {
+            Some(Some(key)) => {
+                self.say_end(now, key);
+                if self.sockets.tenant(key).is_some_and(|socket| socket.unsent_bytes() == 0) {
+                    self.finish_closing(channel_key, now);
+                }
+            }
+            Some(None) if self.has_tunnel_given_all(channel_key) => self.end(now, channel_key, reason),
+            _ => {}
         }
     }
 
-    /// A closing channel has nothing left to send.
+    /// A closing channel has nothing left to send on its socket.
     pub(super) fn finish_closing(&mut self, channel_key: SlotKey, now: Now) {
         let Some(channel) = self.channels.tenant(channel_key) else { return };
         if let ChannelState::Closing(reason) = channel.state {
-            if let Some(socket) = self.sockets.tenant_mut(channel.socket) {
+            if let Some(socket) = channel.socket().and_then(|key| self.sockets.tenant_mut(key)) {
                 socket.shutdown();
             }
             self.end(now, channel_key, reason);
@@ -84,14 +102,58 @@ impl Reactor {
 
     /// Lets a channel and its socket go at once.
     pub(super) fn end(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason) {
+        let peer = self.peer_of(channel_key);
         let Some(channel) = self.channels.remove(channel_key) else { return };
         self.deadlines.cancel(channel_key.index);
-        let peer = self.sockets.tenant(channel.socket).map(|socket| socket.peer);
-        if let Some(peer) = peer.filter(|_| !matches!(channel.state, ChannelState::Closing(_))) {
-            self.note_closing(now, &Closing { peer, device: channel.device, reason, detail: "" });
+        if let Some(peer) = peer {
+            if !matches!(channel.state, ChannelState::Closing(_)) {
+                self.note_closing(now, &Closing { peer, device: channel.device, reason, detail: "" });
+            }
+            self.let_go(now, channel_key, (channel.state, channel.stage()), peer, reason);
         }
-        self.let_go(now, channel_key, channel.state, channel.socket, reason);
-        if let Some(mut socket) = self.sockets.remove(channel.socket) {
+        match channel.carrier {
+            Carrier::Socket(key) => self.drop_socket(key),
+            Carrier::Tunnel(end) => self.on_tunnel_over(now, *end),
+        }
+    }
+
+    /// Ends a socket, and the channel that it alone carries.
+    pub(super) fn end_socket(&mut self, now: Now, key: SlotKey, reason: CloseReason, detail: &str) {
+        let Some(socket) = self.sockets.tenant(key) else { return };
+        match socket.channel {
+            Some(channel) => match self.channels.tenant(channel).map(|channel| channel.state) {
+                Some(ChannelState::Closing(former)) => self.end(now, channel, former),
+                _ => self.end(now, channel, reason),
+            },
+            None => self.let_socket_go(now, key, reason, detail),
+        }
+    }
+
+    /// Lets a socket go that carries no channel.
+    pub(super) fn let_socket_go(&mut self, now: Now, key: SlotKey, reason: CloseReason, detail: &str) {
+        self.lose_asked(now, key);
+        let Some(socket) = self.sockets.tenant_mut(key) else { return };
+        let peer = socket.peer;
+        let (is_strange, noted) = match &mut socket.transport {
+            Transport::Web(web) => (web.is_strange, web.end.take()),
+            Transport::Introduced(..) => (true, None),
+            Transport::Raw | Transport::WebSocket(_) => (false, None),
+        };
+        if is_strange {
+            let is_introduced = !matches!(socket.transport, Transport::Introduced(..));
+            let outer = socket.transport.outer().filter(|outer| !outer.is_up());
+            let answered = outer.and_then(|outer| outer.stage().answered());
+            self.handshakes.end(is_introduced.then(|| peer.ip()), answered);
+            self.note_handshakes();
+        }
+        let (reason, detail) = noted.as_ref().map_or((reason, detail), |(reason, detail)| (*reason, detail));
+        self.note_closing(now, &Closing { peer, device: None, reason, detail });
+        self.socket_deadlines.cancel(key.index);
+        self.drop_socket(key);
+    }
+
+    fn drop_socket(&mut self, key: SlotKey) {
+        if let Some(mut socket) = self.sockets.remove(key) {
             socket.deregister(self.poll.registry());
             self.room.leave();
         }
@@ -109,16 +171,12 @@ impl Reactor {
         &mut self,
         now: Now,
         channel_key: SlotKey,
-        state: ChannelState,
-        socket: SlotKey,
+        (state, stage): (ChannelState, Option<Stage>),
+        peer: SocketAddr,
         reason: CloseReason,
     ) {
         match state {
-            ChannelState::Handshaking { stage, .. } => {
-                if let Some(peer) = self.sockets.tenant(socket).map(|socket| socket.peer) {
-                    self.on_handshake_over(peer, stage.answered());
-                }
-            }
+            ChannelState::Handshaking => self.on_handshake_over(peer, stage.and_then(Stage::answered)),
             ChannelState::Open => {
                 self.room.free_seat();
                 self.shard.handle_closed(now, hub_key(channel_key), reason);

@@ -9,6 +9,8 @@ use bgb_hub::{CloseReason, TICK_MS, Tick};
 use bgb_protocol::ids::DeviceId;
 use tracing::Level;
 
+use crate::HTTP_LOG;
+
 /// Lines above debug in a second: enough to see what goes on, and at some 200 bytes each no more than 150 MiB in a day.
 const LINES_PER_SECOND: u32 = 10;
 
@@ -40,10 +42,19 @@ impl ClosingLog {
         let device = device.map(|device| device.0);
         let label = reason.label();
         let detail = Some(*detail).filter(|detail| !detail.is_empty());
+        macro_rules! say {
+            ($level:ident) => {
+                if is_of_http(*reason) {
+                    tracing::$level!(target: HTTP_LOG, %peer, device, reason = label, detail, "{reason}");
+                } else {
+                    tracing::$level!(%peer, device, reason = label, detail, "{reason}");
+                }
+            };
+        }
         match self.level(now, *reason) {
-            Level::WARN => tracing::warn!(%peer, device, reason = label, detail, "{reason}"),
-            Level::INFO => tracing::info!(%peer, device, reason = label, detail, "{reason}"),
-            _ => tracing::debug!(%peer, device, reason = label, detail, "{reason}"),
+            Level::WARN => say!(warn),
+            Level::INFO => say!(info),
+            _ => say!(debug),
         }
     }
 
@@ -72,6 +83,20 @@ impl ClosingLog {
     }
 }
 
+/// Whether it is something that only the roads through HTTP know.
+fn is_of_http(reason: CloseReason) -> bool {
+    use CloseReason as Why;
+    matches!(
+        reason,
+        Why::BadRequest
+            | Why::NoSession
+            | Why::Answered
+            | Why::BadWebSocket
+            | Why::TunnelSilent
+            | Why::BadProxyHeader
+    )
+}
+
 fn weight(reason: CloseReason) -> Level {
     use CloseReason as Why;
     match reason {
@@ -85,7 +110,11 @@ fn weight(reason: CloseReason) -> Level {
         | Why::Superseded
         | Why::OlderSession
         | Why::Unavailable
-        | Why::Draining => Level::DEBUG,
+        | Why::Draining
+        | Why::Answered
+        | Why::TunnelSilent => Level::DEBUG,
+        // Somebody who was named as a proxy, and is to be set up.
+        Why::BadProxyHeader => Level::WARN,
         // A device that has shown who it is, and does what no agent of ours does.
         Why::BadRecord
         | Why::OversizedFrame

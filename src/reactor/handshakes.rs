@@ -122,9 +122,10 @@ impl Handshakes {
         self.in_flight
     }
 
-    /// `peer` begins a handshake. `false` when it has begun too many: then it has not begun this one.
-    pub fn begin(&mut self, peer: IpAddr, now: Tick) -> bool {
-        if !self.is_exempt(peer) {
+    /// `peer` begins a handshake; one of which it is not known yet where it comes from counts in all only. `false` when it has begun too many: then it has
+    /// not begun this one.
+    pub fn begin(&mut self, peer: Option<IpAddr>, now: Tick) -> bool {
+        if let Some(peer) = peer.filter(|peer| !self.is_exempt(*peer)) {
             if self.origins.len() >= ORIGINS_MAX {
                 // So many came within a second: that each begins anew costs less than to remember more of them.
                 self.origins.retain(|_, strangers| strangers.in_flight > 0);
@@ -178,14 +179,19 @@ impl Handshakes {
         kind.credit = (kind.credit + EARNED * 1_000).min(OfKind::CREDIT_MAX);
     }
 
+    /// A handshake that was answered is over, and its peer is to show who it is in another, inside: it keeps its place.
+    pub fn settle(&mut self, opening: Opening) {
+        let kind = self.of_kind(opening);
+        kind.answered = kind.answered.saturating_sub(1);
+    }
+
     /// A handshake of `peer` that was begun is over; where it was answered, it was one that began so.
-    pub fn end(&mut self, peer: IpAddr, answered: Option<Opening>) {
+    pub fn end(&mut self, peer: Option<IpAddr>, answered: Option<Opening>) {
         self.in_flight = self.in_flight.saturating_sub(1);
         if let Some(opening) = answered {
-            let kind = self.of_kind(opening);
-            kind.answered = kind.answered.saturating_sub(1);
+            self.settle(opening);
         }
-        if !self.is_exempt(peer)
+        if let Some(peer) = peer.filter(|peer| !self.is_exempt(*peer))
             && let Some(strangers) = self.origins.get_mut(&peer.into())
         {
             strangers.in_flight = strangers.in_flight.saturating_sub(1);
@@ -221,11 +227,11 @@ mod tests {
     #[test]
     fn one_origin_has_64_in_flight_and_the_others_have_theirs() {
         let mut handshakes = none_exempt();
-        assert_eq!((0..100).filter(|_| handshakes.begin(ONE, Tick(0))).count(), 64);
-        assert!(handshakes.begin(OTHER, Tick(0)));
-        handshakes.end(ONE, None);
-        assert!(handshakes.begin(ONE, Tick(0)));
-        assert!(!handshakes.begin(ONE, Tick(0)));
+        assert_eq!((0..100).filter(|_| handshakes.begin(Some(ONE), Tick(0))).count(), 64);
+        assert!(handshakes.begin(Some(OTHER), Tick(0)));
+        handshakes.end(Some(ONE), None);
+        assert!(handshakes.begin(Some(ONE), Tick(0)));
+        assert!(!handshakes.begin(Some(ONE), Tick(0)));
         assert_eq!(handshakes.in_flight(), 65, "those that were refused do not count");
     }
 
@@ -234,9 +240,9 @@ mod tests {
         let mut handshakes = none_exempt();
         let mut begun_at = |tick| {
             let begin = |_: &i32| {
-                let begun = handshakes.begin(ONE, Tick(tick));
+                let begun = handshakes.begin(Some(ONE), Tick(tick));
                 if begun {
-                    handshakes.end(ONE, None);
+                    handshakes.end(Some(ONE), None);
                 }
                 begun
             };
@@ -250,9 +256,9 @@ mod tests {
     #[test]
     fn an_exempt_network_counts_in_all_only() {
         let mut handshakes = Handshakes::new(Arc::from(["192.0.2.1/32".parse().unwrap()]));
-        assert!((0..IN_FLIGHT_MAX).all(|_| handshakes.has_room() && handshakes.begin(ONE, Tick(0))));
+        assert!((0..IN_FLIGHT_MAX).all(|_| handshakes.has_room() && handshakes.begin(Some(ONE), Tick(0))));
         assert!(!handshakes.has_room());
-        handshakes.end(ONE, None);
+        handshakes.end(Some(ONE), None);
         assert!(handshakes.has_room());
         assert!(handshakes.origins.is_empty());
     }
@@ -269,9 +275,9 @@ mod tests {
             assert_eq!((admits(&handshakes, first), admits(&handshakes, other)), (false, true));
             (ANSWERED_OF_KIND_MAX..ANSWERED_MAX).for_each(|_| handshakes.answer(other));
             assert_eq!((admits(&handshakes, first), admits(&handshakes, other)), (false, false));
-            handshakes.end(ONE, None);
+            handshakes.end(Some(ONE), None);
             assert_eq!(handshakes.answered(), ANSWERED_MAX, "that one was not answered");
-            handshakes.end(ONE, Some(first));
+            handshakes.end(Some(ONE), Some(first));
             assert_eq!((admits(&handshakes, first), admits(&handshakes, other)), (true, true));
         }
     }
@@ -285,7 +291,7 @@ mod tests {
                 if ends_well {
                     handshakes.earn(Opening::Full);
                 }
-                handshakes.end(ONE, Some(Opening::Full));
+                handshakes.end(Some(ONE), Some(Opening::Full));
                 count += 1;
             }
             count
@@ -304,15 +310,15 @@ mod tests {
     #[test]
     fn however_many_strangers_come_few_are_remembered() {
         let mut handshakes = none_exempt();
-        assert!((0..60).all(|_| handshakes.begin(ONE, Tick(0))));
+        assert!((0..60).all(|_| handshakes.begin(Some(ONE), Tick(0))));
         for network in 0..100_000_u128 {
             let stranger = IpAddr::V6(Ipv6Addr::from_bits((0x2001_0db8 << 96) | (network << 64)));
-            assert!(handshakes.begin(stranger, Tick(0)));
-            handshakes.end(stranger, None);
+            assert!(handshakes.begin(Some(stranger), Tick(0)));
+            handshakes.end(Some(stranger), None);
             assert!(handshakes.origins.len() <= ORIGINS_MAX);
         }
         assert_eq!(
-            (0..10).filter(|_| handshakes.begin(ONE, Tick(0))).count(),
+            (0..10).filter(|_| handshakes.begin(Some(ONE), Tick(0))).count(),
             4,
             "what is in flight is known"
         );

@@ -1,6 +1,6 @@
 //! The reactor: one thread, one poll, and the loop that moves bytes between sockets and a shard.
 //!
-//! It owns a listener, sockets and channels, and knows no word of the protocol: what a frame says is the [`Shard`]'s business.
+//! It owns listeners, sockets and channels, and knows no word of the protocol: what a frame says is the [`Shard`]'s business.
 //! It never blocks: not on a lock held over I/O, not on a full channel, not on a disk.
 //!
 //! One turn has seven steps ([`Reactor::turn`]). mio is edge-triggered, so whatever a budget leaves over is kept on a list of
@@ -11,6 +11,8 @@ pub mod channel;
 mod closing;
 pub mod closing_log;
 pub mod handshakes;
+mod introduction;
+pub mod layer;
 pub mod listener;
 pub mod mailbox;
 mod reading;
@@ -18,6 +20,9 @@ pub mod room;
 pub mod scratch;
 pub mod slots;
 pub mod socket;
+pub mod transport;
+pub mod tunnels;
+mod web;
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,20 +32,22 @@ use std::time::{Duration, Instant};
 
 use bgb_hub::wheel::Wheel;
 use bgb_hub::{ChannelKey, CloseReason, Now, TICK_MS, Tick};
-use bgb_protocol::ids::UnixMillis;
+use bgb_protocol::ids::{ServerId, UnixMillis};
 use mio::{Events, Poll, Token};
 
 use self::admission::Admission;
-use self::channel::{Channel, ChannelState, Stage};
+use self::channel::{Channel, ChannelState};
 use self::closing::transport_fault;
 use self::closing_log::ClosingLog;
 use self::handshakes::Handshakes;
+use self::layer::Stage;
 use self::listener::Listener;
 use self::mailbox::{Inbox, Mailbox, mailbox};
 use self::room::Room;
 use self::scratch::Scratch;
 use self::slots::{SlotKey, Slots};
 use self::socket::{CHOKED_BYTES, FLOWING_BYTES, Flow, Flushed, Reading, Socket, UNSENT_BYTES_MAX};
+use self::transport::Entrance;
 use crate::metrics::ShardMetrics;
 use crate::network::Network;
 use crate::shard::{Deed, Letter, Shard};
@@ -61,9 +68,9 @@ const CREDIT_LOOK: Duration = Duration::from_millis(4);
 /// How soon to look again whether there is room for whoever waits to be accepted.
 const ROOM_LOOK: Duration = Duration::from_millis(100);
 
-/// Tokens that are no socket's: a socket's slot number never comes near 2^32 - 1.
-const LISTENER: Token = Token(usize::MAX);
-const MAILBOX: Token = Token(usize::MAX - 1);
+/// Tokens that are no socket's: a socket's slot number never comes near 2^32 - 1. Those from the first listener's on are listeners'.
+const MAILBOX: Token = Token(usize::MAX);
+const LISTENERS: usize = usize::MAX - 16;
 
 /// A reactor's poll and mailbox, made before the reactor itself, so that all reactors can know each other's mailboxes.
 pub struct Doorway {
@@ -91,12 +98,16 @@ pub struct ReactorParts {
     pub doorway: Doorway,
     /// The hub and its links.
     pub shard: Shard,
+    /// The server's number, which is in tunnels' names.
+    pub server: ServerId,
     /// What new sessions start from.
     pub tls: Arc<TlsContext>,
     /// Room for connections, shared by all reactors.
     pub room: Arc<Room>,
     /// Networks whose peers may begin as many handshakes as they like.
     pub handshake_exempt: Arc<[Network]>,
+    /// Networks of proxies that say whose connections they pass on.
+    pub proxies: Arc<[Network]>,
     /// Counters.
     pub metrics: Arc<ShardMetrics>,
 }
@@ -106,12 +117,16 @@ pub struct Reactor {
     poll: Poll,
     events: Events,
     inbox: Inbox<Letter>,
-    listener: Option<Listener>,
+    listeners: Vec<(Entrance, Listener)>,
+    /// Which of them is asked first for the next connection.
+    next_listener: usize,
     sockets: Slots<Socket>,
     channels: Slots<Channel>,
     shard: Shard,
+    server: ServerId,
     tls: Arc<TlsContext>,
     room: Arc<Room>,
+    proxies: Arc<[Network]>,
     handshakes: Handshakes,
     admission: Admission,
     metrics: Arc<ShardMetrics>,
@@ -119,10 +134,16 @@ pub struct Reactor {
     scratch: Scratch,
     /// Ends of handshakes, of tickets' waiting and of closings, by channel slot. The hub has a wheel of its own.
     deadlines: Wheel,
+    /// Ends of what sockets without a channel may take, by socket slot.
+    socket_deadlines: Wheel,
     /// Sockets that may have something to read.
     readable: VecDeque<SlotKey>,
     /// Sockets with something to write, or just written to.
     dirty: Vec<SlotKey>,
+    /// Channels in tunnels that have something for who is held.
+    answering: Vec<SlotKey>,
+    /// Tunnels now.
+    tunnels: u64,
     /// Sockets that are not read until the spool has room.
     held: Vec<SlotKey>,
     more_letters: bool,
@@ -140,20 +161,26 @@ impl Reactor {
             poll,
             events: Events::with_capacity(EVENTS_MAX),
             inbox,
-            listener: None,
+            listeners: Vec::new(),
+            next_listener: 0,
             sockets: Slots::default(),
             channels: Slots::default(),
             shard: parts.shard,
+            server: parts.server,
             tls: parts.tls,
             room: parts.room,
+            proxies: parts.proxies,
             handshakes: Handshakes::new(parts.handshake_exempt),
             admission: Admission::default(),
             metrics: parts.metrics,
             closing_log: ClosingLog::default(),
             scratch: Scratch::new(),
             deadlines: Wheel::new(),
+            socket_deadlines: Wheel::new(),
             readable: VecDeque::new(),
             dirty: Vec::new(),
+            answering: Vec::new(),
+            tunnels: 0,
             held: Vec::new(),
             more_letters: false,
             started: Instant::now(),
@@ -207,14 +234,14 @@ impl Reactor {
         let woken = Instant::now();
         for event in &self.events {
             match event.token() {
-                LISTENER => {
-                    if let Some(listener) = &mut self.listener {
-                        listener.on_ready();
-                    }
-                }
                 MAILBOX => {
                     self.inbox.hear();
                     self.more_letters = true;
+                }
+                Token(token) if token >= LISTENERS => {
+                    if let Some((_, listener)) = self.listeners.get_mut(token - LISTENERS) {
+                        listener.on_ready();
+                    }
                 }
                 token => {
                     let key = SlotKey::from(token);
@@ -225,9 +252,15 @@ impl Reactor {
                         // Whoever has gone before it was answered gives its place in the line to another. After that its last word is heard: it may
                         // be an alert.
                         Reading::InLine => {
-                            let stage = self.channels.tenant(socket.channel).and_then(Channel::stage);
+                            let of_channel = |key| self.channels.tenant(key).and_then(Channel::stage);
+                            let stage = match socket.channel {
+                                Some(channel) => of_channel(channel),
+                                None => socket.transport.outer().map(|outer| outer.stage()),
+                            };
                             socket.read_closed && stage.and_then(Stage::answered).is_none()
                         }
+                        // Its peer has gone, and waits for no answer any more.
+                        Reading::Behind => socket.read_closed,
                         Reading::Listed | Reading::Held | Reading::Over => false,
                     };
                     if is_heeded && (event.is_readable() || event.is_read_closed() || event.is_error()) {
@@ -247,9 +280,11 @@ impl Reactor {
     /// How long the poll may wait: not at all while work is left over; else until the next deadline.
     fn timeout(&self) -> Option<Duration> {
         let now = Instant::now();
-        let somebody_waits = self.listener.as_ref().is_some_and(|listener| listener.has_work(now));
+        let somebody_waits = self.listeners.iter().any(|(_, listener)| listener.has_work(now));
         let accepting = somebody_waits && self.may_accept();
-        let is_owing = !self.readable.is_empty() || self.admission.is_owing(self.handshakes.admits());
+        let is_owing = !self.readable.is_empty()
+            || !self.answering.is_empty()
+            || self.admission.is_owing(self.handshakes.admits());
         if accepting || is_owing || self.more_letters || !self.dirty.is_empty() {
             return Some(Duration::ZERO);
         }
@@ -262,9 +297,10 @@ impl Reactor {
         [
             self.shard.next_deadline().map(until_tick),
             self.deadlines.next_deadline().map(until_tick),
-            self.listener.as_ref().and_then(|listener| listener.next_deadline(now)).map(until),
+            self.socket_deadlines.next_deadline().map(until_tick),
+            self.listeners.iter().filter_map(|(_, listener)| listener.next_deadline(now)).min().map(until),
             self.stopping_until.map(until),
-            self.shard.is_backed_up().then_some(RETRY),
+            self.shard.is_owing().then_some(RETRY),
             // Whoever waits in line has a place, and gets its answer when there is credit.
             self.admission.is_owing(self.handshakes.has_places()).then_some(CREDIT_LOOK),
             // Another reactor may make room, and does not say so.
@@ -287,10 +323,12 @@ impl Reactor {
                         self.do_deeds(now);
                     }
                 }
-                Some(Letter::Listen(socket)) => {
-                    let socket = socket.try_clone()?;
-                    self.listener = Some(Listener::start(socket, self.poll.registry(), LISTENER)?);
+                Some(Letter::Listen(entrance, socket)) => {
+                    let token = Token(LISTENERS + self.listeners.len());
+                    let listener = Listener::start(socket.try_clone()?, self.poll.registry(), token)?;
+                    self.listeners.push((entrance, listener));
                 }
+                Some(Letter::Passed(passed)) => self.take_passed(now, passed),
                 Some(Letter::Tls(tls)) => self.tls = tls,
                 Some(Letter::Stop) => self.stop(now),
                 _ => {}
@@ -302,23 +340,20 @@ impl Reactor {
     }
 
     fn stop(&mut self, now: Now) {
-        self.listener = None;
+        self.listeners.clear();
         self.stopping_until = Some(Instant::now() + Duration::from_millis(CLOSING_TICKS * TICK_MS));
         self.shard.drain(now);
         // Those that are still shaking hands are nobody's yet. Whoever was not answered hears nothing: what it has said, ticket and all,
         // is good for its next attempt then.
         let keys: Vec<_> = self.channels.keys().collect();
         for key in keys {
-            match self.channels.tenant(key).map(|channel| channel.state) {
-                Some(ChannelState::Handshaking { stage: Stage::Answered(_), .. }) => {
-                    self.close(now, key, CloseReason::Draining);
-                }
-                Some(ChannelState::Handshaking { .. }) => {
-                    self.end(now, key, CloseReason::Draining);
-                }
-                Some(ChannelState::Open | ChannelState::Closing(_)) | None => {}
+            match self.channels.tenant(key).and_then(Channel::stage) {
+                Some(Stage::Answered(_)) => self.close(now, key, CloseReason::Draining),
+                Some(Stage::Silent | Stage::InLine(_)) => self.end(now, key, CloseReason::Draining),
+                None => {}
             }
         }
+        self.part_all(now);
     }
 
     // Step 4: time.
@@ -330,9 +365,14 @@ impl Reactor {
             let Some(channel) = self.channels.key_at(index) else { continue };
             let Some(state) = self.channels.tenant(channel).map(|channel| channel.state) else { continue };
             match state {
-                ChannelState::Handshaking { .. } => self.end(now, channel, CloseReason::HandshakeTimedOut),
+                ChannelState::Handshaking => self.end(now, channel, CloseReason::HandshakeTimedOut),
                 ChannelState::Closing(reason) => self.end(now, channel, reason),
-                ChannelState::Open => self.let_held_go(channel),
+                ChannelState::Open => self.let_held_go(now, channel),
+            }
+        }
+        while let Some(index) = self.socket_deadlines.poll_expired(now.tick) {
+            if let Some(socket) = self.sockets.key_at(index) {
+                self.on_socket_time(now, socket);
             }
         }
         if !self.shard.is_backed_up() {
@@ -372,15 +412,16 @@ impl Reactor {
         let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
         self.scratch.records.clear();
         channel.seal(&self.scratch.frame, &mut self.scratch.records);
-        let (key, is_worn_out) = (channel.socket, channel.is_worn_out());
-        self.send_records(now, key);
+        let is_worn_out = channel.is_worn_out();
+        self.send_records(now, channel_key);
         if is_worn_out {
             self.close(now, channel_key, CloseReason::KeysWornOut);
         }
     }
 
     fn hold(&mut self, channel: SlotKey) {
-        let Some(key) = self.channels.tenant(channel).map(|channel| channel.socket) else { return };
+        // One in a tunnel has its POSTs refused as long.
+        let Some(key) = self.channels.tenant(channel).and_then(Channel::socket) else { return };
         if let Some(socket) = self.sockets.tenant_mut(key).filter(|socket| socket.reading != Reading::Over) {
             socket.reading = Reading::Held;
             self.held.push(key);
@@ -389,30 +430,37 @@ impl Reactor {
 
     // Step 6 and 7: send what waits, and ask to be told where the kernel takes no more.
 
-    /// Sends the records that were put together, and keeps the limits of unsent bytes.
-    fn send_records(&mut self, now: Now, key: SlotKey) {
+    /// Sends the records that were put together for a channel, and keeps the limits of unsent bytes.
+    fn send_records(&mut self, now: Now, channel_key: SlotKey) {
         if self.scratch.records.is_empty() {
             return;
         }
+        let Some(channel) = self.channels.tenant(channel_key) else { return };
+        let Some(key) = channel.socket() else { return self.push_down(now, channel_key, false) };
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        self.metrics.sent_bytes.add(self.scratch.records.len() as u64);
-        let flushed = socket.write(&self.scratch.records);
+        let bytes = socket.transport.wrap(&self.scratch.records, &mut self.scratch.wrapping);
+        self.metrics.sent_bytes.add(bytes.len() as u64);
+        let flushed = socket.write(bytes);
         self.on_flushed(now, key, flushed);
     }
 
     /// Leaves the records that were put together to whatever is written next.
-    fn hold_records_back(&mut self, key: SlotKey) {
+    fn hold_records_back(&mut self, now: Now, channel_key: SlotKey) {
         if self.scratch.records.is_empty() {
             return;
         }
+        let Some(channel) = self.channels.tenant(channel_key) else { return };
+        let Some(key) = channel.socket() else { return self.push_down(now, channel_key, true) };
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        self.metrics.sent_bytes.add(self.scratch.records.len() as u64);
-        socket.hold_back(&self.scratch.records);
+        let bytes = socket.transport.wrap(&self.scratch.records, &mut self.scratch.wrapping);
+        self.metrics.sent_bytes.add(bytes.len() as u64);
+        socket.hold_back(bytes);
     }
 
-    /// Nothing was written in time: what was held back goes by itself.
-    fn let_held_go(&mut self, channel: SlotKey) {
-        let Some(key) = self.channels.tenant(channel).map(|channel| channel.socket) else { return };
+    /// An open channel's moment: nothing was written in time, and what was held back goes by itself.
+    fn let_held_go(&mut self, now: Now, channel: SlotKey) {
+        let Some(carried) = self.channels.tenant(channel) else { return };
+        let Some(key) = carried.socket() else { return self.on_tunnel_time(now, channel) };
         if let Some(socket) = self.sockets.tenant_mut(key).filter(|socket| !socket.dirty) {
             socket.dirty = true;
             self.dirty.push(key);
@@ -420,6 +468,7 @@ impl Reactor {
     }
 
     fn flush(&mut self, now: Now) {
+        self.answer_held(now);
         for key in std::mem::take(&mut self.dirty) {
             let Some(socket) = self.sockets.tenant_mut(key) else { continue };
             socket.dirty = false;
@@ -430,19 +479,19 @@ impl Reactor {
 
     fn on_flushed(&mut self, now: Now, key: SlotKey, flushed: Flushed) {
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        let channel = socket.channel;
         if let Flushed::Broken(error) = flushed {
             tracing::debug!(peer = %socket.peer, %error, "a connection broke");
-            return self.end(now, channel, transport_fault(&error));
+            return self.end_socket(now, key, transport_fault(&error), "");
         }
         if let Err(error) = socket.ask_for_writable(self.poll.registry(), key) {
             tracing::warn!(%error, "a connection cannot be polled any more; it is closed");
-            return self.end(now, channel, CloseReason::TransportError);
+            return self.end_socket(now, key, CloseReason::TransportError, "");
         }
         let unsent = socket.unsent_bytes();
         if unsent > UNSENT_BYTES_MAX {
-            return self.end(now, channel, CloseReason::TooSlow);
+            return self.end_socket(now, key, CloseReason::TooSlow, "");
         }
+        let Some(channel) = socket.channel else { return self.finish_parting(key) };
         let flow = match socket.flow {
             Flow::Flowing if unsent > CHOKED_BYTES => Flow::Choked,
             Flow::Choked if unsent < FLOWING_BYTES => Flow::Flowing,
@@ -455,6 +504,16 @@ impl Reactor {
         if unsent == 0 {
             self.finish_closing(channel, now);
         }
+    }
+
+    /// The time that a peer has to say something, by how crowded it is.
+    fn patience(&self) -> u64 {
+        reading::patience(self.handshakes.in_flight(), handshakes::IN_FLIGHT_MAX)
+    }
+
+    /// Says how many handshakes are in flight.
+    fn note_handshakes(&self) {
+        self.metrics.handshakes_in_flight.set(self.handshakes.in_flight() as u64);
     }
 
     fn is_over(&self) -> ControlFlow<()> {

@@ -11,15 +11,17 @@ use bgb_hub::{CloseReason, Now, Peer, TICK_MS, Tick};
 use bgb_protocol::frame::Frame;
 use mio::net::TcpStream;
 
-use super::admission::{Opening, STEPS_PER_TURN, Step};
-use super::channel::{Channel, ChannelState, HANDSHAKE_BYTES_MAX, Progress, Stage};
+use super::admission::{Opening, STEPS_PER_TURN, Step, Waiter};
+use super::channel::{Carrier, Channel, ChannelState, Progress};
 use super::closing::transport_fault;
 use super::closing_log::Closing;
 use super::handshakes::{ANSWERED_MAX, IN_FLIGHT_MAX};
+use super::layer::{Layer, Stage};
 use super::listener::Accepted;
 use super::scratch::Scratch;
-use super::slots::SlotKey;
+use super::slots::{SlotKey, Slots};
 use super::socket::{Reading, Socket};
+use super::transport::{Entrance, Transport};
 use super::{Reactor, hub_key};
 use crate::tls::{Established, TlsFault, TlsSession};
 
@@ -44,7 +46,7 @@ const LINE_KEYS_MAX: usize = 4 * IN_FLIGHT_MAX;
 const TICKET_WAITS_TICKS: u64 = 200 / TICK_MS;
 
 /// The time that a peer has to say something, where so many of so many places are taken.
-fn patience(taken: usize, places: usize) -> u64 {
+pub(super) fn patience(taken: usize, places: usize) -> u64 {
     if taken < places / 2 { HANDSHAKE_TICKS } else { CROWDED_TICKS }
 }
 
@@ -59,19 +61,25 @@ impl Reactor {
             if !self.may_accept() {
                 return;
             }
-            let Some(listener) = self.listener.as_mut().filter(|listener| listener.has_work(now)) else {
+            // Each listener in its turn, so that a crowd at one port does not keep the others waiting.
+            let count = self.listeners.len();
+            let has_work = |at: &usize| self.listeners[*at].1.has_work(now);
+            let Some(at) = (0..count).map(|at| (self.next_listener + at) % count).find(has_work) else {
                 return;
             };
             if !self.room.enter() {
                 return;
             }
+            self.next_listener = (at + 1) % count;
+            let (entrance, listener) = &mut self.listeners[at];
+            let entrance = *entrance;
             match listener.accept(now) {
                 Accepted::Connection(stream, peer) => {
-                    if !self.take_in(stream, peer) {
+                    if !self.take_in(entrance, stream, peer) {
                         self.room.leave();
                     }
                 }
-                Accepted::Nobody => return self.room.leave(),
+                Accepted::Nobody => self.room.leave(),
                 Accepted::Resting(error) => {
                     self.room.leave();
                     self.metrics.accept_failures.add(1);
@@ -87,23 +95,76 @@ impl Reactor {
     }
 
     /// Takes a connection in; `false` when it is let go at once.
-    fn take_in(&mut self, stream: TcpStream, peer: SocketAddr) -> bool {
+    fn take_in(&mut self, entrance: Entrance, stream: TcpStream, peer: SocketAddr) -> bool {
         let now = self.now();
         self.metrics.accepted.add(1);
-        if !self.handshakes.begin(peer.ip(), now.tick) {
+        // From a proxy it is not known yet who the peer is.
+        let introduces = self.proxies.iter().any(|network| network.contains(peer.ip()));
+        let origin = (!introduces).then(|| peer.ip());
+        if !self.handshakes.begin(origin, now.tick) {
             let reason = CloseReason::TooManyHandshakes;
             self.note_closing(now, &Closing { peer, device: None, reason, detail: "" });
             return false;
         }
-        let begun = self.begin_channel(now, stream, peer);
+        let begun = self.begin_socket(now, entrance, introduces, stream, peer);
         if !begun {
-            self.handshakes.end(peer.ip(), None);
+            self.handshakes.end(origin, None);
         }
-        self.metrics.handshakes_in_flight.set(self.handshakes.in_flight() as u64);
+        self.note_handshakes();
         begun
     }
 
-    fn begin_channel(&mut self, now: Now, stream: TcpStream, peer: SocketAddr) -> bool {
+    fn begin_socket(
+        &mut self,
+        now: Now,
+        entrance: Entrance,
+        introduces: bool,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) -> bool {
+        let Some(outer) = self.outer_of(entrance) else { return false };
+        let transport = Transport::new(entrance, introduces, outer);
+        let key = self.sockets.insert(Socket::new(stream, peer, transport));
+        let socket = self.sockets.tenant_mut(key).expect("it was put in just now");
+        if let Err(error) = socket.register(self.poll.registry(), key) {
+            tracing::warn!(%peer, %error, "a connection cannot be polled; it is closed");
+            self.sockets.remove(key);
+            return false;
+        }
+        let is_raw = matches!(socket.transport, Transport::Raw);
+        if is_raw && !self.begin_channel(now, key) {
+            self.sockets.remove(key);
+            return false;
+        }
+        if !is_raw {
+            self.socket_deadlines.arm(key.index, Tick(now.tick.0 + self.patience()));
+        }
+        // It may have spoken before it was registered; an edge that came first would be lost.
+        if let Some(socket) = self.sockets.tenant_mut(key) {
+            socket.reading = Reading::Listed;
+        }
+        self.readable.push_back(key);
+        self.metrics.connections.set(self.sockets.len() as u64);
+        true
+    }
+
+    /// The outer TLS that a connection by this entrance begins with, if any.
+    #[allow(clippy::option_option)] // None: there is none to be had; Some(None): there is to be none.
+    pub(super) fn outer_of(&self, entrance: Entrance) -> Option<Option<Box<Layer>>> {
+        if entrance != Entrance::Https {
+            return Some(None);
+        }
+        match TlsSession::outer(&self.tls) {
+            Ok(tls) => Some(Some(Box::new(Layer::new(tls)))),
+            Err(error) => {
+                tracing::error!(%error, "an outer TLS session could not be begun");
+                None
+            }
+        }
+    }
+
+    /// A socket has a channel from now on, whose handshake has the place that the socket had.
+    pub(super) fn begin_channel(&mut self, now: Now, key: SlotKey) -> bool {
         let tls = match TlsSession::new(&self.tls) {
             Ok(tls) => tls,
             Err(error) => {
@@ -111,24 +172,11 @@ impl Reactor {
                 return false;
             }
         };
-        // Each needs the other's key: the socket's slot is known once it is taken.
-        let nobody = SlotKey { index: u32::MAX, generation: u32::MAX };
-        let key = self.sockets.insert(Socket::new(stream, peer, nobody));
-        let patience = patience(self.handshakes.in_flight(), IN_FLIGHT_MAX);
-        let channel = self.channels.insert(Channel::new(key, tls));
-        let socket = self.sockets.tenant_mut(key).expect("it was put in just now");
-        socket.channel = channel;
-        if let Err(error) = socket.register(self.poll.registry(), key) {
-            tracing::warn!(%peer, %error, "a connection cannot be polled; it is closed");
-            self.sockets.remove(key);
-            self.channels.remove(channel);
-            return false;
+        let channel = self.channels.insert(Channel::new(Carrier::Socket(key), tls));
+        self.deadlines.arm(channel.index, Tick(now.tick.0 + self.patience()));
+        if let Some(socket) = self.sockets.tenant_mut(key) {
+            socket.channel = Some(channel);
         }
-        // It may have spoken before it was registered; an edge that came first would be lost.
-        socket.reading = Reading::Listed;
-        self.readable.push_back(key);
-        self.deadlines.arm(channel.index, Tick(now.tick.0 + patience));
-        self.metrics.connections.set(self.sockets.len() as u64);
         true
     }
 
@@ -143,56 +191,90 @@ impl Reactor {
                 continue;
             }
             of_known -= usize::from(is_known);
-            self.read_one(now, key, is_known);
+            self.read_one(now, key);
         }
     }
 
     /// Whether the socket's peer has shown who it is.
     fn is_known(&self, key: SlotKey) -> bool {
-        let channel = self.sockets.tenant(key).and_then(|socket| self.channels.tenant(socket.channel));
+        let channel = self.sockets.tenant(key).and_then(|socket| self.channels.tenant(socket.channel?));
         channel.is_some_and(|channel| !channel.is_handshaking())
     }
 
     /// Reads a socket once. If that filled the buffer, more may be there, and it goes to the end of the list.
-    fn read_one(&mut self, now: Now, key: SlotKey, is_known: bool) {
+    fn read_one(&mut self, now: Now, key: SlotKey) {
+        // Requests that waited for the answer before them go first.
+        self.take_requests(now, key);
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
         if socket.reading != Reading::Listed {
             return;
         }
-        let channel = socket.channel;
         // A stranger has no more kept for it than a handshake may have.
-        let kept = self.channels.tenant(channel).and_then(Channel::kept).filter(|_| !is_known);
-        let room = kept.map_or(self.scratch.received.len(), |kept| {
-            HANDSHAKE_BYTES_MAX + 1 - kept.min(HANDSHAKE_BYTES_MAX)
-        });
+        let is_raw = matches!(socket.transport, Transport::Raw);
+        let strange = match socket.channel.filter(|_| is_raw) {
+            Some(channel) => self.channels.tenant(channel).and_then(Channel::strange_layer),
+            None => socket.transport.outer().filter(|outer| !outer.is_up()).map(|outer| &*outer),
+        };
+        let room = match strange {
+            Some(layer) => layer.room(),
+            None if is_raw => self.scratch.received.len(),
+            // What is unwrapped of it has to fit as well.
+            None => self.scratch.received.len() / 2,
+        };
         match socket.read(&mut self.scratch.received[..room]) {
             Ok(0) => {
                 socket.reading = Reading::Over;
-                self.on_peer_closed(now, channel, CloseReason::HalfClosed);
-            }
-            Ok(bytes) if !is_known => {
-                self.metrics.received_bytes.add(bytes as u64);
-                self.hear_stranger(now, key, channel, bytes);
+                self.on_half_closed(now, key);
             }
             Ok(bytes) => {
                 self.metrics.received_bytes.add(bytes as u64);
-                self.feed(now, key, channel, bytes);
+                match socket.channel.filter(|_| is_raw) {
+                    Some(channel) => self.hear_channel(now, key, channel, bytes),
+                    None => self.hear_socket(now, key, bytes),
+                }
                 let Some(socket) = self.sockets.tenant_mut(key) else { return };
-                if socket.reading == Reading::Listed {
+                if socket.reading != Reading::Listed {
+                    return;
+                }
+                if socket.transport.web().is_some_and(|web| web.requests.is_full()) && !socket.read_closed {
+                    socket.reading = Reading::Behind;
+                } else if bytes < room && !socket.read_closed {
                     // A stream that gave less than was asked for is empty, and its next edge is armed (epoll(7)). But an end that was
                     // told together with these bytes is not told again.
-                    if bytes < self.scratch.received.len() && !socket.read_closed {
-                        socket.reading = Reading::Waiting;
-                    } else {
-                        self.readable.push_back(key);
-                    }
+                    socket.reading = Reading::Waiting;
+                } else {
+                    self.readable.push_back(key);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.reading = Reading::Waiting,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => self.readable.push_back(key),
             Err(error) => {
                 tracing::debug!(peer = %socket.peer, %error, "a connection broke");
-                self.end(now, channel, transport_fault(&error));
+                self.end_socket(now, key, transport_fault(&error), "");
+            }
+        }
+    }
+
+    /// The peer has closed its half of a socket.
+    fn on_half_closed(&mut self, now: Now, key: SlotKey) {
+        match self.sockets.tenant(key).and_then(|socket| socket.channel) {
+            Some(channel) => self.on_peer_closed(now, channel, CloseReason::HalfClosed),
+            None => self.on_web_closed(now, key),
+        }
+    }
+
+    /// Bytes of a channel that one socket carries, at the beginning of the scratch.
+    pub(super) fn hear_channel(&mut self, now: Now, key: SlotKey, channel_key: SlotKey, bytes: usize) {
+        if self.channels.tenant(channel_key).is_some_and(|channel| !channel.is_handshaking()) {
+            return self.feed(now, channel_key, bytes);
+        }
+        if let Some(step) = self.hear_strange_channel(now, channel_key, bytes)
+            && let Some(socket) = self.sockets.tenant_mut(key)
+        {
+            // Who has closed its half without an answer goes no further, and is read to its end.
+            let is_going = matches!(step, Step::Begins(_)) && socket.read_closed;
+            if !is_going {
+                socket.reading = Reading::InLine;
             }
         }
     }
@@ -201,62 +283,77 @@ impl Reactor {
     pub(super) fn shake_hands(&mut self, now: Now) {
         self.handshakes.fill(self.started.elapsed().as_millis() as u64);
         for _ in 0..STEPS_PER_TURN {
-            let sockets = &self.sockets;
-            let waits = |key| sockets.tenant(key).is_some_and(|socket| socket.reading == Reading::InLine);
-            let Some(key) = self.admission.pop(self.handshakes.admits(), waits) else { return };
-            let Some(socket) = self.sockets.tenant_mut(key) else { continue };
-            // More may have come meanwhile, and its edge was not heeded.
-            socket.reading = Reading::Listed;
-            self.readable.push_back(key);
-            let channel_key = socket.channel;
+            let (sockets, channels) = (&self.sockets, &self.channels);
+            let waits = |waiter| waits(sockets, channels, waiter);
+            let Some(waiter) = self.admission.pop(self.handshakes.admits(), waits) else { return };
+            let channel_key = match waiter {
+                Waiter::Socket(key) => {
+                    self.step_outer(now, key);
+                    continue;
+                }
+                Waiter::Channel(key) => key,
+            };
             let Some(channel) = self.channels.tenant_mut(channel_key) else { continue };
+            channel.is_in_line = false;
             let bytes = channel.waited_with(&mut self.scratch.received);
-            self.feed(now, key, channel_key, bytes);
+            if let Some(key) = channel.socket()
+                && let Some(socket) = self.sockets.tenant_mut(key)
+            {
+                // More may have come meanwhile, and its edge was not heeded.
+                socket.reading = Reading::Listed;
+                self.readable.push_back(key);
+            }
+            self.feed(now, channel_key, bytes);
         }
     }
 
-    /// A peer that is not known has said something: what it is, is decided when its hello is whole, and then it waits for its step.
-    fn hear_stranger(&mut self, now: Now, key: SlotKey, channel_key: SlotKey, bytes: usize) {
-        let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
+    /// A peer that is not known has said something: what it is, is decided when its hello is whole, and then it waits for its step, which is given.
+    pub(super) fn hear_strange_channel(
+        &mut self,
+        now: Now,
+        channel_key: SlotKey,
+        bytes: usize,
+    ) -> Option<Step> {
+        let channel = self.channels.tenant_mut(channel_key)?;
         let was_silent = channel.stage() == Some(Stage::Silent);
         let step = channel.wait_with(&self.scratch.received[..bytes], &self.tls);
-        if let Some(too_much) = channel.kept().filter(|kept| *kept > HANDSHAKE_BYTES_MAX) {
-            return self.fail(now, channel_key, &TlsFault::handshake_too_long(too_much));
+        if let Some(too_much) = channel.strange_layer().and_then(Layer::kept_too_much) {
+            self.fail(now, channel_key, &TlsFault::handshake_too_long(too_much));
+            return None;
         }
-        let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        match step {
-            // Who has closed its half without an answer goes no further, and is read to its end.
-            Some(Step::Begins(_)) | None if socket.read_closed => self.readable.push_back(key),
-            // It gave less than there is room for, and so it is empty: its next edge is armed.
-            None => socket.reading = Reading::Waiting,
-            Some(step) => {
-                socket.reading = Reading::InLine;
-                if was_silent {
-                    self.deadlines.arm(channel_key.index, Tick(now.tick.0 + LINE_TICKS));
-                }
-                self.stand_in_line(key, step);
-            }
+        let step = step?;
+        let was_in_line = std::mem::replace(&mut channel.is_in_line, true);
+        if was_silent {
+            self.deadlines.arm(channel_key.index, Tick(now.tick.0 + LINE_TICKS));
         }
+        if !was_in_line {
+            self.stand_in_line(Waiter::Channel(channel_key), step);
+        }
+        Some(step)
     }
 
-    /// Puts a socket in line. Keys of those that are gone stay in it until they are due, but not too many of them.
-    fn stand_in_line(&mut self, key: SlotKey, step: Step) {
+    /// Puts somebody in line. Those that are gone stay in it until they are due, but not too many of them.
+    pub(super) fn stand_in_line(&mut self, waiter: Waiter, step: Step) {
         if self.admission.keys() >= LINE_KEYS_MAX {
-            let sockets = &self.sockets;
-            self.admission
-                .retain(|key| sockets.tenant(key).is_some_and(|socket| socket.reading == Reading::InLine));
+            let (sockets, channels) = (&self.sockets, &self.channels);
+            self.admission.retain(|waiter| waits(sockets, channels, waiter));
         }
-        self.admission.push(key, step);
+        self.admission.push(waiter, step);
     }
 
     /// A peer has its first answer: now it is to show who it is, and its time for that begins.
     fn on_answered(&mut self, now: Now, channel_key: SlotKey, opening: Opening) {
         self.handshakes.answer(opening);
-        let until = Tick(now.tick.0 + patience(self.handshakes.answered(), ANSWERED_MAX));
+        let until = Tick(now.tick.0 + self.patience_of_answered());
         self.deadlines.arm(channel_key.index, until);
     }
 
-    fn feed(&mut self, now: Now, key: SlotKey, channel_key: SlotKey, bytes: usize) {
+    /// The time that a peer has from our answer on.
+    pub(super) fn patience_of_answered(&self) -> u64 {
+        patience(self.handshakes.answered(), ANSWERED_MAX)
+    }
+
+    pub(super) fn feed(&mut self, now: Now, channel_key: SlotKey, bytes: usize) {
         let Scratch { received, plaintext, records, .. } = &mut self.scratch;
         plaintext.clear();
         records.clear();
@@ -273,8 +370,8 @@ impl Reactor {
         }
         match &fed {
             // The ticket: the device's hello is on its way as a rule, and one write does for both it and the welcome.
-            Ok((Progress::Opened(_), _)) => self.hold_records_back(key),
-            _ => self.send_records(now, key),
+            Ok((Progress::Opened(_), _)) => self.hold_records_back(now, channel_key),
+            _ => self.send_records(now, channel_key),
         }
         match fed {
             Err(fault) => {
@@ -285,14 +382,14 @@ impl Reactor {
             }
             Ok((progress, peer_closed)) => {
                 let is_opened = if let Progress::Opened(established) = progress {
-                    self.open(now, key, channel_key, &established);
+                    self.open(now, channel_key, &established);
                     true
                 } else {
                     false
                 };
                 self.take_frames(now, channel_key);
                 if is_opened {
-                    self.limit_wait(now, key, channel_key);
+                    self.limit_wait(now, channel_key);
                 }
                 if peer_closed {
                     self.on_peer_closed(now, channel_key, CloseReason::PeerClosed);
@@ -301,23 +398,21 @@ impl Reactor {
         }
     }
 
-    fn open(&mut self, now: Now, key: SlotKey, channel_key: SlotKey, established: &Established) {
+    fn open(&mut self, now: Now, channel_key: SlotKey, established: &Established) {
         let Established { device, identity, is_resumed } = established;
-        let (Some(socket), Some(channel)) = (self.sockets.tenant(key), self.channels.tenant_mut(channel_key))
-        else {
-            return;
-        };
+        let peer = self.peer_of(channel_key);
+        let (Some(address), Some(channel)) = (peer, self.channels.tenant_mut(channel_key)) else { return };
         channel.device = Some(*device);
         self.metrics.handshakes.add(1);
         self.metrics.resumed.add(u64::from(*is_resumed));
         if !self.room.take_seat() {
             return self.turn_away(now, channel_key, CloseReason::ServerFull);
         }
-        let answered = channel.stage().and_then(Stage::answered);
+        let (answered, socket) = (channel.stage().and_then(Stage::answered), channel.socket());
         channel.state = ChannelState::Open;
         let peer = Peer {
             device: *device,
-            address: socket.peer,
+            address,
             fingerprint: identity.fingerprint,
             certificate_ends: identity.not_after,
         };
@@ -325,16 +420,30 @@ impl Reactor {
         if let Some(opening) = answered {
             self.handshakes.earn(opening);
         }
+        let is_covered = socket
+            .and_then(|key| self.sockets.tenant_mut(key))
+            .is_some_and(|socket| socket.transport.outer().is_some());
+        if is_covered {
+            // Of those that complete an outer handshake only devices earn its answers.
+            self.handshakes.earn(Opening::Full);
+        }
         self.on_handshake_over(peer.address, answered);
         self.shard.handle_opened(now, hub_key(channel_key), peer);
         self.do_deeds(now);
+        self.on_tunnel_open(now, channel_key);
     }
 
     /// What was held back for an open channel goes by itself after a while.
-    fn limit_wait(&mut self, now: Now, key: SlotKey, channel_key: SlotKey) {
-        let is_open =
-            self.channels.tenant(channel_key).is_some_and(|channel| channel.state == ChannelState::Open);
-        if is_open && self.sockets.tenant(key).is_some_and(Socket::holds_back) {
+    fn limit_wait(&mut self, now: Now, channel_key: SlotKey) {
+        let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
+        if channel.state != ChannelState::Open {
+            return;
+        }
+        let holds_back = match channel.socket() {
+            Some(key) => self.sockets.tenant(key).is_some_and(Socket::holds_back),
+            None => true,
+        };
+        if holds_back {
             self.deadlines.arm(channel_key.index, Tick(now.tick.0 + TICKET_WAITS_TICKS));
         }
     }
@@ -384,5 +493,16 @@ impl Reactor {
             }
         }
         self.scratch.plaintext = plaintext;
+    }
+}
+
+/// Whether somebody in the line waits still.
+fn waits(sockets: &Slots<Socket>, channels: &Slots<Channel>, waiter: Waiter) -> bool {
+    let is_in_line = |key| sockets.tenant(key).is_some_and(|socket| socket.reading == Reading::InLine);
+    match waiter {
+        Waiter::Socket(key) => is_in_line(key),
+        Waiter::Channel(key) => channels
+            .tenant(key)
+            .is_some_and(|channel| channel.is_in_line && channel.socket().is_none_or(is_in_line)),
     }
 }

@@ -1,6 +1,6 @@
 //! One file descriptor: its stream, the bytes that wait to be sent, and what it waits for.
 //!
-//! A socket knows neither TLS nor frames: bytes come and go. At rest it owns no heap buffer. Three limits hold: above
+//! A socket knows neither TLS nor frames: bytes come and go, and what they are is its transport's affair. At rest it owns no heap buffer. Three limits hold: above
 //! [`CHOKED_BYTES`] of unsent bytes its channel is told to hold back, below [`FLOWING_BYTES`] to go on, and at
 //! [`UNSENT_BYTES_MAX`] a reader that is too slow is dropped.
 
@@ -13,6 +13,7 @@ use mio::{Interest, Registry};
 use socket2::SockRef;
 
 use super::slots::SlotKey;
+use super::transport::Transport;
 
 /// High-water mark of unsent bytes: some dozens of tasks. What comes after waits in the hub, where it costs nothing.
 pub const CHOKED_BYTES: usize = 128 * 1024;
@@ -38,6 +39,8 @@ pub enum Reading {
     Listed,
     /// Its peer is not known, and what it has said waits for its step of the handshake.
     InLine,
+    /// As many requests wait behind one that is not answered as may.
+    Behind,
     /// It is not to be read until the spool has room again.
     Held,
     /// The peer has closed its half, or the socket is on its way out: nothing is read any more.
@@ -70,8 +73,10 @@ pub struct Socket {
     stream: TcpStream,
     /// The other end's address.
     pub peer: SocketAddr,
-    /// The channel whose bytes it carries.
-    pub channel: SlotKey,
+    /// The channel whose bytes it carries: on TCP and as a WebSocket that one alone, on HTTP none.
+    pub channel: Option<SlotKey>,
+    /// What its bytes are.
+    pub transport: Transport,
     /// See [`Reading`].
     pub reading: Reading,
     /// See [`Flow`].
@@ -97,7 +102,7 @@ struct Unsent {
 impl Socket {
     /// Takes over an accepted stream: no delay for small frames, and an end to unanswered ones.
     #[must_use]
-    pub fn new(stream: TcpStream, peer: SocketAddr, channel: SlotKey) -> Self {
+    pub fn new(stream: TcpStream, peer: SocketAddr, transport: Transport) -> Self {
         let options = SockRef::from(&stream);
         // A socket whose peer has gone already refuses options; the first read or write says so too.
         let _ = options.set_tcp_nodelay(true);
@@ -105,7 +110,8 @@ impl Socket {
         Self {
             stream,
             peer,
-            channel,
+            channel: None,
+            transport,
             reading: Reading::Waiting,
             flow: Flow::Flowing,
             read_closed: false,
@@ -260,7 +266,7 @@ mod tests {
         let reader = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, peer) = listener.accept().unwrap();
         stream.set_nonblocking(true).unwrap();
-        (Socket::new(TcpStream::from_std(stream), peer, SlotKey { index: 0, generation: 0 }), reader)
+        (Socket::new(TcpStream::from_std(stream), peer, Transport::Raw), reader)
     }
 
     #[test]

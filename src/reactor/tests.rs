@@ -9,6 +9,7 @@ use bgb_site::folder::SiteFolder;
 use crossbeam_channel::bounded;
 
 use super::admission::Opening;
+use super::channel::Carrier;
 use super::*;
 use crate::courier::StatusLine;
 use crate::directory::{Directory, ShardId};
@@ -60,15 +61,17 @@ impl Bench {
         let reactor = Reactor::new(ReactorParts {
             doorway,
             shard,
+            server,
             tls,
             room: Arc::new(room),
             handshake_exempt: exempt.iter().map(|network| network.parse().unwrap()).collect(),
+            proxies: Arc::from([]),
             metrics,
         });
         let socket: TcpListener = listener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = socket.local_addr().unwrap();
         listener::listen(&socket).unwrap();
-        mailbox.send(Letter::Listen(Arc::new(socket)));
+        mailbox.send(Letter::Listen(Entrance::Tcp, Arc::new(socket)));
         Self { reactor, mailbox, address, site, _folder: folder }
     }
 
@@ -234,7 +237,7 @@ fn a_silent_peer_costs_no_turns() {
 #[test]
 fn whoever_leaves_handshakes_lying_is_let_go_sooner_when_it_is_crowded() {
     let mut bench = Bench::new(10);
-    let elsewhere = Ipv4Addr::new(127, 0, 0, 2).into();
+    let elsewhere = Some(Ipv4Addr::new(127, 0, 0, 2).into());
     (0..handshakes::IN_FLIGHT_MAX / 2)
         .for_each(|_| assert!(bench.reactor.handshakes.begin(elsewhere, Tick(0))));
     let _peer = bench.connect();
@@ -286,7 +289,7 @@ fn a_place_that_becomes_free_goes_to_whoever_waits() {
     let mut peer = bench.connect();
     peer.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     bench.turn_until(is_in_line);
-    bench.reactor.handshakes.end(Ipv4Addr::LOCALHOST.into(), Some(Opening::Full));
+    bench.reactor.handshakes.end(Some(Ipv4Addr::LOCALHOST.into()), Some(Opening::Full));
     assert!(bench.reactor.timeout().unwrap() <= CREDIT_LOOK);
     bench.turn_until(|reactor| closed(reactor, CloseReason::HandshakeGarbage) && reactor.sockets.is_empty());
 }
@@ -394,10 +397,10 @@ fn an_endless_handshake_ends_at_its_limit_of_bytes() {
 fn a_flood_in_place_of_a_handshake_is_not_parsed_beyond_its_limit() {
     let bench = Bench::new(10);
     let session = TlsSession::new(&bench.reactor.tls).unwrap();
-    let mut channel = Channel::new(SlotKey { index: 0, generation: 0 }, session);
+    let mut channel = Channel::new(Carrier::Socket(SlotKey { index: 0, generation: 0 }), session);
     // A ClientHello that is announced with 16,000 bytes, and behind its limit a record that rustls would refuse.
     let mut flood = vec![22, 3, 1, 0x1f, 0xfb, 1, 0, 0x3e, 0x80];
-    flood.resize(channel::HANDSHAKE_BYTES_MAX, 0);
+    flood.resize(layer::HANDSHAKE_BYTES_MAX, 0);
     flood.extend_from_slice(&[0xff; 1_000]);
     let fault = channel.feed(&mut flood, &mut Vec::new(), &mut Vec::new()).unwrap_err();
     assert!(fault.detail.contains("the handshake is not over"), "{fault:?}");

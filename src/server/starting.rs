@@ -17,6 +17,7 @@ use bgb_protocol::status::{StatusId, StatusMessage};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::{Life, Stage, now};
+use crate::HTTP_LOG;
 use crate::broker::{Bell, Broker, BrokerOptions};
 use crate::config::ServerConfig;
 use crate::courier::{Courier, StatusLine};
@@ -27,6 +28,7 @@ use crate::outgoing::Outgoing;
 use crate::presence::{PresenceList, PresencePace};
 use crate::reactor::mailbox::Mailbox;
 use crate::reactor::room::Room;
+use crate::reactor::transport::Entrance;
 use crate::reactor::{Doorway, Reactor, ReactorParts, listener};
 use crate::shard::{Letter, Links, Shard};
 use crate::spool::{Recovered, Spool};
@@ -113,17 +115,21 @@ impl<'a> Starting<'a> {
         Ok(([spool_writer, presence_writer, courier_writer], links))
     }
 
-    /// Binds a socket for each reactor; nobody can connect yet. Gives the address, whose port may have been drawn.
-    pub(super) fn bind_listeners(&self) -> anyhow::Result<(Vec<TcpListener>, SocketAddr)> {
+    /// Binds a socket at each entrance for each reactor; nobody can connect yet.
+    pub(super) fn bind_listeners(&self) -> anyhow::Result<Vec<Bound>> {
         let bind = |address| listener::bind(address).with_context(|| format!("cannot listen on {address}"));
-        let first = bind(self.config.listen)?;
-        // With port 0 the first one draws it.
-        let address = first.local_addr()?;
-        let mut all = vec![first];
-        for _ in 1..self.doorways.len() {
-            all.push(bind(address)?);
+        let mut bound = Vec::new();
+        for (entrance, address) in self.config.entrances() {
+            let first = bind(address)?;
+            // With port 0 the first one draws it.
+            let address = first.local_addr()?;
+            let mut sockets = vec![first];
+            for _ in 1..self.doorways.len() {
+                sockets.push(bind(address)?);
+            }
+            bound.push(Bound { entrance, address, sockets });
         }
-        Ok((all, address))
+        Ok(bound)
     }
 
     /// Starts the reactors, each with its hub. They accept nobody yet.
@@ -131,6 +137,8 @@ impl<'a> Starting<'a> {
         let Self { config, shared, fault, doorways, durable } = self;
         let room = Arc::new(Room::new(config.connections_max as usize, CONNECTIONS_RESERVE));
         let handshake_exempt: Arc<[Network]> = config.handshake_exempt_networks.clone().into();
+        let proxies: Arc<[Network]> = config.proxy_protocol_networks.clone().into();
+        let server = ServerId(config.server);
         let mut started = Reactors { threads: Vec::new(), metrics: Vec::new() };
         for (number, (doorway, durable_up_to)) in doorways.into_iter().zip(durable).enumerate() {
             let id = ShardId(u16::try_from(number).context("there are 256 reactors at the most")?);
@@ -140,11 +148,36 @@ impl<'a> Starting<'a> {
             let links = Links { durable_up_to, ..links.clone() };
             let shard = Shard::new(id, hub, links, Arc::clone(&metrics), shared.status.clone());
             let (tls, room) = (Arc::clone(tls), Arc::clone(&room));
-            let handshake_exempt = Arc::clone(&handshake_exempt);
-            let parts = ReactorParts { doorway, shard, tls, room, handshake_exempt, metrics };
+            let (handshake_exempt, proxies) = (Arc::clone(&handshake_exempt), Arc::clone(&proxies));
+            let parts =
+                ReactorParts { doorway, shard, server, tls, room, handshake_exempt, proxies, metrics };
             started.threads.push(spawn_reactor(number, parts, fault)?);
         }
         Ok(started)
+    }
+}
+
+/// An entrance whose port is taken.
+pub(super) struct Bound {
+    pub(super) entrance: Entrance,
+    /// Its port may have been drawn.
+    pub(super) address: SocketAddr,
+    /// By reactor.
+    sockets: Vec<TcpListener>,
+}
+
+impl Bound {
+    /// Begins to listen, and has the reactors accept what comes.
+    pub(super) fn listen(self, shards: &[Mailbox<Letter>]) -> anyhow::Result<()> {
+        for (shard, socket) in shards.iter().zip(self.sockets) {
+            listener::listen(&socket).with_context(|| format!("cannot listen on {}", self.address))?;
+            shard.send(Letter::Listen(self.entrance, Arc::new(socket)));
+        }
+        if self.entrance != Entrance::Tcp {
+            let road = self.entrance.name();
+            tracing::info!(target: HTTP_LOG, address = %self.address, road, "WebSocket and long-poll are taken here");
+        }
+        Ok(())
     }
 }
 
@@ -239,17 +272,24 @@ fn hub_options(config: &ServerConfig, number: usize) -> HubOptions {
 }
 
 /// SO_REUSEPORT lets a second process of the same user share our port without a word, and take half of our devices.
-pub(super) fn check_address(address: SocketAddr) -> anyhow::Result<()> {
-    if address.port() == 0 {
-        return Ok(());
+pub(super) fn check_addresses(config: &ServerConfig) -> anyhow::Result<()> {
+    for (entrance, address) in config.entrances() {
+        if address.port() == 0 {
+            continue;
+        }
+        let advice = match entrance {
+            Entrance::Tcp => "change `listen` in server.toml",
+            Entrance::Http => "change `listen_http` in server.toml, or set it to \"off\"",
+            Entrance::Https => "change `listen_https` in server.toml, or set it to \"off\"",
+        };
+        listener::probe(address).with_context(|| {
+            format!(
+                "cannot listen on {address}; if the port is in use, `ss -ltnp 'sport = :{}'` shows by whom: stop it, or {advice}",
+                address.port()
+            )
+        })?;
     }
-    listener::probe(address).with_context(|| {
-        format!(
-            "cannot listen on {address}; if the port is in use, `ss -ltnp 'sport = :{}'` shows by whom: stop it, or change \
-             `listen` in server.toml",
-            address.port()
-        )
-    })
+    Ok(())
 }
 
 pub(super) fn warn_of_limits(config: &ServerConfig, status: &StatusLine) {

@@ -15,7 +15,8 @@ use super::{ALPN, Established, TlsFault};
 /// See the module.
 pub(super) struct Handshake {
     connection: ServerConnection,
-    site: SiteCode,
+    /// The site whose device the peer has to be; without one it may be anybody.
+    site: Option<SiteCode>,
     bounds: RecordBounds,
 }
 
@@ -28,7 +29,7 @@ pub(super) struct Progress {
 }
 
 impl Handshake {
-    pub(super) fn new(config: &Arc<ServerConfig>, site: SiteCode) -> Result<Self, rustls::Error> {
+    pub(super) fn new(config: &Arc<ServerConfig>, site: Option<SiteCode>) -> Result<Self, rustls::Error> {
         let connection = ServerConnection::new(Arc::clone(config))?;
         Ok(Self { connection, site, bounds: RecordBounds::default() })
     }
@@ -73,11 +74,12 @@ impl Handshake {
         self.take_output(records);
     }
 
-    /// Who the peer is: a device of our site that speaks our protocol.
+    /// Who the peer is: a device of our site that speaks our protocol. `None` where it may be anybody.
     ///
     /// # Errors
     /// [`TlsFault`] when it did not offer the protocol, has no certificate, or one that is no device's of this site.
-    pub(super) fn established(&self) -> Result<Established, TlsFault> {
+    pub(super) fn established(&self) -> Result<Option<Established>, TlsFault> {
+        let Some(site) = self.site else { return Ok(None) };
         let fault = |reason, detail: String| TlsFault { reason, detail };
         // rustls refuses a peer that offers other protocols, but lets one pass that offers none.
         if self.connection.alpn_protocol() != Some(ALPN) {
@@ -94,11 +96,11 @@ impl Handshake {
             .map_err(|error| fault(CloseReason::BadCertificate, error.to_string()))?;
         let wrong = |reason| Err(fault(reason, format!("the certificate is that of {}", identity.holder)));
         match identity.holder.role {
-            _ if identity.holder.site != self.site => wrong(CloseReason::WrongSite),
+            _ if identity.holder.site != site => wrong(CloseReason::WrongSite),
             Role::Server(_) => wrong(CloseReason::WrongRole),
             Role::Device(device, _) => {
                 let is_resumed = self.connection.handshake_kind() == Some(HandshakeKind::Resumed);
-                Ok(Established { device, identity, is_resumed })
+                Ok(Some(Established { device, identity, is_resumed }))
             }
         }
     }

@@ -23,6 +23,8 @@ pub(crate) fn site_and_context(folder: &Path) -> (SiteFolder, TlsContext) {
         certificate: site.server_certificate(server),
         key: site.server_key(server),
         authority: site.authority_certificate(),
+        https_certificate: None,
+        https_key: None,
     };
     let context = TlsContext::load(&files, site_code(), server, &folder.join("ticket.keys"), None).unwrap();
     (site, context)

@@ -8,5 +8,6 @@
 pub(crate) mod api;
 pub(crate) mod peer;
 pub(crate) mod process;
+pub(crate) mod road;
 pub(crate) mod site;
 pub(crate) mod wait;

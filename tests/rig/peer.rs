@@ -24,7 +24,7 @@ use crate::site::{Device, Site};
 use crate::wait::SOON;
 
 /// One read waits for so long before deadlines are looked at.
-const READ_WAIT: Duration = Duration::from_millis(50);
+pub(crate) const READ_WAIT: Duration = Duration::from_millis(50);
 
 /// A certificate and its key.
 pub(crate) struct Credentials {
@@ -51,10 +51,47 @@ impl Credentials {
     }
 }
 
+/// What carries a peer's bytes.
+enum Line {
+    Tcp(TcpStream),
+    /// A road through HTTP.
+    Road(Box<dyn ByteStream>),
+}
+
+/// Bytes both ways; a read gives up after [`READ_WAIT`].
+pub(crate) trait ByteStream: io::Read + io::Write + Send {}
+
+impl<T: io::Read + io::Write + Send> ByteStream for T {}
+
+impl io::Read for Line {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Road(road) => road.read(buffer),
+        }
+    }
+}
+
+impl io::Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Road(road) => road.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.flush(),
+            Self::Road(road) => road.flush(),
+        }
+    }
+}
+
 /// A TLS stream of either side.
 pub(crate) struct Peer<C> {
     tls: C,
-    stream: TcpStream,
+    stream: Line,
     plaintext: Vec<u8>,
 }
 
@@ -154,7 +191,19 @@ impl Peer<ClientConnection> {
         boot: u8,
         session: u64,
     ) -> (Self, Welcome) {
-        let mut peer = connect(site, server, Some(&Credentials::of(device)));
+        connect(site, server, Some(&Credentials::of(device))).greet(boot, session)
+    }
+
+    /// A device that is about to shake hands over a road through HTTP.
+    pub(crate) fn by(site: &Site, device: &Device, road: impl ByteStream + 'static) -> Self {
+        let tls = client_tls(site, site.server_address(1), Some(&Credentials::of(device)));
+        Self { tls, stream: Line::Road(Box::new(road)), plaintext: Vec::new() }
+    }
+
+    /// Says hello, and hears the welcome.
+    #[track_caller]
+    pub(crate) fn greet(self, boot: u8, session: u64) -> (Self, Welcome) {
+        let mut peer = self;
         peer.say(&AgentMessage::Hello(Box::new(hello(boot, session))));
         match peer.hear() {
             Heard::Message(message) => match *message {
@@ -216,7 +265,7 @@ where
     fn new(tls: C, stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(READ_WAIT)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { tls, stream, plaintext: Vec::new() }
+        Self { tls, stream: Line::Tcp(stream), plaintext: Vec::new() }
     }
 
     /// Finishes the handshake as far as this side is concerned.
@@ -276,7 +325,7 @@ where
 
     /// Closes the sending direction without a word of TLS.
     pub(crate) fn close_half(&self) {
-        self.stream.shutdown(Shutdown::Write).unwrap();
+        self.tcp().shutdown(Shutdown::Write).unwrap();
     }
 
     /// Says TLS's close_notify and keeps the connection.
@@ -292,7 +341,17 @@ where
 
     /// The connection itself, for bytes outside TLS.
     pub(crate) fn stream(&mut self) -> &mut TcpStream {
-        &mut self.stream
+        match &mut self.stream {
+            Line::Tcp(stream) => stream,
+            Line::Road(_) => panic!("a road through HTTP has no connection of its own"),
+        }
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match &self.stream {
+            Line::Tcp(stream) => stream,
+            Line::Road(_) => panic!("a road through HTTP has no connection of its own"),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -34,6 +34,8 @@ pub(crate) const CODE: &str = "LAB";
 /// Below the ports that the kernel gives to outgoing connections (32768 and above).
 const API_PORT: u16 = 20_000;
 const LISTEN_PORTS: u16 = 21_000;
+const HTTP_PORTS: u16 = 23_000;
+const HTTPS_PORTS: u16 = 24_000;
 /// The manager's; servers have those behind it, by number.
 const ADMIN_PORTS: u16 = 22_000;
 
@@ -128,6 +130,8 @@ impl Site {
         edit_toml(&self.folder().server_config(ServerId(server.into())), |config| {
             let text = |address, port| Value::String(SocketAddr::from((address, port)).to_string());
             config.insert("listen".into(), text(self.listening, LISTEN_PORTS + server));
+            config.insert("listen_http".into(), text(self.listening, HTTP_PORTS + server));
+            config.insert("listen_https".into(), text(self.listening, HTTPS_PORTS + server));
             config.insert("admin".into(), text(self.address, ADMIN_PORTS + server));
             config.insert("reactors".into(), Value::Integer(2));
             config.insert("connections_max".into(), Value::Integer(1_000));
@@ -162,6 +166,16 @@ impl Site {
     /// Where devices reach a server.
     pub(crate) fn server_address(&self, server: u16) -> SocketAddr {
         (self.listening, LISTEN_PORTS + server).into()
+    }
+
+    /// Where a server speaks HTTP.
+    pub(crate) fn http_address(&self, server: u16) -> SocketAddr {
+        (self.listening, HTTP_PORTS + server).into()
+    }
+
+    /// Where it speaks HTTPS.
+    pub(crate) fn https_address(&self, server: u16) -> SocketAddr {
+        (self.listening, HTTPS_PORTS + server).into()
     }
 
     /// The site's certificate authority.
@@ -425,6 +439,11 @@ impl Site {
         until_true(&format!("a line of BGBServer.log with {words:?}"), SOON, || {
             self.server_log().lines().any(|line| words.iter().all(|word| line.contains(word)))
         });
+    }
+
+    /// What the servers have logged of their roads through HTTP.
+    pub(crate) fn http_log(&self) -> String {
+        fs::read_to_string(self.folder().log("BgbHttpProxy.log")).unwrap_or_default()
     }
 
     fn metrics(&self, server: u16) -> String {

@@ -10,7 +10,7 @@
 
 #[path = "../rig/mod.rs"]
 mod rig;
-use rig::{api, peer, process, site, wait};
+use rig::{api, peer, process, road, site, wait};
 
 mod files;
 mod relay;
@@ -26,10 +26,12 @@ mod openssl;
 mod orders;
 mod restoring;
 mod resuming;
-mod road;
+mod roads;
 mod signals;
 mod slow_peers;
 mod speech;
 mod starting;
 mod strangers;
 mod walk;
+mod web;
+mod whole_road;

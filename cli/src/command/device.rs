@@ -13,7 +13,7 @@ use bgb_protocol::api::{
     AddDevice, AddDevices, Connectivity, DEVICES_PER_REQUEST_MAX, DeviceBundle, DeviceBundles, DeviceDetails,
     DeviceRow, Membership,
 };
-use bgb_protocol::message::{Road, RoadReason, RoadTaken};
+use bgb_protocol::message::RoadTaken;
 use comfy_table::{Cell, Table};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -22,6 +22,7 @@ use crate::arguments::{DeviceAdd, DeviceCommand, DeviceLs, WantedConnectivity};
 use crate::figures::{Clock, counted};
 use crate::manager::{ApiPath, Manager};
 use crate::outcome::{Exit, Failure};
+use crate::road::{road_in_words, taken_in_words};
 use crate::terminal::{Terminal, Tone, lines_of, name_number, state, text};
 
 /// A device's folder holds its key: it is its owner's alone.
@@ -264,7 +265,8 @@ fn connectivity_name(wanted: WantedConnectivity) -> &'static str {
 /// Devices as a table.
 pub(crate) fn table(rows: &[DeviceRow], terminal: &Terminal) -> Table {
     let clock = terminal.clock();
-    let mut table = terminal.table(&["Number", "Name", "State", "Since", "Server", "Address", "Agent"]);
+    let mut table =
+        terminal.table(&["Number", "Name", "State", "Since", "Server", "Address", "Road", "Agent"]);
     for row in rows {
         table.add_row([
             name_number(row.number.0),
@@ -273,10 +275,16 @@ pub(crate) fn table(rows: &[DeviceRow], terminal: &Terminal) -> Table {
             text(clock.show_some(row.since)),
             text(row.server.map_or_else(dash, |server| server.to_string())),
             text(row.address.clone().unwrap_or_else(dash)),
+            text(row.road.as_ref().map_or_else(dash, road_of)),
             text(row.agent_version.clone().unwrap_or_else(dash)),
         ]);
     }
     table
+}
+
+/// The road alone: the reason is shown with the device, and its line is long.
+fn road_of(taken: &RoadTaken) -> String {
+    road_in_words(taken.road, taken.outer_tls, taken.proxied)
 }
 
 /// A device's state as a cell.
@@ -309,7 +317,7 @@ fn details(device: &DeviceDetails, terminal: &Terminal) -> String {
     line("Last offline", clock.show_some(device.last_offline));
     line("Server", row.server.map_or_else(dash, |server| server.to_string()));
     line("Address", row.address.clone().unwrap_or_else(dash));
-    line("Road", device.road.as_ref().map_or_else(dash, road));
+    line("Road", row.road.as_ref().map_or_else(dash, taken_in_words));
     line("Agent", row.agent_version.clone().unwrap_or_else(dash));
     line("Platform", device.platform.clone().unwrap_or_else(dash));
     line("Host name", device.hostname.clone().unwrap_or_else(dash));
@@ -322,31 +330,6 @@ fn details(device: &DeviceDetails, terminal: &Terminal) -> String {
     let inventory = if device.inventory.is_some() { "there: see --json" } else { "none yet" };
     line("Inventory", inventory.to_owned());
     lines_of(&table)
-}
-
-/// The road and what is special about it: `TCP`, `long-poll over HTTPS through a proxy (TCP was refused)`.
-fn road(taken: &RoadTaken) -> String {
-    let mut text = match taken.road {
-        Road::Tcp => return "TCP".to_owned(),
-        Road::WebSocket => "WebSocket over ",
-        Road::LongPoll => "long-poll over ",
-    }
-    .to_owned();
-    text.push_str(if taken.outer_tls { "HTTPS" } else { "HTTP" });
-    if taken.proxied {
-        text.push_str(" through a proxy");
-    }
-    match &taken.reason {
-        None => {}
-        Some(RoadReason::Refused) => text.push_str(" (TCP was refused)"),
-        Some(RoadReason::TimedOut) => text.push_str(" (TCP timed out)"),
-        Some(RoadReason::Reset) => text.push_str(" (TCP was reset)"),
-        Some(RoadReason::ProxyAnswer(status)) => text.push_str(&format!(" (a proxy answered {status})")),
-        Some(RoadReason::Intercepted(issuer)) => {
-            text.push_str(&format!(" (intercepted: a certificate of {issuer} was shown)"));
-        }
-    }
-    text
 }
 
 fn clock_skew(millis: i64) -> String {
@@ -397,6 +380,7 @@ mod tests {
             since: None,
             server: Some(ServerId(1)),
             address: None,
+            road: Some(RoadTaken::tcp()),
             agent_version: Some("0.1.0".to_owned()),
         }
     }
@@ -423,7 +407,12 @@ mod tests {
             row(3, Connectivity::Online, Membership::Blocked),
         ];
         let shown = lines_of(&table(&rows, &Terminal::plain()));
-        for expected in ["     1  pc-1     ● online", "  1000  pc-1000  ○ never seen", "✗ blocked"] {
+        for expected in [
+            "     1  pc-1     ● online",
+            "–        TCP   0.1.0",
+            "  1000  pc-1000  ○ never seen",
+            "✗ blocked",
+        ] {
             assert!(shown.contains(expected), "{expected:?} in\n{shown}");
         }
     }
@@ -461,18 +450,6 @@ mod tests {
         fs::write(folder.path().join("device.key"), "old").unwrap();
         let failure = write_bundle(folder.path(), &bundle()).unwrap_err();
         assert!(failure.to_string().contains("bgb device block 3"), "{failure}");
-    }
-
-    #[test]
-    fn a_road_that_is_not_tcp_says_why() {
-        assert_eq!(road(&RoadTaken::tcp()), "TCP");
-        let taken = RoadTaken {
-            road: Road::LongPoll,
-            outer_tls: true,
-            proxied: true,
-            reason: Some(RoadReason::Refused),
-        };
-        assert_eq!(road(&taken), "long-poll over HTTPS through a proxy (TCP was refused)");
     }
 
     #[test]

@@ -57,6 +57,7 @@ fn set_up_log(folder: &SiteFolder) -> Result<LogGuard, Failure> {
         file: Some(folder.log(SETUP_LOG)),
         stderr: StderrFormat::Off,
         level: "info".to_owned(),
+        apart: None,
     };
     Ok(log::init(options)?)
 }

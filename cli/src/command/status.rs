@@ -1,4 +1,6 @@
-//! `bgb status`: the site's components, what waits, and what they have to say.
+//! `bgb status`: the site's components, what waits, and what they have to say; `--roads`, how its devices come.
+
+mod roads;
 
 use bgb_protocol::api::{MessageRow, SiteStatus};
 use bgb_protocol::status::Severity;
@@ -27,6 +29,9 @@ pub(crate) fn run(
     manager: &Manager,
     terminal: &Terminal,
 ) -> Result<Exit, Failure> {
+    if arguments.roads {
+        return roads::run(arguments.networks, manager, terminal);
+    }
     let status: SiteStatus = manager.fetch(&ApiPath::new(&["status"]))?;
     let path = ApiPath::new(&["messages"]).with("severity", severity_name(arguments.severity));
     let messages = match arguments.messages {

@@ -204,6 +204,8 @@ fn start_server(
     let with_ports = |devices: u16, admin: u16| {
         let keys = [
             ("listen", loopback(devices).to_string().into()),
+            ("listen_http", loopback(ANY).to_string().into()),
+            ("listen_https", loopback(ANY).to_string().into()),
             ("admin", loopback(admin).to_string().into()),
             ("connections_max", CONNECTIONS_MAX.into()),
         ];

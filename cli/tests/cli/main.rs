@@ -212,6 +212,34 @@ fn a_list_is_followed_from_page_to_page() {
 }
 
 #[test]
+fn roads_are_one_document_and_what_is_left_out_is_a_remark() {
+    let survey = json!({
+        "time": 1, "online": 2, "networks_all": 9, "networks_off_tcp": 1,
+        "roads": [{ "road": "long-poll", "outer_tls": true, "proxied": true, "devices": 2 }],
+        "networks": [{
+            "network": "192.0.2.0/24", "devices": 2, "off_tcp": 2, "others": 0,
+            "roads": [{
+                "road": "long-poll", "outer_tls": true, "proxied": true, "reason": { "proxy-answer": 407 }, "devices": 2,
+            }],
+        }],
+    });
+    let answer = survey.clone();
+    let manager = FakeManager::start(move |_: &Request| (200, answer.clone()));
+    let output = ask(&manager, &["status", "--roads", "--networks", "1", "--json"]);
+    assert_eq!((code(&output), serde_json::from_slice::<Value>(&output.stdout).unwrap()), (0, survey));
+    assert!(stderr(&output).contains("8 more networks"), "{}", stderr(&output));
+    let output = ask(&manager, &["status", "--roads", "--quiet"]);
+    assert!(
+        stdout(&output).contains("long-poll over HTTPS through a proxy  a proxy answered 407"),
+        "{}",
+        stdout(&output)
+    );
+    assert_eq!(stderr(&output), "");
+    let paths: Vec<String> = manager.requests().into_iter().map(|request| request.path).collect();
+    assert_eq!(paths, ["/api/v1/roads?limit=1", "/api/v1/roads?limit=20"]);
+}
+
+#[test]
 fn a_device_is_given_its_folder_and_a_refused_one_none() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("pc-1");

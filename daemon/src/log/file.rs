@@ -59,17 +59,23 @@ impl LogSink {
 /// Writes out what is queued when it is dropped, within two seconds.
 #[must_use = "the last lines are written when the guard is dropped, at the end of main"]
 pub struct LogGuard {
-    writer: Option<(Sender<Message>, JoinHandle<()>)>,
+    /// One for each file.
+    writers: Vec<(Sender<Message>, JoinHandle<()>)>,
 }
 
 impl LogGuard {
     pub(super) fn without_file() -> LogGuard {
-        LogGuard { writer: None }
+        LogGuard { writers: Vec::new() }
     }
 
-    /// Opens the file anew before the next line: for those who move it away by themselves (logrotate) and then say so by SIGHUP.
+    /// Takes over what another one guards.
+    pub(super) fn join(&mut self, mut other: LogGuard) {
+        self.writers.append(&mut other.writers);
+    }
+
+    /// Opens the files anew before the next line: for those who move it away by themselves (logrotate) and then say so by SIGHUP.
     pub fn reopen(&self) {
-        if let Some((queue, _)) = &self.writer {
+        for (queue, _) in &self.writers {
             // A full queue means a disk that does not keep up: the file is then opened anew by the next one who asks.
             let _ = queue.try_send(Message::Reopen);
         }
@@ -78,13 +84,14 @@ impl LogGuard {
 
 impl Drop for LogGuard {
     fn drop(&mut self) {
-        let Some((queue, thread)) = self.writer.take() else { return };
         let deadline = Instant::now() + FLUSH_WAIT_MAX;
-        if queue.send_deadline(Message::Stop, deadline).is_err() {
-            return;
-        }
-        while !thread.is_finished() && Instant::now() < deadline {
-            std::thread::park_timeout(Duration::from_millis(5));
+        for (queue, thread) in self.writers.drain(..) {
+            if queue.send_deadline(Message::Stop, deadline).is_err() {
+                continue;
+            }
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
         }
     }
 }
@@ -98,7 +105,7 @@ fn start_with(mut file: LogFile, queue_lines_max: usize) -> io::Result<(LogSink,
     let (queue, lines) = bounded(queue_lines_max);
     let dropped = Arc::clone(&file.dropped);
     let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || run(&mut file, &lines))?;
-    Ok((LogSink { queue: queue.clone(), dropped }, LogGuard { writer: Some((queue, thread)) }))
+    Ok((LogSink { queue: queue.clone(), dropped }, LogGuard { writers: vec![(queue, thread)] }))
 }
 
 fn run(file: &mut LogFile, lines: &Receiver<Message>) {

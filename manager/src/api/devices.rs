@@ -127,7 +127,6 @@ fn details(queries: Queries<'_>, name: &str) -> Result<DeviceDetails, SiteError>
         row: views::device(&row),
         last_online: row.presence.last_online,
         last_offline: row.presence.last_offline,
-        road: row.presence.road.clone(),
         boot: row.presence.boot.map(|boot| boot.to_string()),
         session: row.presence.session.map(|session| session.0),
         clock_skew_ms: row.presence.clock_skew_ms,

@@ -6,6 +6,7 @@ use bgb_protocol::ids::TaskId;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Resource {
     Status,
+    Roads,
     Messages,
     Devices,
     DevicesBulk,
@@ -33,6 +34,7 @@ impl Resource {
         let name = |name: &str| name.to_owned();
         Some(match parts.as_slice() {
             ["status"] => Self::Status,
+            ["roads"] => Self::Roads,
             ["messages"] => Self::Messages,
             ["devices"] => Self::Devices,
             ["devices", "bulk"] => Self::DevicesBulk,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bgb_protocol::action::Action;
 use bgb_protocol::api::*;
 use bgb_protocol::ids::UnixMillis;
+use bgb_protocol::message::{Road, RoadReason, RoadTaken};
 use bgb_protocol::status::StatusId;
 use bgb_site::init::{InitOptions, site_init};
 use serde_json::{Value, json};
@@ -153,6 +154,54 @@ fn the_status_tells_the_site_its_manager_and_its_servers() {
     api.send("POST", "/devices/pc-1/block", &Value::Null);
     let status: SiteStatus = serde_json::from_value(api.fetch("/status")).unwrap();
     assert_eq!(status.devices.blocked, 1);
+}
+
+#[test]
+fn roads_are_counted_by_network_and_by_reason() {
+    let api = TestApi::with_devices(4);
+    let survey: RoadSurvey = serde_json::from_value(api.fetch("/roads")).unwrap();
+    assert_eq!((survey.online, survey.networks_all, survey.roads.len()), (0, 0, 0));
+
+    let database = rusqlite::Connection::open(api.root.path().join("site/site.db")).unwrap();
+    let tcp = RoadTaken::tcp();
+    let intercepted = RoadTaken {
+        road: Road::WebSocket,
+        outer_tls: true,
+        proxied: true,
+        reason: Some(RoadReason::Intercepted("Gateway".to_owned())),
+    };
+    for (device, address, road) in [
+        (0, "192.0.2.7:5000", Some(&tcp)),
+        (1, "192.0.2.8:5000", Some(&tcp)),
+        (2, "[2001:db8:1::7]:5000", Some(&intercepted)),
+        (3, "nowhere", None),
+    ] {
+        let road = road.map(|road| serde_json::to_string(road).unwrap());
+        database
+            .execute(
+                "UPDATE device SET presence = 1, address = ?2, road = ?3 WHERE number = ?1",
+                rusqlite::params![device, address, road],
+            )
+            .unwrap();
+    }
+    let survey: RoadSurvey = serde_json::from_value(api.fetch("/roads?limit=2")).unwrap();
+    assert_eq!((survey.online, survey.networks_all, survey.networks_off_tcp), (4, 3, 1));
+    let networks: Vec<_> = survey.networks.iter().map(|row| row.network.as_deref()).collect();
+    assert_eq!(networks, [Some("2001:db8:1::/48"), Some("192.0.2.0/24")]);
+    let [RoadCount { road, outer_tls, proxied, reason, devices }] = &survey.networks[0].roads[..] else {
+        panic!("{survey:?}");
+    };
+    let taken =
+        RoadTaken { road: road.unwrap(), outer_tls: *outer_tls, proxied: *proxied, reason: reason.clone() };
+    assert_eq!((&taken, *devices), (&intercepted, 1));
+    let totals: Vec<_> = survey.roads.iter().map(|total| (total.road, total.devices)).collect();
+    assert_eq!(totals, [(Some(Road::Tcp), 2), (None, 1), (Some(Road::WebSocket), 1)]);
+    let listed = api.all("/devices?connectivity=online", 3);
+    assert_eq!(listed[2]["road"], serde_json::to_value(&intercepted).unwrap());
+    assert_eq!((&listed[2]["road"], &listed[3]["road"]), (&api.fetch("/devices/2")["road"], &Value::Null));
+    assert_eq!(api.fetch("/roads")["networks"][2]["network"], Value::Null);
+    assert_eq!(api.refused("GET", "/roads?limit=1001", &Value::Null).1, ErrorCode::BadRequest);
+    assert_eq!(api.refused("GET", "/roads?network=x", &Value::Null).1, ErrorCode::BadRequest);
 }
 
 #[test]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::message::{Road, RoadReason};
 use crate::state::TaskState;
 
 fn counts() -> TaskCounts {
@@ -40,13 +41,13 @@ fn a_row_within_a_row_is_flat_and_reads_back() {
         since: None,
         server: None,
         address: None,
+        road: Some(RoadTaken::tcp()),
         agent_version: None,
     };
     let details = DeviceDetails {
         row: row.clone(),
         last_online: None,
         last_offline: None,
-        road: Some(RoadTaken::tcp()),
         boot: None,
         session: Some(7),
         clock_skew_ms: None,
@@ -58,7 +59,7 @@ fn a_row_within_a_row_is_flat_and_reads_back() {
         inventory: None,
     };
     let json = serde_json::to_value(&details).unwrap();
-    assert_eq!(json["name"], "pc-4");
+    assert_eq!((&json["name"], &json["road"]["road"]), (&"pc-4".into(), &"tcp".into()));
     assert_eq!(serde_json::from_value::<DeviceDetails>(json).unwrap(), details);
 }
 
@@ -67,4 +68,36 @@ fn counts_that_add_up_say_what_is_done() {
     assert!(counts().adds_up());
     assert_eq!(counts().done(), 3);
     assert!(!TaskCounts { succeeded: 4, ..counts() }.adds_up());
+}
+
+#[test]
+fn a_road_in_a_survey_is_flat_and_its_reason_a_word_or_one_with_a_value() {
+    let count = |reason| RoadCount {
+        road: Some(Road::WebSocket),
+        outer_tls: true,
+        proxied: false,
+        reason,
+        devices: 2,
+    };
+    let network = NetworkRoads {
+        network: Some("192.0.2.0/24".to_owned()),
+        devices: 7,
+        off_tcp: 7,
+        roads: vec![
+            count(Some(RoadReason::TimedOut)),
+            count(Some(RoadReason::ProxyAnswer(407))),
+            count(Some(RoadReason::Intercepted("Gateway".to_owned()))),
+        ],
+        others: 1,
+    };
+    let json = serde_json::to_value(&network).unwrap();
+    assert_eq!(
+        json["roads"][0],
+        serde_json::json!({
+            "road": "web-socket", "outer_tls": true, "proxied": false, "reason": "timed-out", "devices": 2,
+        })
+    );
+    assert_eq!(json["roads"][1]["reason"], serde_json::json!({ "proxy-answer": 407 }));
+    assert_eq!(json["roads"][2]["reason"], serde_json::json!({ "intercepted": "Gateway" }));
+    assert_eq!(serde_json::from_value::<NetworkRoads>(json).unwrap(), network);
 }

@@ -20,6 +20,7 @@ mod presence_world;
 mod queue;
 mod results;
 mod results_model;
+mod roads;
 mod speed;
 mod status;
 mod tasks;

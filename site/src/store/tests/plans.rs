@@ -6,6 +6,7 @@ use crate::store::devices::{
     DEVICE_BY_EXACT_NAME, DEVICE_BY_GUID, DEVICE_BY_NUMBER, DEVICES_ALL, DEVICES_BY_NAME,
     DEVICES_BY_PRESENCE, ONLINE, device_sql,
 };
+use crate::store::roads::ROADS_ONLINE;
 use crate::store::status::{STATUS_ALL, STATUS_OF_BOTH, STATUS_OF_COMPONENT, STATUS_OF_SEVERITY};
 use crate::store::targets::INACTIVE;
 use crate::store::tasks::{RESULTS_OF_STATE, RESULTS_PAGE, RESULTS_SUCCEEDED, TASKS_PAGE};
@@ -46,6 +47,7 @@ fn pages_search_by_an_index_and_sort_nothing() {
         STATUS_OF_SEVERITY,
         STATUS_OF_BOTH,
         ROWS_AFTER,
+        ROADS_ONLINE,
         super::super::presence::DEVICES_OF_SERVER,
         super::super::collections::COLLECTIONS,
     ];

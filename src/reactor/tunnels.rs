@@ -1,0 +1,455 @@
+//! Long-poll: channels that have no socket, and the requests that reach them.
+//!
+//! A request comes over whatever socket; its tunnel's id says which shard has it. One of this shard's is served at once; another's is passed on by mailbox,
+//! its bytes one way and the answer the other, and the socket stays where it is. Each request that was passed on is answered once, however its tunnel ends.
+//!
+//! ```text
+//!  socket --Ask--> tunnel's shard:   Up    taken --> its channel            Answer
+//!                                    Down  held until there is something -> Held, then Answer
+//! ```
+//!
+//! What the tunnel does with offsets is [`bgb_http::tunnel`]'s; here are its channel, its time, and who is answered what. Law: a tunnel of which nobody asks for
+//! 90 s ends, and so does what is kept for it.
+
+use std::net::SocketAddr;
+
+use bgb_http::ResponseHead;
+use bgb_http::tunnel::TunnelId;
+use bgb_http::tunnel::server::Tunnel;
+use bgb_hub::{CloseReason, Now, TICK_MS, Tick, ticks_from_secs};
+
+use super::channel::{Carrier, Channel, ChannelState};
+use super::slots::SlotKey;
+use super::socket::{CHOKED_BYTES, FLOWING_BYTES, Flow, UNSENT_BYTES_MAX};
+use super::transport::Reply;
+use super::{Reactor, hub_key};
+use crate::HTTP_LOG;
+use crate::directory::ShardId;
+use crate::tls::TlsSession;
+
+/// How long a tunnel lives of which nobody asks (docs/protocol.md, 13.2).
+const SILENT_TICKS: u64 = 90_000 / TICK_MS;
+
+/// A channel's end of a tunnel.
+#[derive(Debug)]
+pub struct TunnelEnd {
+    tunnel: Tunnel<Asker>,
+    secret: [u8; 16],
+    /// Where its first request came from.
+    pub peer: SocketAddr,
+    /// When whoever is held is let go; or, where nobody is, when the tunnel ends.
+    until: Tick,
+    flow: Flow,
+    /// It is on the reactor's list of those that have something for who is held.
+    is_answering: bool,
+}
+
+/// Whose request it is: the way back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// The shard of the socket.
+    pub shard: ShardId,
+    /// The socket.
+    pub socket: SlotKey,
+}
+
+/// What is asked of a tunnel.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// Bytes up; whether they are the last of their request, which is to be answered.
+    Up {
+        /// The first one's offset.
+        from: u64,
+        /// They themselves.
+        bytes: Vec<u8>,
+        /// Whether they are the last of their request, so that it is to be answered.
+        is_last: bool,
+    },
+    /// Bytes down.
+    Down {
+        /// The first one's offset.
+        from: u64,
+        /// How long to wait for one.
+        hold_secs: u32,
+    },
+    /// Whoever waited for bytes down is gone.
+    Lost,
+}
+
+/// What is passed from shard to shard.
+#[derive(Clone, Debug)]
+pub enum Passed {
+    /// A request.
+    Ask {
+        /// Whose.
+        asker: Asker,
+        /// Of which tunnel.
+        id: TunnelId,
+        /// What.
+        ask: Ask,
+    },
+    /// What it comes to.
+    Answer {
+        /// Whose socket it is for.
+        socket: SlotKey,
+        /// The answer.
+        answer: TunnelAnswer,
+    },
+}
+
+/// What a request to a tunnel comes to.
+#[derive(Clone, Debug)]
+pub enum TunnelAnswer {
+    /// It is held; whether the tunnel is a known device's.
+    Held(bool),
+    /// The answer.
+    Given(GivenAnswer),
+    /// Bytes up were not taken, and the rest of their body need not be passed on.
+    Refused(GivenAnswer),
+}
+
+/// An answer to a request to a tunnel.
+#[derive(Clone, Debug)]
+pub struct GivenAnswer {
+    status: u16,
+    /// Up to where bytes up were taken; not known of a tunnel that there is not.
+    received: Option<u64>,
+    /// The offset that was asked for.
+    from: Option<u64>,
+    bytes: Vec<u8>,
+    /// Whether the tunnel is a known device's.
+    pub is_known: bool,
+}
+
+impl GivenAnswer {
+    fn of(end: &TunnelEnd, is_known: bool, status: u16) -> Self {
+        Self { status, received: Some(end.tunnel.received()), from: None, bytes: Vec::new(), is_known }
+    }
+
+    /// There is no such tunnel, or no longer.
+    #[must_use]
+    pub fn gone() -> Self {
+        Self { status: 404, received: None, from: None, bytes: Vec::new(), is_known: false }
+    }
+
+    /// Its shard takes no more at present.
+    #[must_use]
+    pub fn busy() -> Self {
+        Self { status: 503, ..Self::gone() }
+    }
+
+    /// Whether bytes were taken or given.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    fn at(mut self, from: u64) -> Self {
+        self.from = Some(from);
+        self
+    }
+
+    /// As HTTP says it.
+    #[must_use]
+    pub fn reply(self) -> Reply {
+        let mut head = ResponseHead::new(self.status).with("Cache-Control", "no-store");
+        if let Some(received) = self.received {
+            head = head.with("Bgb-Received", received.to_string());
+        }
+        if let Some(from) = self.from {
+            head = head.with("Bgb-From", from.to_string());
+        }
+        match self.status {
+            200 => Reply { head, body: self.bytes, content_type: "application/octet-stream" },
+            503 => Reply::sentence(
+                head.with("Retry-After", "1"),
+                "There is no room for more at present; repeat it in a second.",
+            ),
+            404 => Reply::sentence(
+                head,
+                "There is no such tunnel, or no longer; open another with a POST to /bgb/tunnel.",
+            ),
+            409 => Reply::sentence(
+                head,
+                "The offset cannot be: see Bgb-Received; or a later request took this one's place.",
+            ),
+            _ => Reply::empty(head),
+        }
+    }
+}
+
+impl TunnelEnd {
+    fn new(secret: [u8; 16], peer: SocketAddr) -> Self {
+        Self {
+            tunnel: Tunnel::default(),
+            secret,
+            peer,
+            until: Tick(0),
+            flow: Flow::Flowing,
+            is_answering: false,
+        }
+    }
+
+    /// Bytes go down.
+    fn push(&mut self, bytes: &[u8]) {
+        self.tunnel.push(bytes);
+    }
+}
+
+impl Reactor {
+    /// Opens a tunnel for `peer`, whose handshake has its place already. `None` when that is not possible now.
+    pub(super) fn open_tunnel(&mut self, now: Now, peer: SocketAddr) -> Option<TunnelId> {
+        let mut secret = [0; 16];
+        let random = aws_lc_rs::rand::fill(&mut secret);
+        let tls = TlsSession::new(&self.tls);
+        let (Ok(()), Ok(tls)) = (random, tls) else {
+            tracing::error!("a tunnel could not be opened: no randomness, or no TLS session");
+            return None;
+        };
+        let end = TunnelEnd::new(secret, peer);
+        let key = self.channels.insert(Channel::new(Carrier::Tunnel(Box::new(end)), tls));
+        self.deadlines.arm(key.index, Tick(now.tick.0 + self.patience()));
+        self.metrics.tunnels_opened.add(1);
+        tracing::debug!(target: HTTP_LOG, %peer, "a tunnel begins");
+        self.count_tunnels(self.tunnels + 1);
+        Some(TunnelId { server: self.server.0, shard: self.shard.id().0, slot: key.index, secret })
+    }
+
+    fn count_tunnels(&mut self, tunnels: u64) {
+        self.tunnels = tunnels;
+        self.metrics.tunnels.set(tunnels);
+    }
+
+    /// Has a request reach its tunnel. What comes of it comes as [`on_tunnel_answer`](Self::on_tunnel_answer), at once where the tunnel is here.
+    pub(super) fn ask_tunnel(&mut self, now: Now, socket: SlotKey, id: TunnelId, ask: Ask) {
+        let asker = Asker { shard: self.shard.id(), socket };
+        if id.shard == asker.shard.0 {
+            return self.serve(now, asker, id, ask);
+        }
+        let is_loss = matches!(ask, Ask::Lost);
+        let passed = self.shard.pass(ShardId(id.shard), Passed::Ask { asker, id, ask });
+        if passed {
+            self.metrics.tunnel_requests_passed.add(1);
+        } else if !is_loss {
+            self.on_tunnel_answer(now, socket, TunnelAnswer::Refused(GivenAnswer::busy()));
+        }
+    }
+
+    /// What another shard passed on.
+    pub(super) fn take_passed(&mut self, now: Now, passed: Passed) {
+        match passed {
+            Passed::Ask { asker, id, ask } => self.serve(now, asker, id, ask),
+            Passed::Answer { socket, answer } => self.on_tunnel_answer(now, socket, answer),
+        }
+    }
+
+    /// The channel that an id means, if it is still there.
+    fn tunnel_of(&mut self, id: TunnelId) -> Option<(SlotKey, bool, &mut TunnelEnd)> {
+        let key = self.channels.key_at(id.slot).filter(|_| id.server == self.server.0)?;
+        let channel = self.channels.tenant_mut(key)?;
+        let is_known = !channel.is_handshaking();
+        let end = channel.tunnel().filter(|end| id.has_secret(&end.secret))?;
+        Some((key, is_known, end))
+    }
+
+    fn serve(&mut self, now: Now, asker: Asker, id: TunnelId, ask: Ask) {
+        let is_backed_up = self.shard.is_backed_up();
+        let Some((key, is_known, end)) = self.tunnel_of(id) else {
+            return match ask {
+                Ask::Up { is_last: true, .. } | Ask::Down { .. } => {
+                    self.answer(now, asker, TunnelAnswer::Given(GivenAnswer::gone()));
+                }
+                Ask::Up { is_last: false, .. } => {
+                    self.answer(now, asker, TunnelAnswer::Refused(GivenAnswer::gone()));
+                }
+                Ask::Lost => {}
+            };
+        };
+        match ask {
+            Ask::Up { from, bytes, is_last } => {
+                // What the shard cannot keep now, the agent keeps.
+                let refusal = if end.tunnel.check(from).is_err() {
+                    Some(409)
+                } else {
+                    (is_backed_up && !bytes.is_empty()).then_some(503)
+                };
+                if let Some(status) = refusal {
+                    let given = GivenAnswer::of(end, is_known, status);
+                    let refused =
+                        if is_last { TunnelAnswer::Given(given) } else { TunnelAnswer::Refused(given) };
+                    return self.answer(now, asker, refused);
+                }
+                let new = end.tunnel.take(from, &bytes).unwrap_or_default();
+                for piece in new.chunks(self.scratch.received.len().min(new.len().max(1))) {
+                    self.scratch.received[..piece.len()].copy_from_slice(piece);
+                    self.hear_tunnel(now, key, piece.len());
+                }
+                if is_last {
+                    let given = self.tunnel_of(id).map_or_else(GivenAnswer::gone, |(_, is_known, end)| {
+                        GivenAnswer::of(end, is_known, 204)
+                    });
+                    self.answer(now, asker, TunnelAnswer::Given(given));
+                }
+            }
+            Ask::Down { from, hold_secs } => {
+                let former = match end.tunnel.ask(from, asker) {
+                    Ok(former) => former,
+                    Err(_) => {
+                        let given = GivenAnswer::of(end, is_known, 409).at(from);
+                        return self.answer(now, asker, TunnelAnswer::Given(given));
+                    }
+                };
+                end.until = Tick(now.tick.0 + ticks_from_secs(hold_secs));
+                let (until, superseded) = (end.until, GivenAnswer::of(end, is_known, 409));
+                if is_known
+                    && self.channels.tenant(key).is_some_and(|channel| channel.state == ChannelState::Open)
+                {
+                    self.deadlines.arm(key.index, until);
+                }
+                if let Some(former) = former {
+                    self.answer(now, former, TunnelAnswer::Given(superseded));
+                }
+                self.answer(now, asker, TunnelAnswer::Held(is_known));
+                self.note_tunnel_flow(now, key);
+                self.want_answer(key);
+            }
+            Ask::Lost => {
+                if end.tunnel.lose(&asker) {
+                    end.until = Tick(now.tick.0 + SILENT_TICKS);
+                    self.arm_tunnel(key);
+                }
+            }
+        }
+    }
+
+    /// Bytes of a tunnel's channel, at the beginning of the scratch.
+    fn hear_tunnel(&mut self, now: Now, key: SlotKey, bytes: usize) {
+        let Some(channel) = self.channels.tenant_mut(key) else { return };
+        if channel.is_handshaking() {
+            self.hear_strange_channel(now, key, bytes);
+        } else {
+            self.feed(now, key, bytes);
+        }
+    }
+
+    fn answer(&mut self, now: Now, asker: Asker, answer: TunnelAnswer) {
+        if asker.shard == self.shard.id() {
+            return self.on_tunnel_answer(now, asker.socket, answer);
+        }
+        let passed = Passed::Answer { socket: asker.socket, answer };
+        self.shard.pass_surely(asker.shard, passed);
+    }
+
+    /// Bytes went down a channel in a tunnel: they are given when all that this turn has for it is there.
+    pub(super) fn push_down(&mut self, now: Now, key: SlotKey, is_held_back: bool) {
+        let Some(end) = self.channels.tenant_mut(key).and_then(Channel::tunnel) else { return };
+        end.push(&self.scratch.records);
+        if !is_held_back {
+            self.want_answer(key);
+        }
+        self.note_tunnel_flow(now, key);
+    }
+
+    /// Puts a tunnel on the list of those that have something for who is held.
+    fn want_answer(&mut self, key: SlotKey) {
+        let Some(end) = self.channels.tenant_mut(key).and_then(Channel::tunnel) else { return };
+        if !end.is_answering && end.tunnel.holds() && end.tunnel.kept_bytes() > 0 {
+            end.is_answering = true;
+            self.answering.push(key);
+        }
+    }
+
+    /// Keeps the limits of bytes that wait.
+    fn note_tunnel_flow(&mut self, now: Now, key: SlotKey) {
+        let Some(channel) = self.channels.tenant_mut(key) else { return };
+        let is_open = channel.state == ChannelState::Open;
+        let Some(end) = channel.tunnel() else { return };
+        let kept = end.tunnel.kept_bytes();
+        if kept > UNSENT_BYTES_MAX {
+            return self.end(now, key, CloseReason::TooSlow);
+        }
+        let flow = match end.flow {
+            Flow::Flowing if kept > CHOKED_BYTES => Flow::Choked,
+            Flow::Choked if kept < FLOWING_BYTES => Flow::Flowing,
+            same => same,
+        };
+        if flow != end.flow {
+            end.flow = flow;
+            if is_open {
+                self.shard.handle_flow(now, hub_key(key), flow == Flow::Choked);
+            }
+        }
+    }
+
+    /// Those who are held get what this turn has for them.
+    pub(super) fn answer_held(&mut self, now: Now) {
+        for key in std::mem::take(&mut self.answering) {
+            let Some(channel) = self.channels.tenant_mut(key) else { continue };
+            let (is_known, state) = (!channel.is_handshaking(), channel.state);
+            let Some(end) = channel.tunnel() else { continue };
+            end.is_answering = false;
+            let Some((asker, from, bytes)) = end.tunnel.answer() else { continue };
+            let bytes = bytes.to_vec();
+            end.until = Tick(now.tick.0 + SILENT_TICKS);
+            let has_given_all = end.tunnel.has_given_all();
+            let given = GivenAnswer { bytes, ..GivenAnswer::of(end, is_known, 200).at(from) };
+            self.metrics.sent_bytes.add(given.bytes.len() as u64);
+            self.arm_tunnel(key);
+            self.answer(now, asker, TunnelAnswer::Given(given));
+            if let ChannelState::Closing(reason) = state
+                && has_given_all
+            {
+                self.end(now, key, reason);
+            }
+        }
+    }
+
+    /// An open tunnel's moment: who is held is let go, or nobody has asked for too long.
+    pub(super) fn on_tunnel_time(&mut self, now: Now, key: SlotKey) {
+        let Some(end) = self.channels.tenant_mut(key).and_then(Channel::tunnel) else { return };
+        if now.tick >= end.until {
+            let Some((asker, from)) = end.tunnel.let_go() else {
+                return self.close(now, key, CloseReason::TunnelSilent);
+            };
+            end.until = Tick(now.tick.0 + SILENT_TICKS);
+            let given = GivenAnswer::of(end, true, 204).at(from);
+            self.answer(now, asker, TunnelAnswer::Given(given));
+        }
+        // What was held back goes.
+        self.want_answer(key);
+        self.arm_tunnel(key);
+    }
+
+    /// A tunnel's device is known: from now on it has its own time.
+    pub(super) fn on_tunnel_open(&mut self, now: Now, key: SlotKey) {
+        let Some(end) = self.channels.tenant_mut(key).and_then(Channel::tunnel) else { return };
+        if !end.tunnel.holds() {
+            end.until = Tick(now.tick.0 + SILENT_TICKS);
+        }
+        self.arm_tunnel(key);
+    }
+
+    fn arm_tunnel(&mut self, key: SlotKey) {
+        let Some(channel) = self.channels.tenant_mut(key) else { return };
+        let is_open = channel.state == ChannelState::Open;
+        if let Some(end) = channel.tunnel().filter(|_| is_open) {
+            let until = end.until;
+            self.deadlines.arm(key.index, until);
+        }
+    }
+
+    /// Whether nothing is left that a closing tunnel would still give.
+    pub(super) fn has_tunnel_given_all(&mut self, key: SlotKey) -> bool {
+        let end = self.channels.tenant_mut(key).and_then(Channel::tunnel);
+        end.is_some_and(|end| end.tunnel.has_given_all())
+    }
+
+    /// A tunnel's channel is gone: whoever is held is told.
+    pub(super) fn on_tunnel_over(&mut self, now: Now, end: TunnelEnd) {
+        self.count_tunnels(self.tunnels - 1);
+        let mut tunnel = end.tunnel;
+        if let Some((asker, _)) = tunnel.let_go() {
+            self.answer(now, asker, TunnelAnswer::Given(GivenAnswer::gone()));
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What the HTTP ports answer to whoever is no agent: proper answers to what is proper, and an end to everything else.
+
+use std::time::{Duration, Instant};
+
+use crate::road::{Answer, Http};
+use crate::site::Site;
+use crate::wait::SOON;
+
+fn server() -> Site {
+    let mut site = Site::new(1);
+    site.start_server(1);
+    site
+}
+
+fn ask(site: &Site, method: &str, target: &str) -> Answer {
+    let mut http = Http::connect(site.http_address(1), false);
+    http.ask(method, target, b"").unwrap();
+    http.wait()
+}
+
+#[test]
+fn what_is_no_tunnel_gets_a_small_and_proper_answer() {
+    let site = server();
+    let tunnel = format!("/bgb/tunnel/{}", "0".repeat(52));
+    for (method, target, status, allowed) in [
+        ("GET", "/", 200, None),
+        ("POST", "/", 405, Some("GET, HEAD")),
+        ("GET", "/index.html", 404, None),
+        ("GET", "/bgb", 404, None),
+        ("OPTIONS", "*", 404, None),
+        ("DELETE", "/bgb/tunnel", 405, Some("POST")),
+        ("PUT", &tunnel, 405, Some("GET, POST")),
+        ("GET", &tunnel, 400, None),
+        ("GET", "/bgb/tunnel/guess", 404, None),
+        ("POST", "/bgb/websocket", 405, Some("GET")),
+        ("GET", "/bgb/websocket", 426, None),
+    ] {
+        let answer = ask(&site, method, target);
+        assert_eq!(
+            (answer.status, answer.field("Allow")),
+            (status, allowed),
+            "{method} {target}: {answer:?}"
+        );
+        let text = String::from_utf8(answer.body).unwrap();
+        assert!(!text.contains("LAB") && text.len() < 200, "{text}");
+        assert!(answer.fields.iter().any(|(name, _)| name == "Date"), "{:?}", answer.fields);
+    }
+    let text = ask(&site, "GET", "/").body;
+    assert!(String::from_utf8(text).unwrap().contains("BGB notification server"));
+    assert_eq!(ask(&site, "GET", "/bgb/websocket").field("Upgrade"), Some("websocket"));
+}
+
+#[test]
+fn requests_may_follow_each_other_on_a_connection_and_before_their_answers() {
+    let site = server();
+    for is_covered in [false, true] {
+        let address = if is_covered { site.https_address(1) } else { site.http_address(1) };
+        let mut http = Http::connect(address, is_covered);
+        http.send(
+            b"GET / HTTP/1.1\r\nHost: a\r\n\r\n\
+              POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n\
+              GET /y HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        )
+        .unwrap();
+        assert_eq!([http.wait().status, http.wait().status], [200, 404]);
+        let last = http.wait();
+        assert_eq!((last.status, last.field("Connection")), (404, Some("close")));
+        assert!(http.is_ended());
+        // HTTP/1.0 closes by itself, and a HEAD's answer has no body.
+        let mut http = Http::connect(address, is_covered);
+        http.send(b"HEAD / HTTP/1.0\r\n\r\n").unwrap();
+        assert!(http.is_ended());
+    }
+}
+
+#[test]
+fn what_two_could_read_in_two_ways_is_refused_and_the_connection_ends() {
+    let site = server();
+    let long = format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: {}\r\n\r\n", "x".repeat(20_000));
+    let many: String = (0..100).map(|number| format!("X-{number}: y\r\n")).collect();
+    let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n");
+    let shapes = [
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcd", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +4\r\n\r\nabcd", 400),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n",
+            400,
+        ),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", 501),
+        ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\nabcde\r\n0\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x5\r\nabcde\r\n0\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 262145\r\n\r\n", 413),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n40001\r\n", 413),
+        ("GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n folded\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\n", 400),
+        ("GET / HTTP/1.1\nHost: a\n\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\rX: y\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        ("GET / HTTP/3.0\r\nHost: a\r\n\r\n", 505),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (&long, 431),
+        (&many, 431),
+    ];
+    for (bytes, status) in shapes {
+        let mut http = Http::connect(site.http_address(1), false);
+        // What is refused early may be closed before it has all been sent.
+        let _ = http.send(bytes.as_bytes());
+        let answer = http.wait();
+        assert_eq!((answer.status, answer.field("Connection")), (status, Some("close")), "{bytes:.80?}");
+        assert!(http.is_ended(), "{bytes:.80?}");
+    }
+    site.wait_closed("bad-request", shapes.len() as u64);
+    let log = site.http_log();
+    assert!(log.contains("bad-request") && log.contains("component=\"BgbHttpProxy\""), "{log}");
+    assert!(!site.server_log().contains("bad-request"), "it has a log of its own");
+    // TLS on the port of HTTP, and HTTP on that of HTTPS.
+    let mut http = Http::connect(site.http_address(1), false);
+    http.send(&[0x16, 3, 1, 0, 5, 1, 0, 0, 1, 0]).unwrap();
+    assert_eq!(http.wait().status, 400);
+    let mut https = Http::connect(site.https_address(1), false);
+    https.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(https.is_ended());
+}
+
+#[test]
+fn whoever_brings_no_session_about_is_let_go_however_slowly_it_speaks() {
+    let site = server();
+    let (http, https) = (site.http_address(1), site.https_address(1));
+    let lasts = |mut line: Http, begin: Vec<u8>, drip: &'static [u8]| {
+        std::thread::spawn(move || {
+            line.send(&begin).unwrap();
+            let begun = Instant::now();
+            while begun.elapsed() < SOON && line.send(drip).is_ok() {
+                if line.answer().is_err() {
+                    break;
+                }
+                // The pace of the attack, not a wait for anything.
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            begun.elapsed()
+        })
+    };
+    let requests = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let threads = [
+        ("says nothing", lasts(Http::connect(http, false), Vec::new(), b"")),
+        (
+            "slow head",
+            lasts(Http::connect(http, false), b"GET / HTTP/1.1\r\nHost: a\r\n".to_vec(), b"X: y\r\n"),
+        ),
+        (
+            "slow body",
+            lasts(
+                Http::connect(http, false),
+                b"POST /bgb/tunnel HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n".to_vec(),
+                b"x",
+            ),
+        ),
+        ("asks again and again", lasts(Http::connect(http, false), requests.to_vec(), requests)),
+        ("says nothing in HTTPS", lasts(Http::connect(https, true), Vec::new(), b"")),
+        (
+            "slow head in HTTPS",
+            lasts(Http::connect(https, true), b"GET / HTTP/1.1\r\nHost: a\r\n".to_vec(), b"X: y\r\n"),
+        ),
+    ];
+    for (what, thread) in threads {
+        let lasted = thread.join().unwrap();
+        assert!(lasted < Duration::from_secs(28), "{what}: it lasted {lasted:?}");
+        assert!(lasted > Duration::from_secs(1), "{what}: it lasted {lasted:?}");
+    }
+    crate::wait::until_equal("connections", SOON, &0, || site.metric(1, "bgb_server_connections"));
+}
