@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::bench::Bench;
 use crate::capacity::CapacityArguments;
+use crate::client::road::Way;
 use crate::flood::FloodArguments;
 use crate::floor::writes::ReaderArguments;
 use crate::peers::PeersArguments;
@@ -105,7 +106,9 @@ pub(crate) struct RunArguments {
     /// The network that agents connect from, an address each [default: 127.64.0.0/10 for servers on this machine]
     #[arg(long)]
     pub(crate) sources: Option<Sources>,
-    /// Agents that are signed in keep only the keys of their sessions, 6 KiB each in all instead of 13: for runs whose limit is the agents' memory
+    #[command(flatten)]
+    pub(crate) way: Way,
+    /// Agents that are signed in keep only the keys of their sessions, outer ones too, 6 KiB each in all instead of 13: for runs whose limit is the agents' memory
     #[arg(long)]
     pub(crate) at_rest: bool,
     /// Handshakes under way at the most, of all processes together
@@ -114,7 +117,7 @@ pub(crate) struct RunArguments {
     /// Connections that are begun in a second while connecting; 0: whenever there is room
     #[arg(long, default_value_t = 0.0)]
     pub(crate) rate: f64,
-    /// Connections that the server is configured for, in a site of the run's own [default: as many as there are agents]
+    /// Connections that the server is configured for, in a site of the run's own [default: as many as the agents have sockets]
     #[arg(long)]
     pub(crate) connections_max: Option<usize>,
     /// How often agents speak when they have nothing to say, 20 to 3,600, in a site of the run's own [default: the server's own]
@@ -139,6 +142,7 @@ impl RunArguments {
     pub(crate) fn told(&self) -> Value {
         let Self { servers, reactors, window, rate, at_rest, connections_max, keepalive_seconds, .. } = self;
         json!({
+            "road": self.way.road.name(), "tls_outer": self.way.tls_outer,
             "servers": servers, "reactors": reactors, "window": window, "rate": rate, "at_rest": at_rest,
             "connections_max": connections_max, "keepalive_seconds": keepalive_seconds,
             "presence_full_seconds": self.presence_full_seconds,
@@ -155,6 +159,7 @@ impl RunArguments {
             servers: 1,
             server_pid: None,
             sources: None,
+            way: Way::default(),
             at_rest: false,
             window: 128,
             rate: 0.0,

@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use bgb_protocol::ids::TaskId;
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
+use crate::client::road::Way;
 use crate::client::subscriber::Dialect;
 use crate::clock::now_ns;
 use crate::interrupt;
@@ -20,7 +21,7 @@ use crate::measure::{Cost, Latencies};
 use crate::sources::Sources;
 use crate::worker::link::{Command, Progress, Report};
 
-/// Agents of one worker at the most: a process has 20,000 descriptors on many machines.
+/// Sockets of one worker at the most: a process has 20,000 descriptors on many machines.
 const PER_WORKER_MAX: usize = 15_000;
 /// How often it is looked whether somebody wants to end it.
 const LOOK: Duration = Duration::from_millis(100);
@@ -76,6 +77,8 @@ pub(crate) struct Playing {
     pub(crate) dialect: Option<Dialect>,
     /// Of a session only its keys are kept, once it is signed in.
     pub(crate) at_rest: bool,
+    /// By which road agents come.
+    pub(crate) way: Way,
 }
 
 struct Worker {
@@ -174,7 +177,8 @@ impl Crew {
     /// When one cannot be started, or cannot read its part.
     pub(crate) fn start(fleet: &Path, count: usize, playing: Playing) -> anyhow::Result<Self> {
         let (told, reports) = unbounded();
-        let (parts, program) = (count.div_ceil(PER_WORKER_MAX), std::env::current_exe()?);
+        let of_one = PER_WORKER_MAX / playing.way.road.sockets();
+        let (parts, program) = (count.div_ceil(of_one), std::env::current_exe()?);
         let mut workers = Vec::with_capacity(parts);
         for part in 0..parts {
             let (first, end) = (count * part / parts, count * (part + 1) / parts);
@@ -183,7 +187,7 @@ impl Crew {
             command.args(["--first", &first.to_string(), "--count", &(end - first).to_string()]);
             command.args(playing.sources.map(|sources| format!("--sources={sources}")));
             command.args(playing.dialect.map(|dialect| format!("--dialect={}", dialect.name())));
-            command.args(playing.at_rest.then_some("--at-rest"));
+            command.args(playing.at_rest.then_some("--at-rest")).args(playing.way.arguments());
             let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).spawn();
             let mut process = spawned.with_context(|| format!("{}: cannot be started", program.display()))?;
             let (input, output) = (process.stdin.take(), process.stdout.take());
