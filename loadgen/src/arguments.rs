@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Fleet(FleetArguments),
     /// Plays a day in some minutes: everybody comes, tasks for one and for all, naps, everybody goes
     Mixed(MixedArguments),
+    /// Has the same agents come by every road, in turns: memory of a connection, rate of connecting, how late a task for one is (with a site of its own only)
+    Roads(RoadsArguments),
     /// Goes on for hours, and tells what the servers have grown to
     Soak(SoakArguments),
     /// Has strangers flood the server with handshakes: who stays signed in, and how late a push is then (with a site of its own only)
@@ -204,9 +206,9 @@ pub(crate) struct CostsArguments {
 pub(crate) struct BenchArguments {
     /// Which
     pub(crate) bench: Bench,
-    /// Connections
-    #[arg(long, default_value_t = 15_000)]
-    pub(crate) agents: usize,
+    /// Connections [default: 15,000; 5,000 for roads, of which some take two sockets each]
+    #[arg(long)]
+    pub(crate) agents: Option<usize>,
     /// A folder for pictures (SVG), and for latencies as HdrHistogram's plotter reads them
     #[arg(long)]
     pub(crate) plots: Option<PathBuf>,
@@ -278,6 +280,23 @@ pub(crate) struct MixedArguments {
     /// Tasks in a second, each to one device
     #[arg(long, default_value_t = 5.0)]
     pub(crate) tasks_per_second: f64,
+}
+
+/// `bgb-loadgen roads`.
+#[derive(Args)]
+#[command(mut_arg("road", |road| road.hide(true)), mut_arg("tls_outer", |outer| outer.hide(true)))]
+pub(crate) struct RoadsArguments {
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+    /// Rounds, in each of which every road has its turn: what a machine does by itself now and then is in some of them, and their median counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) rounds: u64,
+    /// For how long 16 tasks a second go to single devices in each turn
+    #[arg(long, default_value_t = 13, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) seconds: u64,
+    /// How long connections have rested when memory is measured
+    #[arg(long, default_value_t = 10)]
+    pub(crate) rest_seconds: u64,
 }
 
 /// `bgb-loadgen soak`.

@@ -55,6 +55,8 @@ pub(crate) struct Crew {
     phase: Option<Phase>,
     /// What all had come to at moments a second apart or more: seconds, signed in, tasks had, answers kept.
     samples: Vec<(f64, usize, u64, u64)>,
+    /// How late those were at the most whom it has relieved.
+    late_before: Duration,
 }
 
 /// What happened around a moment of a run.
@@ -221,6 +223,7 @@ impl Crew {
             teller: Teller::new(),
             phase: None,
             samples,
+            late_before: Duration::ZERO,
         };
         let mut ready = 0;
         crew.answers(ANSWER + READ * count as u32, |report| {
@@ -528,9 +531,21 @@ impl Crew {
         }
     }
 
+    /// Gives way to another crew, which keeps what has gone wrong so far.
+    pub(crate) fn relieve(&mut self, by: Self) {
+        let former = std::mem::replace(self, by);
+        self.late_before = former.lateness();
+        self.limit = former.limit.clone();
+        for trouble in former.troubles.clone() {
+            if !self.troubles.contains(&trouble) {
+                self.troubles.push(trouble);
+            }
+        }
+    }
+
     /// How late a worker's loop was at the most.
     pub(crate) fn lateness(&self) -> Duration {
-        Duration::from_nanos(self.progress().late_ns)
+        Duration::from_nanos(self.progress().late_ns).max(self.late_before)
     }
 }
 

@@ -224,6 +224,21 @@ impl Lab {
         Ok(())
     }
 
+    /// Ends the servers in good order and starts as many anew, each configured for so many connections.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub(crate) fn renew_servers(&mut self, connections_max: usize) -> anyhow::Result<()> {
+        let count = self.servers.len();
+        self.servers.clear();
+        for number in 1..=count {
+            edit(&server_config(&self.site(), number), |config| {
+                config.insert("connections_max".to_owned(), Value::Integer(connections_max as i64));
+            })?;
+        }
+        self.start_servers(count)
+    }
+
     /// Kills the servers (SIGKILL); how many there were.
     pub(crate) fn kill_servers(&mut self) -> usize {
         let servers = std::mem::take(&mut self.servers);

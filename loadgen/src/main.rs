@@ -23,7 +23,7 @@ mod measure; // histograms, and what a process costs
 mod peers; // other people's servers under the same load
 mod plots; // pictures of what was measured
 mod report; // BENCHMARKS.md
-mod scenario; // connect, idle, fanout, trickle, mixed, soak, fleet, storm, costs
+mod scenario; // connect, idle, fanout, trickle, mixed, roads, soak, fleet, storm, costs
 mod sources; // the addresses that agents connect from
 mod worker; // one process of agents
 

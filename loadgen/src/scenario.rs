@@ -9,6 +9,7 @@ mod fleet;
 mod flood;
 mod idle;
 mod mixed;
+mod roads;
 mod size;
 mod soak;
 mod storm;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::{Command, RunArguments};
+use crate::client::road::Way;
 use crate::clock::{SECOND_NS, now_ns};
 use crate::crew::{Connecting, Connects, Crew, Moment, Playing, TaskTimes, Waited};
 use crate::fleet::Fleet;
@@ -74,6 +76,8 @@ struct Setting {
     has_strangers: bool,
     /// So many days the programs' wall clocks are behind.
     days_ago: u32,
+    /// Servers listen for HTTP and HTTPS, also where nobody comes by them at first.
+    has_web: bool,
 }
 
 /// How agents are to be played.
@@ -108,6 +112,7 @@ pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
         Command::Trickle(own) => trickle::run(Run::begin(&own.run)?, own),
         Command::Flood(own) => flood::run(Run::begin_among_strangers(&own.run)?, own),
         Command::Mixed(own) => mixed::run(Run::begin(&own.run)?, own),
+        Command::Roads(own) => roads::run(Run::begin_on_all_roads(&own.run)?, own),
         Command::Soak(own) => soak::run(Run::begin(&own.run)?, own),
         Command::Fleet(own) => fleet::run(Run::begin(&own.run)?, own),
         Command::Storm(own) => storm::run(Run::begin_days_ago(&own.run, own.ticket_days)?),
@@ -135,11 +140,16 @@ impl Run {
 
     /// The same at servers that take addresses of this machine for strangers'.
     fn begin_among_strangers(arguments: &RunArguments) -> anyhow::Result<Self> {
-        Self::begin_with(arguments, Setting { has_strangers: true, days_ago: 0 })
+        Self::begin_with(arguments, Setting { has_strangers: true, ..Setting::default() })
+    }
+
+    /// The same at servers to which every road leads, whichever comes first.
+    fn begin_on_all_roads(arguments: &RunArguments) -> anyhow::Result<Self> {
+        Self::begin_with(arguments, Setting { has_web: true, ..Setting::default() })
     }
 
     fn begin_with(arguments: &RunArguments, setting: Setting) -> anyhow::Result<Self> {
-        let Setting { has_strangers, days_ago } = setting;
+        let Setting { has_strangers, days_ago, has_web } = setting;
         if arguments.agents == 0 || arguments.window == 0 {
             bail!("--agents and --window are 1 at least");
         }
@@ -164,7 +174,7 @@ impl Run {
                     presence_full_seconds: arguments.presence_full_seconds,
                     has_strangers,
                     days_ago,
-                    has_web: arguments.way.is_through_http(),
+                    has_web: has_web || arguments.way.is_through_http(),
                     connections_max: connections_max.div_ceil(arguments.servers),
                 };
                 Some(Lab::make(&options, |how_far| eprintln!("bgb-loadgen: {how_far}"))?)
@@ -195,6 +205,17 @@ impl Run {
 
     fn agents(&self) -> usize {
         self.arguments.agents
+    }
+
+    /// Everything but the site begins anew: servers that are configured for so many agents by `way`, and a crew of as many. Who was connected has gone before.
+    fn begin_anew(&mut self, way: Way, agents: usize) -> anyhow::Result<()> {
+        let lab = self.lab.as_mut().context("the site is not the run's own")?;
+        lab.renew_servers((agents * way.road.sockets()).div_ceil(self.arguments.servers))?;
+        self.server_pids = lab.server_pids();
+        self.arguments.way = way;
+        let crew = Crew::start(&lab.fleet(), agents, playing(&self.arguments))?;
+        self.crew.relieve(crew);
+        Ok(())
     }
 
     /// What the servers have cost so far, where it is known which processes they are.

@@ -137,6 +137,22 @@ fn by_long_poll_a_day_is_played_in_seconds() {
 }
 
 #[test]
+fn all_roads_are_compared_in_one_run() {
+    let figures = run(&["roads", "--rounds", "2", "--seconds", "1", "--rest-seconds", "0"]);
+    for name in ["tcp", "ws_http", "ws_https", "longpoll_http", "longpoll_https"] {
+        let road = &figures["roads"][name];
+        assert_eq!(
+            (&road["tasks"], &road["missing"], &road["lost"]),
+            (&32.into(), &0.into(), &0.into()),
+            "{name}"
+        );
+        assert_eq!(road["p99_ms_by_round"].as_array().unwrap().len(), 2, "{name}");
+        assert!(road["connects_per_second"].as_f64().unwrap() > 1.0, "{name}: {road}");
+        assert!(road["bytes_per_connection"].is_f64(), "{name}: {road}");
+    }
+}
+
+#[test]
 fn a_day_is_played_in_seconds() {
     let figures = run(&["mixed", "--seconds", "5", "--tasks-per-second", "10"]);
     assert!(figures["tasks_for_one"].as_u64().unwrap() > 0, "{figures}");
