@@ -99,6 +99,9 @@ pub enum Input {
     },
     /// The server said something.
     Said(ServerMessage),
+    /// There is a better road to the server than the connection's: the session ends as soon as nothing that it has said waits for an answer, and
+    /// asks to connect again at once.
+    RoadBetter,
     /// An action that [`Output::Start`] began has ended.
     Finished {
         /// The task.
@@ -293,6 +296,7 @@ impl Agent {
                 self.on_session_over(now, Parting::Lost);
             }
             Input::Said(message) => self.on_said(now, message)?,
+            Input::RoadBetter => self.session.handle_better_road(now.boot_ms),
             Input::Finished { task, outcome } => self.on_finished(now, task, outcome)?,
             Input::Stop => self.on_stop(),
         }

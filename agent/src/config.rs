@@ -4,6 +4,7 @@
 //! the affair of who loads the identity. Law: what is wrong is said with the key that it is wrong in, before anything
 //! else has begun.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,9 @@ const SERVERS_MAX: usize = 64;
 
 /// The permission bits by which others than its owner write a file.
 const OTHERS_WRITE: u32 = 0o022;
+
+/// Those by which they do anything with it.
+const OTHERS: u32 = 0o077;
 
 /// The whole of `agent.toml`.
 #[derive(Clone, Debug, Deserialize)]
@@ -41,6 +45,12 @@ pub struct AgentConfig {
     /// How it scans.
     #[serde(default)]
     pub scan: ScanConfig,
+    /// The roads that it may take to a server.
+    #[serde(default)]
+    pub roads: RoadsConfig,
+    /// The HTTP proxy that they may lead through.
+    #[serde(default)]
+    pub proxy: ProxyConfig,
     /// What it logs; the file lies in the folder of `agent.toml` by default.
     #[serde(default)]
     pub log: LogConfig,
@@ -80,6 +90,81 @@ pub struct ScanConfig {
     pub freshclam_config: Option<PathBuf>,
 }
 
+/// The section `[roads]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RoadsConfig {
+    /// Straight over TCP, to the port that `servers` names.
+    pub tcp: bool,
+    /// A WebSocket.
+    pub websocket: bool,
+    /// Long-poll.
+    pub long_poll: bool,
+    /// Both over HTTPS.
+    pub https: bool,
+    /// Both over HTTP.
+    pub http: bool,
+    /// The servers' HTTP port.
+    pub http_port: u16,
+    /// Their HTTPS port.
+    pub https_port: u16,
+}
+
+impl Default for RoadsConfig {
+    fn default() -> Self {
+        let (http_port, https_port) = (8080, 8443);
+        Self { tcp: true, websocket: true, long_poll: true, https: true, http: true, http_port, https_port }
+    }
+}
+
+/// The section `[proxy]`.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProxyConfig {
+    /// `http://host:port`, with `user:password@` before the host where the proxy asks for them.
+    url: Option<String>,
+    /// The file with the password, mode 0600, where the URL has none.
+    pub password_file: Option<PathBuf>,
+    /// Hosts that are reached without it.
+    pub no_proxy: Vec<String>,
+    /// Whether the environment's proxy is taken where there is no `url`.
+    pub use_environment: bool,
+}
+
+impl ProxyConfig {
+    /// The URL; it may hold a password.
+    pub(crate) fn url(&self) -> Option<&str> {
+        self.url.as_deref()
+    }
+
+    fn has_password(&self) -> bool {
+        let user_info = self.url().and_then(|url| url.rsplit_once('@'));
+        user_info.is_some_and(|(before, _)| {
+            before.rsplit_once("//").map_or(before, |(_, user)| user).contains(':')
+        })
+    }
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self { url: None, password_file: None, no_proxy: Vec::new(), use_environment: true }
+    }
+}
+
+impl fmt::Debug for ProxyConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the URL and its password.
+        let Self { url, password_file, no_proxy, use_environment } = self;
+        formatter
+            .debug_struct("ProxyConfig")
+            .field("has_url", &url.is_some())
+            .field("password_file", password_file)
+            .field("no_proxy", no_proxy)
+            .field("use_environment", use_environment)
+            .finish()
+    }
+}
+
 /// The scanning program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -102,6 +187,9 @@ impl AgentConfig {
         refuse_if_others_write(path)?;
         let mut config: Self = bgb_daemon::config::load(path)?;
         config.check().with_context(|| format!("{}: correct this file", path.display()))?;
+        if config.proxy.has_password() {
+            refuse_if_others_read(path)?;
+        }
         let folder = std::path::absolute(path)
             .with_context(|| format!("the folder of {} cannot be told", path.display()))?;
         config.anchor(folder.parent().unwrap_or(Path::new("/")));
@@ -144,6 +232,13 @@ impl AgentConfig {
         if self.scan.command.as_ref().is_some_and(Vec::is_empty) {
             bail!("scan.command: name a program, or leave the key out");
         }
+        let RoadsConfig { tcp, websocket, long_poll, https, http, .. } = self.roads;
+        if !tcp && !((websocket || long_poll) && (https || http)) {
+            bail!("roads: no road is left; allow tcp, or websocket or long_poll together with https or http");
+        }
+        if self.roads.http_port == 0 || self.roads.https_port == 0 {
+            bail!("roads: a port is 1 to 65535");
+        }
         Ok(())
     }
 
@@ -155,7 +250,8 @@ impl AgentConfig {
             *path = folder.join(&*path);
         }
         let ScanConfig { database, clamd_config, freshclam_config, .. } = &mut self.scan;
-        for path in [database, clamd_config, freshclam_config].into_iter().flatten() {
+        let password_file = &mut self.proxy.password_file;
+        for path in [database, clamd_config, freshclam_config, password_file].into_iter().flatten() {
             *path = folder.join(&*path);
         }
     }
@@ -170,6 +266,21 @@ fn refuse_if_others_write(path: &Path) -> anyhow::Result<()> {
         bail!(
             "{}: others can write this file (mode {mode:04o}), which says what is carried out here; look through it and run \
              `chmod go-w {}`",
+            path.display(),
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// A proxy's password is a secret like any other.
+fn refuse_if_others_read(path: &Path) -> anyhow::Result<()> {
+    let metadata = std::fs::metadata(path).with_context(|| path.display().to_string())?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & OTHERS != 0 {
+        bail!(
+            "{}: others can read the password in proxy.url (mode {mode:04o}); run `chmod 600 {}`, or put it into a file of its own \
+             and name that with proxy.password_file",
             path.display(),
             path.display()
         );
@@ -260,11 +371,40 @@ mod tests {
     }
 
     #[test]
+    fn a_password_that_others_can_read_is_refused_and_never_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        for (url, mode, is_taken) in [
+            ("http://user:secret@proxy.example:3128", 0o600, true),
+            ("http://user:secret@proxy.example:3128", 0o644, false),
+            ("user:secret@proxy.example:3128", 0o640, false),
+            ("http://user@proxy.example:3128", 0o644, true),
+            ("http://proxy.example:3128", 0o644, true),
+        ] {
+            std::fs::write(&path, sound("[\"a:1\"]", &format!("[proxy]\nurl = \"{url}\"\n"))).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let shown = match AgentConfig::load(&path) {
+                Ok(config) => {
+                    assert!(is_taken, "{url} {mode:o}");
+                    format!("{config:?}")
+                }
+                Err(fault) => {
+                    assert!(!is_taken && fault.to_string().contains("chmod 600"), "{fault}");
+                    format!("{fault:#} {fault:?}")
+                }
+            };
+            assert!(!shown.contains("secret"), "{shown}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (text, name) in [
             (sound("[]", ""), "servers"),
             (sound("[\"localhost\"]", ""), "localhost"),
             (sound("[\"a:1\"]", "[scan]\ncommand = []\n"), "scan.command"),
+            (sound("[\"a:1\"]", "[roads]\ntcp = false\nhttps = false\nhttp = false\n"), "no road is left"),
+            (sound("[\"a:1\"]", "[roads]\nhttp_port = 0\n"), "a port is"),
             (sound("[\"a:1\"]", "[scan]\nengine = \"norton\"\n"), "norton"),
             (sound("[\"a:1\"]", "").replace("LAB", "lab"), "site"),
             (format!("admin = \"192.0.2.1:10127\"\n{}", sound("[\"a:1\"]", "")), "admin is 192.0.2.1:10127"),

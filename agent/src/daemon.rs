@@ -4,6 +4,8 @@
 //! come, and carries out what comes out, in its order. It decides nothing. Laws: an error of the agent ends the process, whose
 //! next start recovers from the journal; two agents never share a state folder; when it ends, no action of it runs on.
 
+mod connections;
+
 use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,17 +21,20 @@ use bgb_daemon::http_server::HttpServer;
 use bgb_daemon::lock::ProcessLock;
 use bgb_daemon::signals::Signal;
 use bgb_protocol::ids::{BootId, TaskId};
-use bgb_protocol::message::RoadTaken;
-use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, bounded, select, unbounded};
 
 use crate::actions::Runner;
 use crate::agent::{Agent, AgentOptions, Input, Outcome, Output};
 use crate::config::AgentConfig;
-use crate::connection::{Connection, Destination, Event};
+use crate::connection::{Destination, Event, Network};
 use crate::identity::DeviceIdentity;
 use crate::metrics::AgentMetrics;
 use crate::platform;
-use crate::tls::Tls;
+use crate::proxy::Proxies;
+use crate::random::Random;
+use crate::roads::{Ladder, MemoryFile, Moment};
+use crate::tls::{OuterTls, Tls};
+use connections::Connections;
 
 /// The component that the agent's records bear.
 pub const LOG_COMPONENT: &str = "CcmNotificationAgent";
@@ -56,18 +61,24 @@ const GOODBYE_LOOK: Duration = Duration::from_millis(5);
 pub struct Prepared {
     config: AgentConfig,
     identity: DeviceIdentity,
-    tls: Tls,
+    network: Network,
 }
 
 impl Prepared {
-    /// Reads the certificate, the key and the authority that `config` names.
+    /// Reads the certificate, the key, the authority and the proxy's password that `config` names.
     ///
     /// # Errors
     /// What is missing or wrong, and what to do about it.
     pub fn new(config: AgentConfig) -> anyhow::Result<Self> {
         let identity = DeviceIdentity::load(&config)?;
-        let tls = Tls::new(&identity)?;
-        Ok(Self { config, identity, tls })
+        let network = Network {
+            tls: Tls::new(&identity)?,
+            outer: Arc::new(OuterTls::new(&identity.authority)?),
+            roads: config.roads.clone(),
+            proxies: Proxies::new(&config.proxy, |name| std::env::var(name).ok())?,
+            counts: Arc::default(),
+        };
+        Ok(Self { config, identity, network })
     }
 
     /// Runs the agent until a signal ends it; `on_ready` is called once it drives, with where metrics and health are told, if anywhere.
@@ -80,7 +91,7 @@ impl Prepared {
         on_ready: impl FnOnce(Option<SocketAddr>),
     ) -> anyhow::Result<()> {
         let _lock = lock(&self.config)?;
-        let metrics = Arc::new(AgentMetrics::new(Now::read().boot_ms));
+        let metrics = Arc::new(AgentMetrics::new(Now::read().boot_ms, Arc::clone(&self.network.counts)));
         let page = self.config.admin.map(|address| serve_admin(address, &metrics)).transpose()?;
         let (outcomes, ended) = unbounded();
         let (events, heard) = bounded(EVENTS_MAX);
@@ -96,11 +107,15 @@ impl Prepared {
             platform: platform::platform(),
         };
         let key = self.identity.device_key()?;
-        let disk = TimedDisk::new(RealDisk, Arc::clone(&metrics.fsync_times));
-        let agent = Agent::new(options, Arc::new(disk), key, Now::read(), seed()?)?;
-        let tls = Arc::new(self.tls);
+        let disk = Arc::new(TimedDisk::new(RealDisk, Arc::clone(&metrics.fsync_times)));
+        let agent = Agent::new(options, disk.clone(), key, Now::read(), seed()?)?;
+        let memory = MemoryFile::open(disk, &self.config.state);
+        let now = Now::read();
+        let moment = Moment { boot_ms: now.boot_ms, own: agent.own_time(now) };
+        let ladder = Ladder::new(memory.kept().clone(), moment, Random::new(seed()?));
+        let connections = Connections::new(Arc::new(self.network), events, ladder, memory);
         tracing::info!(device = %self.identity.device, site = %self.identity.site, "the agent runs");
-        let mut driver = Driver { agent, runner, tls, events, metrics, connection: None, number: 0 };
+        let mut driver = Driver { agent, runner, connections, metrics };
         on_ready(page.as_ref().map(HttpServer::local_addr));
         driver.drive(&heard, &ended, signals)
     }
@@ -110,12 +125,8 @@ impl Prepared {
 struct Driver {
     agent: Agent,
     runner: Runner,
-    tls: Arc<Tls>,
-    events: Sender<(u64, Event)>,
+    connections: Connections,
     metrics: Arc<AgentMetrics>,
-    connection: Option<Connection>,
-    /// Of the present connection; events of others are late.
-    number: u64,
 }
 
 impl Driver {
@@ -126,9 +137,12 @@ impl Driver {
         signals: &Receiver<Signal>,
     ) -> anyhow::Result<()> {
         loop {
-            self.carry_out();
+            self.carry_out()?;
+            let now = Now::read();
+            self.connections.handle_time(self.agent.own_time(now), now);
             self.metrics.note(&self.agent);
-            let sleep = self.agent.next_deadline().map_or(SLEEP_MAX, |deadline_ms| {
+            let deadlines = [self.agent.next_deadline(), self.connections.next_deadline()];
+            let sleep = deadlines.into_iter().flatten().min().map_or(SLEEP_MAX, |deadline_ms| {
                 Duration::from_millis(deadline_ms.saturating_sub(Now::read().boot_ms)).min(SLEEP_MAX)
             });
             select! {
@@ -152,58 +166,37 @@ impl Driver {
     }
 
     fn on_event(&mut self, number: u64, event: Event) -> anyhow::Result<()> {
-        if number != self.number || self.connection.is_none() {
-            return Ok(());
-        }
         let now = Now::read();
-        let input = match event {
-            Event::Connected => Input::Connected { road: RoadTaken::tcp() },
-            Event::Said(message) => {
-                self.metrics.heard(now.boot_ms);
-                Input::Said(message)
-            }
-            Event::Failed(reason) => {
-                self.connection = None;
-                Input::ConnectFailed { reason }
-            }
-            Event::Lost(reason) => {
-                self.connection = None;
-                Input::Disconnected { reason }
-            }
+        let Some(input) = self.connections.on_event(number, event, self.agent.own_time(now), now) else {
+            return Ok(());
         };
+        if matches!(input, Input::Said(_)) {
+            self.metrics.heard(now.boot_ms);
+        }
         Ok(self.agent.handle(now, input)?)
     }
 
     /// Carries out what the agent wants done.
-    fn carry_out(&mut self) {
+    fn carry_out(&mut self) -> anyhow::Result<()> {
         while let Some(output) = self.agent.poll_output() {
             match output {
-                Output::Connect { server, now, floor } => self.connect(Destination { server, now, floor }),
-                Output::Disconnect { reason } => {
-                    tracing::info!(reason = reason.sentence(), "the connection ends");
-                    // It ends by itself, within seconds.
-                    drop(self.connection.take().map(Connection::end));
-                }
-                Output::Say(message) => {
-                    if let Some(connection) = &self.connection {
-                        connection.say(message);
+                Output::Connect { server, now, floor } => {
+                    let destination = Destination { server, now, floor };
+                    if let Some(input) = self.connections.connect(destination, Now::read()) {
+                        self.agent.handle(Now::read(), input)?;
                     }
                 }
+                Output::Disconnect { reason } => {
+                    tracing::info!(reason = reason.sentence(), "the connection ends");
+                    let now = Now::read();
+                    self.connections.disconnect(reason, self.agent.own_time(now), now);
+                }
+                Output::Say(message) => self.connections.say(message),
                 Output::Start(start) => self.runner.start(start),
                 Output::Kill { task } => self.runner.kill(task),
             }
         }
-    }
-
-    fn connect(&mut self, destination: Destination) {
-        self.number += 1;
-        match Connection::open(destination, Arc::clone(&self.tls), self.number, self.events.clone()) {
-            Ok(connection) => self.connection = Some(connection),
-            // The agent gives this attempt up by its own time-out, and tries again.
-            Err(error) => {
-                tracing::error!(%error, "no thread for a connection; is the machine out of memory?");
-            }
-        }
+        Ok(())
     }
 
     /// Goodbye; what runs is ended, and what has ended is written down.
@@ -214,17 +207,14 @@ impl Driver {
     ) -> anyhow::Result<()> {
         bgb_daemon::ready::stopping();
         tracing::info!("the agent ends");
-        self.agent.handle(Now::read(), Input::Stop)?;
+        let now = Now::read();
+        self.agent.handle(now, Input::Stop)?;
         let mut closing = None;
         while let Some(output) = self.agent.poll_output() {
             match output {
-                Output::Say(message) => {
-                    if let Some(connection) = &self.connection {
-                        connection.say(message);
-                    }
-                }
+                Output::Say(message) => self.connections.say(message),
                 Output::Kill { task } => self.runner.kill(task),
-                Output::Disconnect { .. } => closing = self.connection.take().map(Connection::end),
+                Output::Disconnect { .. } => closing = self.connections.end(self.agent.own_time(now), now),
                 Output::Connect { .. } | Output::Start(_) => {}
             }
         }

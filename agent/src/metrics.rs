@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
-use bgb_daemon::metrics::{Cell, Exposition, Histogram, OF_DISKS};
+use bgb_daemon::metrics::{Cell, Exposition, Histogram, OF_DISKS, SharedCell};
 use bgb_protocol::state::TaskState;
 
 use crate::agent::{Agent, Counters, SessionPhase};
 use crate::parting::Parting;
+use crate::roads::Rung;
 
 /// The last words that a device can say of a task.
 const ENDS: [TaskState; 5] = [
@@ -45,6 +46,14 @@ const PLAIN: [Described; 7] = [
     ("bgb_agent_tasks_begun_total", "Actions that were begun.", |all| all.begun),
 ];
 
+/// Attempts to reach a server, by road, in the order of [`Rung::ALL`]; the connections' threads count them.
+#[derive(Debug, Default)]
+pub(crate) struct RoadCounts {
+    pub(crate) attempts: [SharedCell; Rung::ALL.len()],
+    /// Those that came to nothing.
+    pub(crate) failures: [SharedCell; Rung::ALL.len()],
+}
+
 /// The agent's counters, as its threads see them.
 #[derive(Debug)]
 pub(crate) struct AgentMetrics {
@@ -55,12 +64,13 @@ pub(crate) struct AgentMetrics {
     running: Cell,
     /// When the server said something last, in milliseconds since boot; before it has, when the agent began.
     heard_ms: Cell,
+    roads: Arc<RoadCounts>,
     pub(crate) fsync_times: Arc<Histogram>,
 }
 
 impl AgentMetrics {
-    /// Of an agent that begins at `boot_ms`.
-    pub(crate) fn new(boot_ms: u64) -> Self {
+    /// Of an agent that begins at `boot_ms`, whose attempts at connections are counted in `roads`.
+    pub(crate) fn new(boot_ms: u64, roads: Arc<RoadCounts>) -> Self {
         let heard_ms = Cell::default();
         heard_ms.set(boot_ms);
         Self {
@@ -70,6 +80,7 @@ impl AgentMetrics {
             connected: Cell::default(),
             running: Cell::default(),
             heard_ms,
+            roads,
             fsync_times: Arc::new(Histogram::new(OF_DISKS)),
         }
     }
@@ -111,6 +122,14 @@ impl AgentMetrics {
         let (name, help) =
             ("bgb_agent_disconnects_total", "Connections, and attempts at one, that ended, by reason.");
         out.counters(name, help, "reason", partings);
+        let labels = || Rung::ALL.into_iter().map(Rung::label);
+        let attempts = labels().zip(self.roads.attempts.iter().map(SharedCell::value));
+        let (name, help) = ("bgb_agent_road_attempts_total", "Attempts to reach a server, by road.");
+        out.counters(name, help, "road", attempts);
+        let failures = labels().zip(self.roads.failures.iter().map(SharedCell::value));
+        let (name, help) =
+            ("bgb_agent_road_failures_total", "Attempts to reach a server that came to nothing, by road.");
+        out.counters(name, help, "road", failures);
         let states = ENDS.map(|state| state.to_string());
         let ends = states.iter().zip(&self.ends).map(|(state, cell)| (state.as_str(), cell.value()));
         let (name, help) = ("bgb_agent_tasks_ended_total", "Tasks that came to an end, by their last state.");
@@ -143,13 +162,16 @@ mod tests {
 
     #[test]
     fn an_agent_that_has_just_begun_has_all_its_metrics_and_is_not_ready() {
-        let metrics = AgentMetrics::new(5_000);
+        let metrics = AgentMetrics::new(5_000, Arc::default());
+        metrics.roads.attempts[Rung::TCP.place()].count();
         assert!(metrics.unready().is_some());
         let text = metrics.expose(7_500);
         for line in [
             "bgb_agent_connects_total 0",
             "bgb_agent_disconnects_total{reason=\"refused\"} 0",
             "bgb_agent_tasks_ended_total{state=\"succeeded\"} 0",
+            "bgb_agent_road_attempts_total{road=\"tcp\"} 1",
+            "bgb_agent_road_failures_total{road=\"long-poll-http-proxy\"} 0",
             "bgb_agent_connected 0",
             "bgb_agent_server_silence_seconds 2.5",
             "bgb_agent_journal_fsync_seconds_count 0",

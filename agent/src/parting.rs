@@ -25,13 +25,15 @@ pub enum Parting {
     NoRoom,
     /// The session's ticket is old, and a new session brings a new one.
     TicketOld,
+    /// The server can be reached over TCP again.
+    RoadBetter,
     /// The agent ends.
     Stopped,
 }
 
 impl Parting {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NotConnected,
         Self::ConnectTimedOut,
         Self::HelloUnanswered,
@@ -42,6 +44,7 @@ impl Parting {
         Self::NotAllowed,
         Self::NoRoom,
         Self::TicketOld,
+        Self::RoadBetter,
         Self::Stopped,
     ];
 
@@ -75,6 +78,7 @@ impl Parting {
             Self::TicketOld => {
                 ("ticket-old", "its session ticket is old, and a new session brings a new one")
             }
+            Self::RoadBetter => ("road-better", "the session moves over to TCP"),
             Self::Stopped => ("stopped", "the agent ends"),
         }
     }

@@ -22,6 +22,7 @@ use bgb_protocol::message::{
 
 use crate::parting::Parting;
 use crate::random::Random;
+use crate::roads::CLIMB_MS;
 use servers::Servers;
 pub(crate) use servers::is_address;
 
@@ -33,8 +34,9 @@ const BACK_OFF_CAP_MS: u64 = 60_000;
 const SUPERSEDED_CAP_MS: u64 = 15 * 60_000;
 /// A session that lasted this long was a good one: the next back-off begins at its base again.
 const SESSION_IS_GOOD_MS: u64 = 60_000;
-/// Longest that a connection may take to be made: 5 s for TCP (protocol.md), 10 s for TLS, and the names before them.
-const CONNECT_MS: u64 = 30_000;
+/// Longest that a connection may take to be made: a climb begins its last attempt after 40 s, which has 5 s to connect, 10 s for a proxy's answer
+/// and the outer TLS, 10 s for the upgrade and 10 s for the session's own TLS (docs/protocol.md, 9.7).
+const CONNECT_MS: u64 = CLIMB_MS + 35_000;
 /// Longest from hello to welcome: three times the 10 s that a server gives a hello.
 const WELCOME_MS: u64 = 30_000;
 /// Longest from a keepalive to its answer, as the server's TCP_USER_TIMEOUT (docs/promises.md, Presence).
@@ -81,8 +83,10 @@ struct Active {
     /// When the server is asked whether it is still there: something was said, and nothing heard since.
     ask_ms: Option<u64>,
     abilities: Abilities,
-    /// When the session's ticket is to be replaced by one of a new session.
+    /// When the session is to make place for a new one.
     renew_ms: u64,
+    /// What it is to be replaced for.
+    renew_for: Parting,
     /// The moment within a drain's window that the server gave us.
     slot_secs: Option<u32>,
 }
@@ -172,9 +176,10 @@ impl Session {
                 Some(Act::Disconnect(Parting::KeepaliveUnanswered))
             }
             State::Active(active) if now_ms >= active.renew_ms && active.is_quiet() => {
+                let reason = active.renew_for;
                 self.failing_since_ms = None;
                 self.state = State::Resting { until_ms: now_ms };
-                Some(Act::Disconnect(Parting::TicketOld))
+                Some(Act::Disconnect(reason))
             }
             State::Active(active) if now_ms >= active.next_word_ms() => {
                 active.speak_ms = next_keepalive(now_ms, active.keepalive_ms, &mut self.random);
@@ -246,9 +251,17 @@ impl Session {
             ask_ms: None,
             abilities: welcome.abilities,
             renew_ms: now_ms + self.random.between(*RENEW_MS.start(), *RENEW_MS.end()),
+            renew_for: Parting::TicketOld,
             slot_secs: welcome.reconnect_slot_secs,
         });
         true
+    }
+
+    /// There is a better road to the server: the session makes place for one on that.
+    pub(crate) fn handle_better_road(&mut self, now_ms: u64) {
+        if let State::Active(active) = &mut self.state {
+            (active.renew_ms, active.renew_for) = (now_ms, Parting::RoadBetter);
+        }
     }
 
     /// The server's head is wanted now: a keepalive is answered with it.

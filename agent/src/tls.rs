@@ -1,10 +1,13 @@
-//! TLS to a notification server: the only file of this crate that names rustls.
+//! TLS to a notification server: with its folder the only place in this crate that names rustls.
 //!
 //! TLS 1.3 only, ALPN `bgb/1`, the device's certificate, no early data. The site's own authority is the only root. A server is one
 //! when its chain leads there, its certificate names the host that was asked for, and bears the role of a server of this
 //! site; the last is checked again on a resumed session, where no certificate is exchanged. Dates are judged by the agent's own
 //! time, and where they alone fail, by its time floor (docs/promises.md, Time), since a clock that is set wrong must not lock
 //! a device out. It touches no socket but those it is handed.
+
+mod issuer;
+mod outer;
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -15,15 +18,16 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bgb_protocol::certificate::{Identity, Role};
 use bgb_protocol::ids::{ServerId, SiteCode, UnixMillis};
+use rustls::CertificateError as Fault;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::identity::DeviceIdentity;
+use issuer::issuer;
+pub(crate) use outer::{OuterSession, OuterTls};
 
 /// The conversation's name (protocol.md).
 const ALPN: &[u8] = b"bgb/1";
@@ -39,6 +43,7 @@ const TICKETS_OF_A_SERVER: usize = 8;
 pub(crate) struct Tls {
     config: Arc<ClientConfig>,
     times: Arc<Times>,
+    strangers: Arc<Mutex<Option<String>>>,
     site: SiteCode,
     /// Sessions whose hello nobody answered, for the next attempt at the same server: one at most for each that the agent knows.
     unanswered: Mutex<HashMap<ServerName<'static>, TlsSession>>,
@@ -58,6 +63,7 @@ pub(crate) struct TlsSession {
     name: ServerName<'static>,
     hello: Hello,
     times: Arc<Times>,
+    strangers: Arc<Mutex<Option<String>>>,
     site: SiteCode,
 }
 
@@ -91,7 +97,8 @@ impl Tls {
         let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .build()
             .context("the site's authority cannot be used")?;
-        let verifier = ByOwnTime { chain, times: Arc::clone(&times) };
+        let strangers = Arc::default();
+        let verifier = ByOwnTime { chain, times: Arc::clone(&times), strangers: Arc::clone(&strangers) };
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .context("TLS 1.3 cannot be used")?
@@ -102,7 +109,7 @@ impl Tls {
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.resumption = Resumption::in_memory_sessions(REMEMBERED_SERVERS * TICKETS_OF_A_SERVER);
         let unanswered = Mutex::default();
-        Ok(Self { config: Arc::new(config), times, site: identity.site, unanswered })
+        Ok(Self { config: Arc::new(config), times, strangers, site: identity.site, unanswered })
     }
 
     /// Begins a session with the server that should answer as `host`, a name or an address; its certificate's dates are judged by
@@ -130,7 +137,8 @@ impl Tls {
             connection.write_tls(&mut bytes).map_err(|error| error.to_string())?;
         }
         let hello = Hello::Said { bytes, written: 0, before: 0 };
-        Ok(TlsSession { connection, name, hello, times: Arc::clone(&self.times), site: self.site })
+        let (times, strangers) = (Arc::clone(&self.times), Arc::clone(&self.strangers));
+        Ok(TlsSession { connection, name, hello, times, strangers, site: self.site })
     }
 
     /// Takes back a session whose connection came to nothing; one that nobody answered is begun again with the next connection to
@@ -147,8 +155,7 @@ impl Tls {
     }
 
     fn unanswered(&self) -> MutexGuard<'_, HashMap<ServerName<'static>, TlsSession>> {
-        // Whole whatever its holder did: one call of the map's each.
-        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.unanswered)
     }
 }
 
@@ -212,6 +219,11 @@ impl TlsSession {
         self.connection.writer().write(plain).map_err(|error| error.to_string())
     }
 
+    /// Who signed the certificate that a handshake has just failed for, where the site's authority did not: somebody stands in between.
+    pub(crate) fn take_stranger(&self) -> Option<String> {
+        lock(&self.strangers).take()
+    }
+
     /// Tells the peer that nothing follows.
     pub(crate) fn close(&mut self) {
         self.connection.send_close_notify();
@@ -249,11 +261,19 @@ impl TlsSession {
     }
 }
 
+/// What is in there is whole whatever its holder did: one call of the map's, or one assignment.
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Verifies chain and name as webpki does, by the agent's own time instead of the machine's clock.
 #[derive(Debug)]
 struct ByOwnTime {
     chain: Arc<WebPkiServerVerifier>,
     times: Arc<Times>,
+    /// The issuer of the last certificate that is not by the site's authority. One place for all sessions, since a ticket is only good with the
+    /// verifier that it came with: of two that fail in one moment, which is rare, one is told of the other's, which is hardly another.
+    strangers: Arc<Mutex<Option<String>>>,
 }
 
 impl ServerCertVerifier for ByOwnTime {
@@ -269,10 +289,15 @@ impl ServerCertVerifier for ByOwnTime {
             let time = UnixTime::since_unix_epoch(Duration::from_millis(millis.load(Ordering::Relaxed)));
             self.chain.verify_server_cert(end_entity, intermediates, name, ocsp_response, time)
         };
-        match verify(&self.times.now) {
+        let verified = match verify(&self.times.now) {
             Err(error) if is_about_dates(&error) => verify(&self.times.floor),
             verified => verified,
+        };
+        if let Err(rustls::Error::InvalidCertificate(Fault::UnknownIssuer | Fault::BadSignature)) = &verified
+        {
+            *lock(&self.strangers) = Some(issuer(end_entity));
         }
+        verified
     }
 
     fn verify_tls12_signature(
@@ -300,7 +325,6 @@ impl ServerCertVerifier for ByOwnTime {
 
 /// What an error means to whoever reads the agent's log, with rustls's own words behind it.
 fn explain(error: &rustls::Error) -> String {
-    use CertificateError as Fault;
     let meaning = match error {
         error if is_about_dates(error) => {
             "the server's certificate has expired or is not valid yet; its administrator has to renew it"
@@ -326,10 +350,10 @@ fn is_about_dates(error: &rustls::Error) -> bool {
     matches!(
         error,
         rustls::Error::InvalidCertificate(
-            CertificateError::Expired
-                | CertificateError::ExpiredContext { .. }
-                | CertificateError::NotValidYet
-                | CertificateError::NotValidYetContext { .. }
+            Fault::Expired
+                | Fault::ExpiredContext { .. }
+                | Fault::NotValidYet
+                | Fault::NotValidYetContext { .. }
         )
     )
 }

@@ -1,8 +1,8 @@
-//! HTTP/1.1 heads and chunked bodies.
+//! HTTP/1.1 heads and chunked bodies, and requests one after the other.
 
 use std::fmt::Debug;
 
-use bgb_http::{BodyLength, ChunkDecoder, Decoded, HeadError, RequestHead, ResponseHead};
+use bgb_http::{BodyLength, ChunkDecoder, Decoded, HeadError, Part, RequestHead, Requests, ResponseHead};
 
 use crate::bytes::Bytes;
 
@@ -33,6 +33,42 @@ pub(crate) fn http(data: &[u8]) {
         assert_eq!(ResponseHead::decode(&bytes), Ok(Decoded::Complete { head, consumed }));
     }
     chunks(data, cut);
+    requests(data, cut);
+}
+
+/// Requests do not depend on how their bytes are cut; only how soon a fault is found does.
+fn requests(data: &[u8], cut: usize) {
+    let (whole, of_whole) = served(data, data.len());
+    let (pieces, of_pieces) = served(data, cut);
+    let (fewer, more) = if whole.len() < pieces.len() { (whole, pieces) } else { (pieces, whole) };
+    assert!(more.starts_with(&fewer), "requests depend on the cuts");
+    assert!(of_whole || of_pieces || fewer.len() == more.len(), "a request is there in one way only");
+}
+
+/// Each whole request's target and body; and whether the connection ended for a fault.
+fn served(data: &[u8], step: usize) -> (Vec<(String, Vec<u8>)>, bool) {
+    let mut requests = Requests::new(BODY_BYTES_MAX);
+    let (mut served, mut target, mut body) = (Vec::new(), String::new(), Vec::new());
+    for piece in data.chunks(step.max(1)) {
+        requests.hear(piece);
+        loop {
+            match requests.next(&mut body) {
+                Ok(None) => break,
+                Ok(Some(Part::Head(head))) => target = head.target,
+                Ok(Some(Part::Body)) => assert!(body.len() as u64 <= BODY_BYTES_MAX, "a body over its limit"),
+                Ok(Some(Part::End)) => {
+                    served.push((std::mem::take(&mut target), std::mem::take(&mut body)));
+                    assert!(requests.is_whole());
+                    requests.on_answered();
+                }
+                Err(fault) => {
+                    assert_eq!(requests.next(&mut body), Err(fault));
+                    return (served, true);
+                }
+            }
+        }
+    }
+    (served, false)
 }
 
 /// What `decode` says of `data` must not depend on what is behind the head, nor be less bad than what it says of its beginning.

@@ -13,13 +13,14 @@ mod http;
 mod hub;
 mod records;
 mod statements;
+mod tunnel;
 mod websocket;
 
 /// A target's name, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("frame", frames::frame),
     ("session", agent::session),
     ("hub", hub::hub),
@@ -27,6 +28,7 @@ pub const TARGETS: [Target; 10] = [
     ("bos", files::bos),
     ("bts", files::bts),
     ("http", http::http),
+    ("tunnel", tunnel::tunnel),
     ("websocket", websocket::websocket),
     ("config", config::config),
     ("records", records::records),

@@ -378,6 +378,23 @@ fn drain_and_refusal_end_the_connection_and_the_agent_comes_back() {
 }
 
 #[test]
+fn a_session_moves_over_to_a_better_road_and_says_again_what_was_not_kept() {
+    let mut bench = Bench::signed_in();
+    bench.push(&TaskSpec::new(1, Action::Ping));
+    bench.finish(id(1), Ending::Succeeded, b"");
+    let session = bench.hello().session;
+    bench.connecting_to = None;
+    bench.handle(Input::RoadBetter);
+    assert_eq!(bench.disconnects, 0, "the result may be acknowledged yet");
+    bench.server(ServerMessage::ResultKept(id(9)));
+    assert_eq!((bench.disconnects, bench.agent().phase()), (1, SessionPhase::Connecting));
+    assert!(bench.connecting_to.is_some());
+    bench.sign_in();
+    assert!(bench.hello().session > session);
+    assert_eq!(bench.results_of(id(1)).len(), 2);
+}
+
+#[test]
 fn a_stop_says_goodbye_and_leaves_the_judgement_to_the_next_start() {
     let mut bench = Bench::signed_in();
     bench.push(&TaskSpec::new(1, Action::QuickScan));

@@ -196,6 +196,19 @@ fn a_session_is_not_renewed_while_something_that_was_said_waits_for_its_answer()
 }
 
 #[test]
+fn a_session_moves_over_to_a_better_road_once_it_is_quiet_and_to_the_same_server() {
+    let mut session = active(0);
+    session.handle_said(1_000);
+    session.handle_better_road(2_000);
+    assert_eq!(session.poll(2_000), None, "an answer is on its way");
+    session.handle_heard();
+    assert_eq!(session.poll(2_500), Some(Act::Disconnect(Parting::RoadBetter)));
+    assert_eq!(session.poll(2_500), Some(Act::Connect("a:1".to_owned())));
+    session.handle_better_road(3_000);
+    assert_eq!(session.phase(), SessionPhase::Connecting, "without a session nothing moves");
+}
+
+#[test]
 fn a_blocked_device_rests_long_and_a_superseded_one_ever_longer() {
     let mut session = active(0);
     assert!(session.handle_refused(0, RefusedReason::Blocked));

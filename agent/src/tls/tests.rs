@@ -1,27 +1,37 @@
 //! A handshake in memory with a server whose certificate a test makes.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
     date_time_ymd,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::{HandshakeKind, ServerConfig, ServerConnection};
+use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
 
 use super::*;
 
 /// 2026-06-01 and 2031-06-01, in milliseconds since 1970.
-const IN_2026: UnixMillis = UnixMillis(1_780_272_000_000);
+pub(crate) const IN_2026: UnixMillis = UnixMillis(1_780_272_000_000);
 const IN_2031: UnixMillis = UnixMillis(1_938_038_400_000);
 
 pub(crate) struct Authority(Issuer<'static, KeyPair>, CertificateDer<'static>);
 
 impl Authority {
     pub(crate) fn new() -> Self {
+        Self::named("the site's authority")
+    }
+
+    /// One whose certificate bears that name.
+    pub(crate) fn named(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).unwrap().der().clone();
         Self(Issuer::new(params, key), certificate)
+    }
+
+    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
+        &self.1
     }
 
     /// A certificate that holds in 2026, its key, and its role.
@@ -52,6 +62,23 @@ fn server_config(issued: (CertificateDer<'static>, Vec<u8>), alpn: &[&[u8]]) -> 
         .unwrap();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Arc::new(config)
+}
+
+/// The end of an outer session that shows a certificate of `authority`.
+pub(crate) fn outer_server(authority: &Authority) -> ServerConnection {
+    ServerConnection::new(server_config(server(authority), &[b"http/1.1"])).unwrap()
+}
+
+/// The same on a stream of bytes that waits.
+pub(crate) fn outer_stream<S: Read + Write>(authority: &Authority, stream: S) -> impl Read + Write + use<S> {
+    StreamOwned::new(outer_server(authority), stream)
+}
+
+/// A server's end of a session's own TLS, at 127.0.0.1.
+pub(crate) fn inner_stream<S: Read + Write>(authority: &Authority, stream: S) -> impl Read + Write + use<S> {
+    let usage = ExtendedKeyUsagePurpose::ServerAuth;
+    let issued = authority.issue("127.0.0.1", "urn:bgb:LAB:server:3", usage);
+    StreamOwned::new(ServerConnection::new(server_config(issued, &[ALPN])).unwrap(), stream)
 }
 
 /// What a device's sessions start from.
@@ -152,6 +179,21 @@ fn whoever_else_answers_is_refused_with_the_reason() {
     ] {
         let fault = meet(&authority, issued, &[ALPN], IN_2026, IN_2026).unwrap_err();
         assert!(fault.to_lowercase().contains(&word.to_lowercase()), "{word:?}: {fault}");
+    }
+}
+
+#[test]
+fn who_has_signed_a_strangers_certificate_is_told_once() {
+    let (authority, stranger) = (Authority::new(), Authority::named("Example Firewall"));
+    let tls = device(&authority);
+    for (issued, intercepted) in
+        [(server(&stranger), Some("Example Firewall".to_owned())), (server(&authority), None)]
+    {
+        let mut server = ServerConnection::new(server_config(issued, &[ALPN])).unwrap();
+        let mut session = tls.session("server.example", IN_2026, IN_2026).unwrap();
+        assert_eq!(shake_hands(&mut session, &mut server).is_err(), intercepted.is_some());
+        assert_eq!(session.take_stranger(), intercepted);
+        assert_eq!(session.take_stranger(), None);
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bgb_protocol::action::Action;
 use bgb_protocol::ids::SessionNumber;
-use bgb_protocol::message::{AgentMessage, ServerMessage};
+use bgb_protocol::message::{AgentMessage, Road, RoadTaken, ServerMessage};
 use bgb_protocol::state::TaskState;
 use site::{Certificate, Device, Peer, Server, Site};
 
@@ -43,6 +43,30 @@ fn an_agent_signs_in_does_what_it_is_told_and_goes_in_good_order() {
         record.starts_with("<![LOG[") && record.contains("component=\"CcmNotificationAgent\""),
         "{record}"
     );
+}
+
+#[test]
+fn an_agent_that_may_take_no_tcp_comes_over_a_websocket_and_remembers_it() {
+    let site = Site::new();
+    let server = Server::start(&site, &Certificate::server());
+    let port = server.behind_a_websocket();
+    let roads = format!("roads.tcp = false\nroads.https = false\nroads.http_port = {port}");
+    let device = Device::new(&site, &server, &roads);
+    for _ in 0..2 {
+        let mut agent = device.start();
+        let mut peer = server.accept();
+        let AgentMessage::Hello(hello) = peer.hear() else { panic!("the first message is no hello") };
+        let road = RoadTaken { road: Road::WebSocket, outer_tls: false, proxied: false, reason: None };
+        assert_eq!(hello.road, road);
+        peer.say(&ServerMessage::Welcome(Box::new(site.welcome())));
+        // The second time it has the result, which nobody has kept.
+        peer.say(&site.push(1, Action::CollectInventory));
+        assert_eq!(peer.result_of(1).state, TaskState::Succeeded);
+        agent.terminate();
+        while peer.hear() != AgentMessage::Goodbye {}
+        assert!(agent.wait().success());
+        assert_eq!(device.mode("state/roads") & 0o007, 0);
+    }
 }
 
 #[test]

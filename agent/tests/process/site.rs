@@ -21,6 +21,7 @@ use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{HandshakeKind, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use tungstenite::{Message, WebSocket};
 
 /// Longest wait for anything: many times what it takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -153,6 +154,20 @@ impl Server {
         Self { listener, config: Arc::new(config) }
     }
 
+    /// A port where a WebSocket leads to this server.
+    pub fn behind_a_websocket(&self) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = self.listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for socket in listener.incoming() {
+                let server = TcpStream::connect(server).unwrap();
+                std::thread::spawn(move || carry(tungstenite::accept(socket.unwrap()).unwrap(), server));
+            }
+        });
+        port
+    }
+
     /// The next connection of an agent.
     pub fn accept(&self) -> Peer {
         let deadline = Instant::now() + PATIENCE;
@@ -167,6 +182,30 @@ impl Server {
                 Err(_) => assert!(Instant::now() < deadline, "no agent comes"),
             }
             std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// Carries bytes both ways, looking at either end in turn.
+fn carry(mut agent: WebSocket<TcpStream>, mut server: TcpStream) {
+    let would_block = |error: &std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
+    for socket in [agent.get_ref(), &server] {
+        socket.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
+    }
+    let mut bytes = vec![0; 16 * 1024];
+    loop {
+        match agent.read() {
+            Ok(Message::Binary(bytes)) => server.write_all(&bytes).unwrap(),
+            Ok(Message::Close(_)) => return,
+            Err(tungstenite::Error::Io(error)) if would_block(&error) => {}
+            Ok(_) => {}
+            Err(_) => return,
+        }
+        match server.read(&mut bytes) {
+            Ok(0) => return,
+            Ok(count) => agent.send(Message::Binary(bytes[..count].to_vec().into())).unwrap(),
+            Err(error) if would_block(&error) => {}
+            Err(_) => return,
         }
     }
 }

@@ -156,9 +156,15 @@ impl Tunnel {
         }
     }
 
+    /// Bytes that there is room for.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        UP_BYTES_MAX - self.up.len()
+    }
+
     /// Takes bytes to be sent; gives how many there was room for.
     pub fn send(&mut self, bytes: &[u8]) -> usize {
-        let taken = bytes.len().min(UP_BYTES_MAX - self.up.len());
+        let taken = bytes.len().min(self.room());
         self.up.extend(&bytes[..taken]);
         taken
     }

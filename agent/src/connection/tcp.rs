@@ -1,0 +1,172 @@
+//! TCP: connections to a name, and the road straight over one.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use socket2::{SockRef, TcpKeepalive};
+
+use super::road::{Road, RoadFault, Waits};
+
+/// Time to connect on a road (docs/protocol.md, 5).
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// TCP keepalive (docs/promises.md, Presence): after so long at rest …
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(200);
+/// … every so often …
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// … so many times.
+const KEEPALIVE_RETRIES: u32 = 3;
+
+/// Bytes that tell an answer in HTTP: `HTTP/1.1 403`.
+const STATUS_LINE_BYTES: usize = 12;
+
+/// Connects to `address`, `host:port`; reading and writing do not wait.
+///
+/// # Errors
+/// Why there is no connection.
+pub(super) fn connect(address: &str) -> Result<TcpStream, RoadFault> {
+    let addresses = address
+        .to_socket_addrs()
+        .map_err(|error| RoadFault::new(format!("the name {address} cannot be resolved: {error}")))?;
+    connect_to(&addresses.collect::<Vec<_>>(), CONNECT)
+}
+
+/// Tries each address in its turn, within `limit` for all of them. Each has an equal part of what is left, so that one from
+/// which nothing comes back (a road that IPv6 does not lead along) does not take the time of those behind it.
+fn connect_to(addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream, RoadFault> {
+    let deadline = Instant::now() + limit;
+    let mut fault = RoadFault::new("the name has no address");
+    for (at, address) in addresses.iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let share = left / (addresses.len() - at) as u32;
+        if share.is_zero() {
+            break;
+        }
+        match TcpStream::connect_timeout(address, share) {
+            Ok(socket) => {
+                prepare(&socket)?;
+                return Ok(socket);
+            }
+            Err(error) => {
+                fault = RoadFault::from(error);
+                fault.text = format!("{address}: {fault}");
+            }
+        }
+    }
+    Err(fault)
+}
+
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)?;
+    socket.set_nodelay(true)?;
+    socket.set_nonblocking(true)
+}
+
+/// The road straight over TCP.
+pub(super) struct Tcp {
+    socket: TcpStream,
+    /// The first bytes that came.
+    first: Vec<u8>,
+}
+
+impl Tcp {
+    /// Over a socket on which reading and writing do not wait.
+    pub(super) fn new(socket: TcpStream) -> Self {
+        Self { socket, first: Vec::new() }
+    }
+}
+
+impl Read for Tcp {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.socket.read(buffer)?;
+        let wanted = STATUS_LINE_BYTES.saturating_sub(self.first.len()).min(count);
+        self.first.extend_from_slice(&buffer[..wanted]);
+        Ok(count)
+    }
+}
+
+impl Write for Tcp {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Road for Tcp {
+    fn go_on(&mut self, _now: Instant) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn waits<'a>(&'a self, wants_write: bool, waits: &mut Waits<'a>) {
+        waits.socket(self.socket.as_fd(), wants_write);
+    }
+
+    fn is_flushed(&self) -> bool {
+        true
+    }
+
+    fn answer_in_http(&self) -> Option<u16> {
+        // TLS has had enough with the first byte: the others are still there.
+        let mut bytes = self.first.clone();
+        let mut more = [0; STATUS_LINE_BYTES];
+        let count = self.socket.peek(&mut more).unwrap_or(0);
+        bytes.extend_from_slice(&more[..count]);
+        let status = bytes.strip_prefix(b"HTTP/1.")?.get(2..5)?;
+        std::str::from_utf8(status).ok()?.parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use bgb_protocol::message::RoadReason;
+
+    use super::*;
+
+    /// A listener whose backlog is full, so that nothing comes back to whoever connects: as silent as a road to nowhere. It is
+    /// so while the sockets live.
+    fn silent() -> (SocketAddr, Vec<socket2::Socket>) {
+        let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let listener = socket();
+        listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut held = vec![listener];
+        for _ in 0..4 {
+            let filler = socket();
+            filler.set_nonblocking(true).unwrap();
+            // In progress, or waiting for ever: either fills the backlog.
+            let _ = filler.connect(&address);
+            held.push(filler);
+        }
+        (address.as_socket().unwrap(), held)
+    }
+
+    #[test]
+    fn an_address_from_which_nothing_comes_back_leaves_time_for_the_next() {
+        let (nowhere, _held) = silent();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let socket = connect_to(&[nowhere, nowhere, there], Duration::from_millis(900)).unwrap();
+        assert_eq!(socket.peer_addr().unwrap(), there);
+        let fault = connect_to(&[nowhere], Duration::from_millis(100)).unwrap_err();
+        assert!(fault.text.contains("timed out") && fault.reason == Some(RoadReason::TimedOut), "{fault}");
+    }
+
+    #[test]
+    fn a_port_where_nobody_listens_has_refused() {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert_eq!(connect(&address.to_string()).unwrap_err().reason, Some(RoadReason::Refused));
+        assert_eq!(connect("nowhere.invalid:1").unwrap_err().reason, None);
+    }
+}

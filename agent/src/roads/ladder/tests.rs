@@ -1,0 +1,254 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const DAY_MS: u64 = TCP_IS_RECENT_MS;
+const SERVER: &str = "a.example:10123";
+
+/// The agent's own time runs beside the clock since boot.
+fn at(boot_ms: u64) -> Moment {
+    Moment { boot_ms, own: UnixMillis(1_780_272_000_000 + boot_ms) }
+}
+
+fn ladder() -> Ladder {
+    Ladder::new(Memory::default(), at(0), Random::new(7))
+}
+
+/// All rungs of a climb in which each fails at once.
+fn climb(ladder: &mut Ladder, now: Moment) -> Vec<&'static str> {
+    ladder.begin(SERVER, &Rung::ALL, now);
+    let mut tried = Vec::new();
+    while let Some(rung) = ladder.next(now.boot_ms) {
+        ladder.on_failed(rung, None);
+        tried.push(rung.label());
+    }
+    tried
+}
+
+/// A session on `rung`, from here on.
+fn sign_in(ladder: &mut Ladder, rung: Rung, now: Moment) -> RoadTaken {
+    ladder.begin(SERVER, &Rung::ALL, now);
+    while ladder.next(now.boot_ms) != Some(rung) {}
+    let taken = ladder.on_connected(rung, None);
+    ladder.on_welcome(60, now);
+    taken
+}
+
+fn websocket() -> Rung {
+    Rung::ALL[1]
+}
+
+#[test]
+fn an_agent_that_knows_nothing_tries_all_from_the_best_on() {
+    let mut ladder = ladder();
+    let all: Vec<_> = Rung::ALL.into_iter().map(Rung::label).collect();
+    assert_eq!(climb(&mut ladder, at(0)), all);
+    assert_eq!(climb(&mut ladder, at(1_000)), all, "and all of them again");
+}
+
+#[test]
+fn a_climb_that_is_cut_short_goes_on_where_it_stopped_with_each_server() {
+    let mut ladder = ladder();
+    ladder.begin(SERVER, &Rung::ALL, at(0));
+    for place in 0..4 {
+        assert_eq!(ladder.next(place * 13_000), Some(Rung::ALL[place as usize]));
+    }
+    assert_eq!(ladder.next(CLIMB_MS), None);
+    ladder.begin("b.example:1", &Rung::ALL, at(50_000));
+    assert_eq!(ladder.next(50_000), Some(Rung::TCP));
+    let tried = climb(&mut ladder, at(60_000));
+    assert_eq!(tried, Rung::ALL.map(Rung::label)[4..]);
+    assert_eq!(climb(&mut ladder, at(70_000)).len(), 9);
+}
+
+#[test]
+fn what_worked_last_is_tried_first() {
+    let mut ladder = ladder();
+    let rung = Rung::ALL[6];
+    sign_in(&mut ladder, rung, at(0));
+    ladder.on_ended(at(100_000));
+    let tried = climb(&mut ladder, at(101_000));
+    assert_eq!((tried[0], tried[1], tried.len()), (rung.label(), "tcp", 9));
+    let mut again = Ladder::new(ladder.memory().clone(), at(0), Random::new(8));
+    assert_eq!(climb(&mut again, at(0))[0], rung.label(), "also by the next process");
+}
+
+#[test]
+fn whoever_had_tcp_within_a_day_waits_for_it_in_the_reconnect_window() {
+    let mut ladder = ladder();
+    sign_in(&mut ladder, Rung::TCP, at(0));
+    ladder.on_window(300);
+    let lost_ms = 5 * DAY_MS;
+    ladder.on_ended(at(lost_ms));
+    assert_eq!(climb(&mut ladder, at(lost_ms + 299_000)), ["tcp"]);
+    assert_eq!(climb(&mut ladder, at(lost_ms + 300_000)).len(), 9);
+
+    // A process that begins has lost it as well, unless it is long ago.
+    let begin = |own_ms: u64| {
+        let now = Moment { boot_ms: 0, own: UnixMillis(at(lost_ms).own.0 + own_ms) };
+        let mut ladder = Ladder::new(ladder.memory().clone(), now, Random::new(1));
+        climb(&mut ladder, now).len()
+    };
+    assert_eq!(begin(DAY_MS - 2 * TCP_AT_STEP_MS), 1);
+    assert_eq!(begin(DAY_MS), 9);
+}
+
+#[test]
+fn tcp_that_answers_and_never_welcomes_is_not_waited_for() {
+    let mut ladder = ladder();
+    ladder.begin(SERVER, &Rung::ALL, at(0));
+    assert_eq!(ladder.next(0), Some(Rung::TCP));
+    ladder.on_connected(Rung::TCP, None);
+    ladder.on_ended(at(30_000));
+    assert_eq!(climb(&mut ladder, at(31_000)), Rung::ALL.map(Rung::label)[1..]);
+
+    // One that refuses in so many words is another matter.
+    ladder.begin(SERVER, &Rung::ALL, at(40_000));
+    ladder.next(40_000);
+    ladder.on_connected(Rung::TCP, None);
+    ladder.on_heard();
+    ladder.on_ended(at(41_000));
+    assert_eq!(climb(&mut ladder, at(42_000)).len(), 9);
+}
+
+#[test]
+fn a_hello_says_why_it_is_not_on_tcp_and_who_stands_in_between() {
+    let reason = |told: &[(usize, RoadReason)], taken: usize, issuer: Option<&str>| {
+        let mut ladder = ladder();
+        ladder.begin(SERVER, &Rung::ALL, at(0));
+        while let Some(rung) = ladder.next(0) {
+            if rung.place() == taken {
+                return ladder.on_connected(rung, issuer.map(str::to_owned)).reason;
+            }
+            let reason = told.iter().find(|(place, _)| *place == rung.place());
+            ladder.on_failed(rung, reason.map(|(_, reason)| reason.clone()));
+        }
+        unreachable!("the rung is on the ladder")
+    };
+    let refused = || (0, RoadReason::Refused);
+    assert_eq!(reason(&[refused()], 0, None), None);
+    assert_eq!(reason(&[refused(), (1, RoadReason::TimedOut)], 3, None), Some(RoadReason::Refused));
+    let proxy = RoadReason::ProxyAnswer(407);
+    assert_eq!(reason(&[refused(), (2, proxy.clone())], 3, None), Some(proxy.clone()));
+    let issuer = RoadReason::Intercepted("Example".to_owned());
+    assert_eq!(reason(&[refused(), (2, proxy)], 3, Some("Example")), Some(issuer));
+    assert_eq!(reason(&[], 3, None), None, "it was not tried, or its name has no address");
+}
+
+#[test]
+fn tcp_is_probed_ever_more_rarely_and_as_often_as_before_once_it_was_good() {
+    let mut ladder = ladder();
+    assert_eq!(ladder.probe_due_ms(), None);
+    sign_in(&mut ladder, websocket(), at(0));
+    let mut now_ms = 0;
+    for doubling in 0..10 {
+        let wait_ms = (PROBE_MS << doubling).min(PROBE_MS_MAX);
+        let due_ms = ladder.probe_due_ms().unwrap();
+        assert!((wait_ms * 3 / 4..=wait_ms * 5 / 4).contains(&(due_ms - now_ms)), "{doubling}");
+        now_ms = due_ms;
+        ladder.on_probe(now_ms);
+        ladder.on_probe_failed(Some(RoadReason::TimedOut));
+    }
+    // A session that is lost and comes again puts no probe off.
+    let due_ms = ladder.probe_due_ms();
+    ladder.on_ended(at(now_ms));
+    assert_eq!(ladder.probe_due_ms(), None);
+    let taken = sign_in(&mut ladder, websocket(), at(now_ms));
+    assert_eq!((ladder.probe_due_ms(), taken.reason), (due_ms, Some(RoadReason::TimedOut)));
+
+    let wait_ms = |ladder: &mut Ladder, lasted_ms: u64| {
+        ladder.on_connected(Rung::TCP, None);
+        ladder.on_welcome(5, at(now_ms));
+        assert_eq!(ladder.probe_due_ms(), None);
+        ladder.on_ended(at(now_ms + lasted_ms));
+        let later_ms = now_ms + lasted_ms + 6_000;
+        sign_in(ladder, websocket(), at(later_ms));
+        ladder.probe_due_ms().unwrap() - later_ms
+    };
+    assert!(wait_ms(&mut ladder, TCP_IS_GOOD_MS - 1) > PROBE_MS_MAX / 2);
+    assert!(wait_ms(&mut ladder, TCP_IS_GOOD_MS) <= PROBE_MS * 5 / 4);
+}
+
+#[test]
+fn after_a_probe_that_came_through_the_next_climb_begins_with_tcp() {
+    let mut ladder = ladder();
+    sign_in(&mut ladder, websocket(), at(0));
+    ladder.on_probe(1_000);
+    ladder.on_probe_worked();
+    ladder.on_ended(at(2_000));
+    let tried = climb(&mut ladder, at(2_000));
+    assert_eq!((tried[0], tried[1], tried.len()), ("tcp", websocket().label(), 9));
+    assert_eq!(climb(&mut ladder, at(3_000))[0], websocket().label(), "once");
+}
+
+#[test]
+fn a_websocket_that_bears_no_silence_is_passed_over_for_a_day() {
+    let mut ladder = ladder();
+    for _ in 0..2 {
+        sign_in(&mut ladder, websocket(), at(0));
+        ladder.on_cut(Duration::from_secs(10), at(0));
+        ladder.on_ended(at(0));
+    }
+    assert!(!climb(&mut ladder, at(1_000)).contains(&websocket().label()));
+    ladder.begin(SERVER, &[websocket()], at(2_000));
+    assert_eq!(ladder.next(2_000), Some(websocket()), "better than none");
+    assert!(climb(&mut ladder, at(DAY_MS)).contains(&websocket().label()));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Begin(bool),
+    Next,
+    Fail(bool),
+    Connect,
+    Welcome(u32),
+    End,
+    Cut(u64),
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => any::<bool>().prop_map(Step::Begin),
+        6 => Just(Step::Next),
+        3 => any::<bool>().prop_map(Step::Fail),
+        2 => Just(Step::Connect),
+        2 => any::<u32>().prop_map(Step::Welcome),
+        2 => Just(Step::End),
+        1 => (0u64..300).prop_map(Step::Cut),
+        2 => (0u64..1_000_000).prop_map(Step::Wait),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_each_climb_begins_on_an_allowed_rung_and_comes_to_an_end(
+        steps in prop::collection::vec(step(), 0..120), allowed in prop::sample::subsequence(Rung::ALL.to_vec(), 1..=9),
+    ) {
+        let (mut ladder, mut now_ms, mut rung) = (ladder(), 0, None);
+        for step in steps {
+            match step {
+                Step::Begin(is_first) => {
+                    let server = if is_first { SERVER } else { "b.example:1" };
+                    ladder.begin(server, &allowed, at(now_ms));
+                    let mut again = ladder.clone();
+                    let tried = std::iter::from_fn(|| again.next(now_ms)).collect::<Vec<_>>();
+                    prop_assert!(!tried.is_empty() && tried.len() <= allowed.len());
+                    prop_assert!(tried.iter().all(|rung| allowed.contains(rung)));
+                }
+                Step::Next => rung = ladder.next(now_ms),
+                Step::Fail(is_told) => if let Some(rung) = rung.take() {
+                    ladder.on_failed(rung, is_told.then_some(RoadReason::ProxyAnswer(403)));
+                },
+                Step::Connect => if let Some(rung) = rung.take() {
+                    prop_assert_eq!(ladder.on_connected(rung, None).road, rung.road);
+                },
+                Step::Welcome(secs) => ladder.on_welcome(secs, at(now_ms)),
+                Step::End => ladder.on_ended(at(now_ms)),
+                Step::Cut(secs) => ladder.on_cut(Duration::from_secs(secs), at(now_ms)),
+                Step::Wait(millis) => now_ms += millis,
+            }
+            prop_assert!(ladder.told.len() < Rung::ALL.len());
+        }
+    }
+}
