@@ -12,13 +12,17 @@
 mod rig;
 use rig::{api, peer, process, road, site, wait};
 
+mod agent;
+mod carrier;
 mod device;
+mod island;
 mod proxy;
 mod settings;
 
 mod attack;
 mod balancing;
 mod curl;
+mod forward;
 mod idling;
 mod introduction;
 mod reverse;

@@ -65,13 +65,22 @@ impl Home {
         }
         command
     }
+
+    /// Runs a program here to its end, which has to be a good one; gives what it said.
+    #[track_caller]
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.command(program).args(arguments).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{program}: {told}{}", String::from_utf8_lossy(&output.stderr));
+        told
+    }
 }
 
 /// See the module.
 pub(crate) struct Proxy {
     // Ended before its folder goes.
     _process: Process,
-    _home: Home,
+    home: Home,
 }
 
 impl Proxy {
@@ -91,7 +100,7 @@ impl Proxy {
                 TcpStream::connect(address).is_ok()
             });
         }
-        Self { _process: process, _home: home }
+        Self { _process: process, home }
     }
 
     /// nginx with these settings of its `http` section, in surroundings like a distribution's.
@@ -146,5 +155,50 @@ impl Proxy {
         let mut command = home.command("haproxy");
         command.arg("-db").arg("-f").arg(config);
         Self::start(site, home, "haproxy", command, listening)
+    }
+
+    /// squid with these lines where the document says that they go, in a configuration like Debian's.
+    #[track_caller]
+    pub(crate) fn squid(site: &Site, home: Home, settings: &str, listen: SocketAddr) -> Self {
+        let port =
+            if settings.contains("http_port") { String::new() } else { format!("http_port {listen}\n") };
+        let config = home.write(
+            "squid.conf",
+            &format!(
+                "{port}acl SSL_ports port 443\nacl Safe_ports port 80 443 1025-65535\n\
+                 {settings}\n\
+                 http_access deny !Safe_ports\nhttp_access deny CONNECT !SSL_ports\n\
+                 http_access allow localhost\nhttp_access deny all\n\
+                 pid_filename none\ncache deny all\naccess_log stdio:access.log\n\
+                 cache_log cache.log\ncoredump_dir {home}\nvisible_hostname proxy.example\n\
+                 pinger_enable off\nnetdb_filename none\n",
+                home = home.path("").display(),
+            ),
+        );
+        let mut command = home.command("squid");
+        command.args(["-N", "-d", "1", "-f"]).arg(config);
+        Self::start(site, home, "squid", command, &[listen])
+    }
+
+    /// tinyproxy with these lines, in a configuration like Debian's.
+    #[track_caller]
+    pub(crate) fn tinyproxy(site: &Site, settings: &str, listen: SocketAddr) -> Self {
+        let home = Home::new();
+        let config = home.write(
+            "tinyproxy.conf",
+            &format!(
+                "Port {}\nListen {}\nMaxClients 100\nAllow 127.0.0.1\nViaProxyName \"tinyproxy\"\n{settings}\n",
+                listen.port(),
+                listen.ip(),
+            ),
+        );
+        let mut command = home.command("tinyproxy");
+        command.arg("-d").arg("-c").arg(config);
+        Self::start(site, home, "tinyproxy", command, &[listen])
+    }
+
+    /// Its folder.
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
     }
 }

@@ -64,6 +64,8 @@ fn every_block_of_the_document_has_a_test() {
         include_str!("balancing.rs"),
         include_str!("introduction.rs"),
         include_str!("idling.rs"),
+        include_str!("forward.rs"),
+        include_str!("agent.rs"),
     ];
     for (name, _) in blocks() {
         let quoted = format!("\"{name}\"");
