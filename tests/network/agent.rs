@@ -16,7 +16,7 @@ use crate::wait::{LONG, until};
 const SIGNED_IN: Duration = LONG;
 
 /// A port at which nobody listens, on any site's address.
-const NOBODY: u16 = 21_999;
+pub(crate) const NOBODY: u16 = 21_999;
 
 /// Lets the device's agent believe that its server's TCP port is one where nobody listens, and that its HTTP ports are these; nothing of the
 /// test's environment is its.

@@ -20,6 +20,9 @@ use crate::wait::{stays_true, until_true};
 /// The name that an inspecting proxy's authority has.
 const INSPECTOR: &str = "Example Inspection";
 
+/// A password that is not the one.
+const WRONG: &str = "not-the-right-one";
+
 /// A site, a device whose agent knows the proxy, and where that is to listen.
 struct Scene {
     site: Site,
@@ -156,14 +159,14 @@ fn squid_that_asks_for_a_password_takes_the_right_one_only_and_the_agent_says_so
     let _squid = Proxy::squid(&scene.site, home, settings.text(), scene.listen);
     let is_offline = || scene.site.device(&scene.device).row.connectivity != Connectivity::Online;
     for (password, words) in
-        [(None, "asks for credentials (407)"), (Some("wrong"), "does not take the credentials")]
+        [(None, "asks for credentials (407)"), (Some(WRONG), "does not take the credentials")]
     {
         if let Some(password) = password {
             give_password(&scene, password);
         }
         let agent = scene.site.start_agent(&scene.device);
         scene.device.wait_log(&[words]);
-        assert!(!scene.device.log().contains("wrong\""), "a password is in the log");
+        assert!(!scene.device.log().contains(WRONG), "a password is in the log");
         stays_true("it is not online", std::time::Duration::from_secs(3), is_offline);
         assert_eq!(agent.stop().code(), 0);
     }

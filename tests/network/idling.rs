@@ -5,8 +5,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use bgb_protocol::action::Action;
+use bgb_protocol::message::Road;
 use tungstenite::Message;
 
+use crate::agent;
 use crate::device::{Shared, Visitor, fleet, push};
 use crate::proxy::{self, Proxy};
 use crate::road::{Http, LongPollLine, WebSocketLine};
@@ -32,10 +35,7 @@ fn patient_site() -> Site {
 fn nginx_cuts_after_60_seconds_of_silence_and_whoever_pings_or_asks_sooner_stays() {
     let site = patient_site();
     let listen = proxy::address(&site, 1);
-    let settings = Settings::of("nginx: one server").put("192.0.2.11:8080", site.http_address(1));
-    let settings = settings.put("192.0.2.10:80;", format!("{listen};"));
-    let settings = settings.without("443 ssl").without("ssl_").without("proxy_read_timeout");
-    let _nginx = Proxy::nginx(&site, settings.text(), &[listen]);
+    let _nginx = nginx_with_its_own_timeouts(&site, listen);
     idle_behind(&site, "nginx with its own time-outs", listen, Duration::from_secs(60));
 }
 
@@ -43,14 +43,25 @@ fn nginx_cuts_after_60_seconds_of_silence_and_whoever_pings_or_asks_sooner_stays
 fn haproxy_cuts_after_30_seconds_of_silence_and_whoever_pings_or_asks_sooner_stays() {
     let site = patient_site();
     let listen = proxy::address(&site, 1);
+    let _haproxy = haproxy_with_30_seconds(&site, listen);
+    idle_behind(&site, "haproxy with 30 s", listen, Duration::from_secs(30));
+}
+
+fn nginx_with_its_own_timeouts(site: &Site, listen: SocketAddr) -> Proxy {
+    let settings = Settings::of("nginx: one server").put("192.0.2.11:8080", site.http_address(1));
+    let settings = settings.put("192.0.2.10:80;", format!("{listen};"));
+    let settings = settings.without("443 ssl").without("ssl_").without("proxy_read_timeout");
+    Proxy::nginx(site, settings.text(), &[listen])
+}
+
+fn haproxy_with_30_seconds(site: &Site, listen: SocketAddr) -> Proxy {
     let settings = Settings::of("haproxy: several servers")
         .put("192.0.2.10:80\n", format!("{listen}\n"))
         .put("192.0.2.11:8080", site.http_address(1))
         .without("server two")
         .without("443")
         .without("timeout ");
-    let _haproxy = Proxy::haproxy(&site, settings.text(), "30s", &[listen]);
-    idle_behind(&site, "haproxy with 30 s", listen, Duration::from_secs(30));
+    Proxy::haproxy(site, settings.text(), "30s", &[listen])
 }
 
 /// What becomes of devices that have nothing to say, behind a proxy that cuts silence after `cut`.
@@ -93,6 +104,61 @@ fn idle_behind(site: &Site, what: &str, listen: SocketAddr, cut: Duration) {
         until_equal("sessions", SOON, &3, || site.metric(1, "bgb_server_sessions"));
         push(site, &mut visitors);
     });
+}
+
+/// How long agents are left alone: three of nginx's time-outs and some.
+const LEFT_ALONE: Duration = Duration::from_secs(200);
+/// By then they have learned what cuts them, the last of them.
+const LEARNED: Duration = Duration::from_secs(150);
+
+#[test]
+fn agents_learn_what_cuts_them_and_a_push_reaches_them_after_minutes_without_a_word() {
+    let site = patient_site();
+    let (behind_nginx, behind_haproxy) = (proxy::address(&site, 1), proxy::address(&site, 2));
+    let _nginx = nginx_with_its_own_timeouts(&site, behind_nginx);
+    let _haproxy = haproxy_with_30_seconds(&site, behind_haproxy);
+    let ways = [
+        ("nginx", behind_nginx, "websocket"),
+        ("nginx", behind_nginx, "long_poll"),
+        ("haproxy", behind_haproxy, "websocket"),
+        ("haproxy", behind_haproxy, "long_poll"),
+    ];
+    let devices = fleet(&site, ways.len());
+    let _agents: Vec<_> = ways
+        .iter()
+        .zip(&devices)
+        .map(|((_, listen, road), device)| {
+            agent::configure(&site, device, agent::NOBODY, listen.port());
+            let other = if *road == "websocket" { "long_poll" } else { "websocket" };
+            agent::change(device, &format!("[roads]\n{other} = false\nhttps = false"));
+            site.start_agent(device)
+        })
+        .collect();
+    let begun = Instant::now();
+    site.wait_online(ways.len());
+    let session = |device: &Device| site.device(device).session;
+    let mut sessions: Vec<_> = devices.iter().map(session).collect();
+    while begun.elapsed() < LEFT_ALONE {
+        // What is tested takes its time, whatever else there is to wait for.
+        std::thread::sleep(Duration::from_secs(1));
+        for (((proxy, _, road), device), known) in ways.iter().zip(&devices).zip(&mut sessions) {
+            let now = session(device);
+            if now != *known {
+                println!("idle: {proxy}, {road}: session {now:?} after {:.0?}", begun.elapsed());
+                assert!(begun.elapsed() < LEARNED, "{proxy}, {road}: it is cut again and again");
+                *known = now;
+            }
+        }
+    }
+    let ordered = Instant::now();
+    let task = site.start_task(Action::Ping, "lab");
+    site.wait_succeeded(task, ways.len() as u64);
+    println!("idle: four results after {:.1?}", ordered.elapsed());
+    assert!(ordered.elapsed() < Duration::from_secs(5), "{:?}", ordered.elapsed());
+    for ((_, _, road), device) in ways.iter().zip(&devices) {
+        let expected = if *road == "websocket" { Road::WebSocket } else { Road::LongPoll };
+        assert_eq!(agent::road(&site, device).road, expected);
+    }
 }
 
 /// A device whose GET is held for as long as it can be.

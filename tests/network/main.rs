@@ -22,6 +22,7 @@ mod settings;
 mod attack;
 mod balancing;
 mod curl;
+mod firewall;
 mod forward;
 mod idling;
 mod introduction;
