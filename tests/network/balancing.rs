@@ -2,13 +2,16 @@
 
 use std::net::SocketAddr;
 
+use bgb_protocol::message::{Road, RoadReason};
+
+use crate::agent::{self, works_on};
 use crate::device::{Visitor, fleet, push_and_answer};
 use crate::peer::Peer;
 use crate::proxy::{self, Proxy};
 use crate::road::{Http, LongPollLine, WebSocketLine};
 use crate::settings::Settings;
 use crate::site::Site;
-use crate::wait::{SOON, until, until_equal};
+use crate::wait::{LONG, SOON, until, until_equal};
 
 /// nginx as the document has it, in front of both servers of the site.
 fn nginx_settings(site: &Site, listen: SocketAddr) -> Settings {
@@ -71,6 +74,28 @@ fn haproxy_sends_a_tunnels_requests_to_its_server_by_its_name_and_passes_over_on
     });
     drop(peer);
     until_equal("its session", SOON, &true, || site.metric(2, "bgb_server_tunnels") > 0);
+}
+
+#[test]
+fn an_agent_on_long_poll_whose_server_goes_comes_again_through_the_same_balancer() {
+    let mut site = Site::running(2);
+    let (listen, https) = (proxy::address(&site, 1), proxy::address(&site, 2));
+    let _haproxy = super::reverse::haproxy(&site, listen, https);
+    let device = fleet(&site, 1).remove(0);
+    agent::configure(&site, &device, agent::NOBODY, listen.port());
+    agent::change(&device, "[roads]\nwebsocket = false\nhttps = false");
+    let mut agent = site.start_agent(&device);
+    let expected = || (Road::LongPoll, false, false, Some(RoadReason::Refused));
+    let words = "long-poll over HTTP TCP was refused";
+    works_on(&site, &mut agent, &device, "haproxy, two servers", expected(), words);
+    let server = site.device(&device).row.server.unwrap().0;
+    // Without a word to anybody: what it does not know is answered 421 by the other.
+    site.take_server(server).kill();
+    let other = 3 - server;
+    until_equal("its session is at the other server", LONG, &Some(other), || {
+        site.device(&device).row.server.map(|server| server.0)
+    });
+    works_on(&site, &mut agent, &device, "haproxy, the other server", expected(), words);
 }
 
 #[test]
