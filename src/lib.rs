@@ -8,7 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 /// The target of what the log has of the roads through HTTP, which goes to a file of its own (BgbHttpProxy.log).
-pub const HTTP_LOG: &str = "bgb_http_proxy";
+pub const HTTP_LOG: &str = "bgb_server::http";
 
 pub mod broker;
 pub mod config;

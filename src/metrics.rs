@@ -11,6 +11,32 @@ use bgb_hub::CloseReason;
 /// A metric's name, its help text, and how it is read.
 type Described<M> = (&'static str, &'static str, fn(&M) -> u64);
 
+/// A road, as far as the server sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoadName {
+    /// Straight.
+    Tcp,
+    /// WebSocket over HTTP.
+    WebSocket,
+    /// WebSocket over HTTPS.
+    WebSocketHttps,
+    /// Long-poll; each of its requests may come over HTTP or HTTPS.
+    LongPoll,
+}
+
+impl RoadName {
+    const ALL: [Self; 4] = [Self::Tcp, Self::WebSocket, Self::WebSocketHttps, Self::LongPoll];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::WebSocket => "websocket-http",
+            Self::WebSocketHttps => "websocket-https",
+            Self::LongPoll => "long-poll",
+        }
+    }
+}
+
 /// The statuses by which HTTP requests are answered.
 const STATUSES: [u16; 15] = [101, 200, 201, 204, 400, 404, 405, 409, 413, 421, 426, 431, 501, 503, 505];
 
@@ -24,13 +50,15 @@ macro_rules! counters {
             pub turn_times: Histogram,
             closed: Vec<Cell>,
             answers: [Cell; STATUSES.len()],
+            roads: [Cell; RoadName::ALL.len()],
         }
 
         impl Default for ShardMetrics {
             fn default() -> Self {
                 let closed = CloseReason::ALL.iter().map(|_| Cell::default()).collect();
                 let answers = std::array::from_fn(|_| Cell::default());
-                Self { $($name: Cell::default(),)* turn_times: Histogram::new(OF_TURNS), closed, answers }
+                let roads = std::array::from_fn(|_| Cell::default());
+                Self { $($name: Cell::default(),)* turn_times: Histogram::new(OF_TURNS), closed, answers, roads }
             }
         }
 
@@ -95,6 +123,18 @@ impl ShardMetrics {
 }
 
 impl ShardMetrics {
+    /// A session began on this road.
+    pub fn begin_session(&self, road: RoadName) {
+        let cell = &self.roads[road as usize];
+        cell.set(cell.value() + 1);
+    }
+
+    /// A session on this road ended.
+    pub fn end_session(&self, road: RoadName) {
+        let cell = &self.roads[road as usize];
+        cell.set(cell.value().saturating_sub(1));
+    }
+
     /// Counts an answer to an HTTP request.
     pub fn count_answer(&self, status: u16) {
         if let Some(at) = STATUSES.iter().position(|known| *known == status) {
@@ -179,6 +219,14 @@ pub fn expose(server: &ServerMetrics, shards: &[Arc<ShardMetrics>]) -> Expositio
     let sum = |at: usize| shards.iter().map(|shard| shard.closed[at].value()).sum();
     let closed = CloseReason::ALL.iter().enumerate().map(|(at, reason)| (reason.label(), sum(at)));
     out.counters("bgb_server_closed_total", "Connections that ended, by reason.", "reason", closed);
+    let sum = |road: RoadName| shards.iter().map(|shard| shard.roads[road as usize].value()).sum();
+    let roads = RoadName::ALL.into_iter().map(|road| (road.label(), sum(road)));
+    out.gauges(
+        "bgb_server_sessions_by_road",
+        "Devices connected now, by the road that they came.",
+        "road",
+        roads,
+    );
     let sum = |at: usize| shards.iter().map(|shard| shard.answers[at].value()).sum();
     let names = STATUSES.map(|status| status.to_string());
     let answers = names.iter().enumerate().map(|(at, status)| (status.as_str(), sum(at)));

@@ -377,11 +377,17 @@ impl Shard {
     }
 
     fn deliver_passed(&mut self) {
-        while let Some((shard, passed)) = self.unpassed.pop_front() {
+        let mut full = Vec::new();
+        for (shard, passed) in std::mem::take(&mut self.unpassed) {
             let mailbox = &self.links.shards[usize::from(shard.0)];
-            if let Err(Undelivered::Full(Letter::Passed(passed))) = mailbox.try_send(Letter::Passed(passed)) {
-                self.unpassed.push_front((shard, passed));
-                break;
+            // In their order for each, and one that has no room holds up nobody else's.
+            if full.contains(&shard) {
+                self.unpassed.push_back((shard, passed));
+            } else if let Err(Undelivered::Full(Letter::Passed(passed))) =
+                mailbox.try_send(Letter::Passed(passed))
+            {
+                full.push(shard);
+                self.unpassed.push_back((shard, passed));
             }
         }
     }

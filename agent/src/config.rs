@@ -108,12 +108,24 @@ pub struct RoadsConfig {
     pub http_port: u16,
     /// Their HTTPS port.
     pub https_port: u16,
+    /// Who else than the site's authority signs what the servers show there, by the issuer's common name: nobody stands in between then.
+    pub https_issuers: Vec<String>,
 }
 
 impl Default for RoadsConfig {
     fn default() -> Self {
         let (http_port, https_port) = (8080, 8443);
-        Self { tcp: true, websocket: true, long_poll: true, https: true, http: true, http_port, https_port }
+        let https_issuers = Vec::new();
+        Self {
+            tcp: true,
+            websocket: true,
+            long_poll: true,
+            https: true,
+            http: true,
+            http_port,
+            https_port,
+            https_issuers,
+        }
     }
 }
 

@@ -73,7 +73,7 @@ impl Prepared {
         let identity = DeviceIdentity::load(&config)?;
         let network = Network {
             tls: Tls::new(&identity)?,
-            outer: Arc::new(OuterTls::new(&identity.authority)?),
+            outer: Arc::new(OuterTls::new(&identity.authority, config.roads.https_issuers.clone())?),
             roads: config.roads.clone(),
             proxies: Proxies::new(&config.proxy, |name| std::env::var(name).ok())?,
             counts: Arc::default(),

@@ -64,9 +64,10 @@ impl RequestFault {
 #[derive(Debug)]
 pub struct Requests {
     state: State,
-    /// What came and was not read.
-    kept: Vec<u8>,
-    /// How much of it was looked at in vain.
+    /// What came, and of which the first `read` bytes were read.
+    came: Vec<u8>,
+    read: usize,
+    /// How much of the rest was looked at in vain.
     looked_at: usize,
     body_bytes_max: u64,
 }
@@ -90,24 +91,34 @@ impl Requests {
     /// Before the first request. A body may have so many bytes.
     #[must_use]
     pub fn new(body_bytes_max: u64) -> Self {
-        Self { state: State::Head, kept: Vec::new(), looked_at: 0, body_bytes_max }
+        Self { state: State::Head, came: Vec::new(), read: 0, looked_at: 0, body_bytes_max }
     }
 
     /// Takes bytes as they came; [`next`](Self::next) reads them.
     pub fn hear(&mut self, bytes: &[u8]) {
-        self.kept.extend_from_slice(bytes);
+        // What was read is dropped when that moves less than it drops: many small requests in one piece cost no more than their length.
+        if self.read > self.came.len() / 2 {
+            self.came.drain(..self.read);
+            self.read = 0;
+        }
+        self.came.extend_from_slice(bytes);
+    }
+
+    /// What came and was not read.
+    fn kept(&self) -> &[u8] {
+        &self.came[self.read..]
     }
 
     /// Whether as much waits behind an unanswered request as may: no more is to be heard until it is answered.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self.state, State::Whole) && self.kept.len() >= WAITING_BYTES_MAX
+        matches!(self.state, State::Whole) && self.kept().len() >= WAITING_BYTES_MAX
     }
 
     /// Whether a request has begun and was not answered.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        !matches!(self.state, State::Head) || !self.kept.is_empty()
+        !matches!(self.state, State::Head) || !self.kept().is_empty()
     }
 
     /// Whether a request is whole and waits for its answer.
@@ -133,15 +144,16 @@ impl Requests {
 
     /// What came behind the request's head, when the connection speaks another protocol from there on.
     #[must_use]
-    pub fn into_rest(self) -> Vec<u8> {
-        self.kept
+    pub fn into_rest(mut self) -> Vec<u8> {
+        self.came.split_off(self.read)
     }
 
     fn read(&mut self, body: &mut Vec<u8>) -> Result<Option<Part>, RequestFault> {
         match &mut self.state {
             State::Head => self.read_head(),
             State::Body(Body::Length(left)) => {
-                let taken = usize::try_from(*left).map_or(self.kept.len(), |left| left.min(self.kept.len()));
+                let kept = &self.came[self.read..];
+                let taken = usize::try_from(*left).map_or(kept.len(), |left| left.min(kept.len()));
                 if taken == 0 {
                     return Ok(None);
                 }
@@ -149,13 +161,13 @@ impl Requests {
                 if *left == 0 {
                     self.state = State::Ending;
                 }
-                body.extend_from_slice(&self.kept[..taken]);
+                body.extend_from_slice(&kept[..taken]);
                 self.drop_read(taken);
                 Ok(Some(Part::Body))
             }
             State::Body(Body::Chunked(decoder)) => {
                 let before = body.len();
-                let progress = decoder.decode(&self.kept, body)?;
+                let progress = decoder.decode(&self.came[self.read..], body)?;
                 self.drop_read(progress.consumed);
                 if progress.is_done {
                     self.state = State::Ending;
@@ -176,14 +188,15 @@ impl Requests {
     }
 
     fn read_head(&mut self) -> Result<Option<Part>, RequestFault> {
-        let fresh = &self.kept[self.looked_at..];
+        let kept = self.kept();
+        let fresh = &kept[self.looked_at..];
         let is_worth_a_look =
-            self.kept.len() <= LOOKED_AT_BYTES || self.kept.len() >= HEAD_BYTES_MAX || fresh.contains(&b'\n');
+            kept.len() <= LOOKED_AT_BYTES || kept.len() >= HEAD_BYTES_MAX || fresh.contains(&b'\n');
         if fresh.is_empty() || !is_worth_a_look {
             return Ok(None);
         }
-        let Decoded::Complete { head, consumed } = RequestHead::decode(&self.kept)? else {
-            self.looked_at = self.kept.len();
+        let Decoded::Complete { head, consumed } = RequestHead::decode(kept)? else {
+            self.looked_at = kept.len();
             return Ok(None);
         };
         self.state = match BodyLength::of_request(&head)? {
@@ -203,10 +216,9 @@ impl Requests {
     /// At rest a connection holds no buffer.
     fn drop_read(&mut self, bytes: usize) {
         self.looked_at = 0;
-        if bytes == self.kept.len() {
-            self.kept = Vec::new();
-        } else {
-            self.kept.drain(..bytes);
+        self.read += bytes;
+        if self.read == self.came.len() {
+            (self.came, self.read) = (Vec::new(), 0);
         }
     }
 }

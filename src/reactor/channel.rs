@@ -16,6 +16,7 @@ use super::admission::Step;
 use super::layer::{Layer, Stage};
 use super::slots::SlotKey;
 use super::tunnels::TunnelEnd;
+use crate::metrics::RoadName;
 use crate::tls::{Established, TlsContext, TlsFault, TlsSession};
 
 /// Messages that a device may send in one go: after a long time without a server it says hello, and a hint or two and a result for each
@@ -54,6 +55,8 @@ pub struct Channel {
     pub state: ChannelState,
     /// What it has said waits for its step of the handshake.
     pub is_in_line: bool,
+    /// By which road it came, once its device is known.
+    pub road: Option<RoadName>,
     /// Whose it is, once it has shown that.
     pub device: Option<DeviceId>,
     /// Its TLS; when that is up, what is kept there is half a frame.
@@ -103,13 +106,36 @@ impl Channel {
     pub fn new(carrier: Carrier, tls: TlsSession) -> Self {
         let allowance = Allowance { messages: MESSAGES_MAX, filled: Tick(0) };
         let state = ChannelState::Handshaking;
-        Self { carrier, state, is_in_line: false, device: None, tls: Layer::new(tls), allowance }
+        let tls = Layer::new(tls);
+        Self { carrier, state, is_in_line: false, road: None, device: None, tls, allowance }
     }
 
     /// Whether its peer is not known yet.
     #[must_use]
     pub fn is_handshaking(&self) -> bool {
         self.state == ChannelState::Handshaking
+    }
+
+    /// Whether its peer has shown that it is a device of the site, also when it is closing since.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.device.is_some()
+    }
+
+    /// Whether it is in a tunnel that has ended and of which all was given at least once.
+    #[must_use]
+    pub fn has_given_all(&self) -> bool {
+        match (&self.carrier, self.state) {
+            (Carrier::Tunnel(tunnel), ChannelState::Closing(_)) => tunnel.has_given_all(),
+            _ => false,
+        }
+    }
+
+    /// It is to be closed: what it has said and nobody has read is forgotten.
+    pub fn begin_closing(&mut self, reason: CloseReason) {
+        self.state = ChannelState::Closing(reason);
+        self.is_in_line = false;
+        self.tls.forget();
     }
 
     /// How far its handshake has got, if it is not over.

@@ -15,6 +15,7 @@ use super::layer::Stage;
 use super::slots::SlotKey;
 use super::transport::Transport;
 use super::{CLOSING_TICKS, Reactor, hub_key};
+use crate::metrics::RoadName;
 use crate::tls::TlsFault;
 
 impl Reactor {
@@ -63,30 +64,32 @@ impl Reactor {
     pub(super) fn close_for(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason, detail: &str) {
         let peer = self.peer_of(channel_key);
         let Some(channel) = self.channels.tenant_mut(channel_key) else { return };
-        let (former, stage) = (channel.state, channel.stage());
+        let (former, stage, road) = (channel.state, channel.stage(), channel.road);
         if let ChannelState::Closing(_) = former {
             return;
         }
-        channel.state = ChannelState::Closing(reason);
-        let device = channel.device;
+        channel.begin_closing(reason);
+        let (device, socket) = (channel.device, channel.socket());
         self.scratch.records.clear();
         channel.close(&mut self.scratch.records);
         self.deadlines.arm(channel_key.index, Tick(now.tick.0 + CLOSING_TICKS));
         if let Some(peer) = peer {
             self.note_closing(now, &Closing { peer, device, reason, detail });
-            self.let_go(now, channel_key, (former, stage), peer, reason);
+            self.let_go(now, channel_key, (former, stage, road), peer, reason);
         }
-        self.send_records(now, channel_key);
-        match self.channels.tenant(channel_key).map(Channel::socket) {
-            Some(Some(key)) => {
-                self.say_end(now, key);
-                if self.sockets.tenant(key).is_some_and(|socket| socket.unsent_bytes() == 0) {
-                    self.finish_closing(channel_key, now);
-                }
+        let Some(key) = socket else {
+            self.push_down(now, channel_key, false);
+            if self.channels.tenant(channel_key).is_some_and(Channel::has_given_all) {
+                self.end(now, channel_key, reason);
             }
-            Some(None) if self.has_tunnel_given_all(channel_key) => self.end(now, channel_key, reason),
-            _ => {}
-        }
+            return;
+        };
+        let Some(socket) = self.sockets.tenant_mut(key) else { return };
+        let bytes = socket.transport.wrap_last(&self.scratch.records, &mut self.scratch.wrapping);
+        self.metrics.sent_bytes.add(bytes.len() as u64);
+        let flushed = socket.write(bytes);
+        // Where all is sent, that is the end.
+        self.on_flushed(now, key, flushed);
     }
 
     /// A closing channel has nothing left to send on its socket.
@@ -102,14 +105,19 @@ impl Reactor {
 
     /// Lets a channel and its socket go at once.
     pub(super) fn end(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason) {
+        self.end_with(now, channel_key, reason, "");
+    }
+
+    fn end_with(&mut self, now: Now, channel_key: SlotKey, reason: CloseReason, detail: &str) {
         let peer = self.peer_of(channel_key);
         let Some(channel) = self.channels.remove(channel_key) else { return };
         self.deadlines.cancel(channel_key.index);
         if let Some(peer) = peer {
             if !matches!(channel.state, ChannelState::Closing(_)) {
-                self.note_closing(now, &Closing { peer, device: channel.device, reason, detail: "" });
+                self.note_closing(now, &Closing { peer, device: channel.device, reason, detail });
             }
-            self.let_go(now, channel_key, (channel.state, channel.stage()), peer, reason);
+            let former = (channel.state, channel.stage(), channel.road);
+            self.let_go(now, channel_key, former, peer, reason);
         }
         match channel.carrier {
             Carrier::Socket(key) => self.drop_socket(key),
@@ -123,7 +131,7 @@ impl Reactor {
         match socket.channel {
             Some(channel) => match self.channels.tenant(channel).map(|channel| channel.state) {
                 Some(ChannelState::Closing(former)) => self.end(now, channel, former),
-                _ => self.end(now, channel, reason),
+                _ => self.end_with(now, channel, reason, detail),
             },
             None => self.let_socket_go(now, key, reason, detail),
         }
@@ -135,7 +143,7 @@ impl Reactor {
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
         let peer = socket.peer;
         let (is_strange, noted) = match &mut socket.transport {
-            Transport::Web(web) => (web.is_strange, web.end.take()),
+            Transport::Web(web) => (web.strange_until.is_some(), web.end.take()),
             Transport::Introduced(..) => (true, None),
             Transport::Raw | Transport::WebSocket(_) => (false, None),
         };
@@ -171,7 +179,7 @@ impl Reactor {
         &mut self,
         now: Now,
         channel_key: SlotKey,
-        (state, stage): (ChannelState, Option<Stage>),
+        (state, stage, road): (ChannelState, Option<Stage>, Option<RoadName>),
         peer: SocketAddr,
         reason: CloseReason,
     ) {
@@ -179,6 +187,7 @@ impl Reactor {
             ChannelState::Handshaking => self.on_handshake_over(peer, stage.and_then(Stage::answered)),
             ChannelState::Open => {
                 self.room.free_seat();
+                road.into_iter().for_each(|road| self.metrics.end_session(road));
                 self.shard.handle_closed(now, hub_key(channel_key), reason);
             }
             ChannelState::Closing(_) => {}

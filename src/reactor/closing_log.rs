@@ -51,7 +51,7 @@ impl ClosingLog {
                 }
             };
         }
-        match self.level(now, *reason) {
+        match self.level(now, *reason, device.is_some()) {
             Level::WARN => say!(warn),
             Level::INFO => say!(info),
             _ => say!(debug),
@@ -59,8 +59,10 @@ impl ClosingLog {
     }
 
     /// The level of a line, which counts as written by that.
-    fn level(&mut self, now: Tick, reason: CloseReason) -> Level {
-        let level = weight(reason);
+    fn level(&mut self, now: Tick, reason: CloseReason, is_known: bool) -> Level {
+        // Of somebody who is not known, what no agent of ours does is a stranger's noise.
+        let is_known = is_known || reason == CloseReason::BadProxyHeader;
+        let level = if is_known { weight(reason) } else { weight(reason).max(Level::INFO) };
         if level == Level::DEBUG {
             return level;
         }
@@ -136,7 +138,7 @@ mod tests {
     fn strangers_cause_ten_lines_a_second_and_no_more() {
         let mut log = ClosingLog::default();
         let mut lines_at =
-            |tick, reason| (0..100).filter(|_| log.level(Tick(tick), reason) != Level::DEBUG).count();
+            |tick, reason| (0..100).filter(|_| log.level(Tick(tick), reason, true) != Level::DEBUG).count();
         assert_eq!(lines_at(5, CloseReason::HandshakeGarbage), 10);
         assert_eq!(lines_at(9, CloseReason::WrongAuthority), 0, "it is the same second");
         assert_eq!(lines_at(10, CloseReason::BadResult), 10);

@@ -8,7 +8,7 @@ use bgb_hub::{CloseReason, Now};
 
 use super::Reactor;
 use super::slots::SlotKey;
-use super::transport::Transport;
+use super::transport::{Entrance, Transport};
 
 impl Reactor {
     /// Bytes of a connection whose peer is not known yet, at the beginning of the scratch.
@@ -36,19 +36,27 @@ impl Reactor {
         let outer = self.outer_of(entrance);
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
         socket.peer = peer;
-        let is_possible = outer.is_some();
-        socket.transport = Transport::new(entrance, false, outer.flatten());
-        if !is_possible {
-            socket.transport = Transport::Raw;
+        let is_raw = entrance == Entrance::Tcp;
+        let is_begun = match outer {
+            Ok(outer) => {
+                socket.transport = Transport::new(entrance, false, outer);
+                !is_raw || self.begin_channel(now, key)
+            }
+            Err(error) => {
+                tracing::error!(%error, "an outer TLS session could not be begun");
+                socket.transport = Transport::Raw;
+                false
+            }
+        };
+        if !is_begun {
             self.handshakes.end(Some(peer.ip()), None);
             return self.let_socket_go(now, key, CloseReason::TransportError, "");
         }
-        if let Transport::Raw = socket.transport {
+        if is_raw {
             self.socket_deadlines.cancel(key.index);
-            if !self.begin_channel(now, key) {
-                self.handshakes.end(Some(peer.ip()), None);
-                return self.let_socket_go(now, key, CloseReason::TransportError, "");
-            }
+        } else {
+            let patience = self.patience();
+            self.give_stranger_time(now, key, patience);
         }
         let bytes = rest.len();
         if bytes > 0 {

@@ -70,7 +70,8 @@ impl Layer {
     /// Keeps what a peer says that is not known yet, until its step is due; the step says what that will be. `None` while the peer has not said
     /// its whole hello: until then it is not known whether it shows a ticket, and nothing waits for us. An outer layer's peer shows none: `tls` is `None`.
     pub fn wait_with(&mut self, received: &[u8], tls: Option<&TlsContext>) -> Option<Step> {
-        self.kept.extend_from_slice(received);
+        // One more than may be says that it is too much.
+        self.kept.extend_from_slice(&received[..received.len().min(self.room())]);
         if self.stage == Stage::Silent
             && (TlsContext::is_whole(&self.kept) || self.kept.len() >= HANDSHAKE_BYTES_MAX)
         {
@@ -88,6 +89,11 @@ impl Layer {
     #[must_use]
     pub fn kept_too_much(&self) -> Option<usize> {
         Some(self.kept.len()).filter(|kept| *kept > HANDSHAKE_BYTES_MAX)
+    }
+
+    /// Forgets what was kept: the layer's owner is closing, and no step of it will be due.
+    pub fn forget(&mut self) {
+        self.kept = Vec::new();
     }
 
     /// How many bytes are worth reading of a peer that is not known: one more than it may have.

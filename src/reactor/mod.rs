@@ -10,6 +10,7 @@ pub mod admission;
 pub mod channel;
 mod closing;
 pub mod closing_log;
+mod covering;
 pub mod handshakes;
 mod introduction;
 pub mod layer;
@@ -23,6 +24,7 @@ pub mod socket;
 pub mod transport;
 pub mod tunnels;
 mod web;
+mod websockets;
 
 use std::collections::VecDeque;
 use std::io;
@@ -491,7 +493,10 @@ impl Reactor {
         if unsent > UNSENT_BYTES_MAX {
             return self.end_socket(now, key, CloseReason::TooSlow, "");
         }
-        let Some(channel) = socket.channel else { return self.finish_parting(key) };
+        if socket.transport.is_worn_out() {
+            return self.end_socket(now, key, CloseReason::KeysWornOut, "");
+        }
+        let Some(channel) = socket.channel else { return self.on_web_flushed(now, key) };
         let flow = match socket.flow {
             Flow::Flowing if unsent > CHOKED_BYTES => Flow::Choked,
             Flow::Choked if unsent < FLOWING_BYTES => Flow::Flowing,
@@ -518,7 +523,11 @@ impl Reactor {
 
     fn is_over(&self) -> ControlFlow<()> {
         let Some(until) = self.stopping_until else { return ControlFlow::Continue(()) };
-        let everybody_gone = self.sockets.is_empty() && !self.shard.is_backed_up();
+        // Whoever may still ask for a tunnel's last bytes is waited for as long as there are some.
+        let is_done = |channel: &Channel| channel.has_given_all();
+        let everybody_gone = self.channels.tenants().all(is_done)
+            && self.sockets.tenants().all(Socket::has_nothing_to_say)
+            && !self.shard.is_owing();
         if everybody_gone || Instant::now() >= until {
             ControlFlow::Break(())
         } else {

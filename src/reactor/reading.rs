@@ -23,6 +23,7 @@ use super::slots::{SlotKey, Slots};
 use super::socket::{Reading, Socket};
 use super::transport::{Entrance, Transport};
 use super::{Reactor, hub_key};
+use crate::metrics::RoadName;
 use crate::tls::{Established, TlsFault, TlsSession};
 
 /// Connections accepted in one turn: each costs a handshake soon after, and sessions that are there already must not wait.
@@ -32,13 +33,15 @@ const READS_PER_TURN: usize = 512;
 /// And of known devices while a task is on its way to many: those who have it answer at once, and what they say would make the others wait for
 /// the task. Whoever shakes hands is read all the same, since its time is short; admission bounds what that costs.
 const READS_PER_TURN_BESIDE_FAN_OUT: usize = 8;
+/// And of sockets on which requests are served, some each: one of a stranger costs as much as several reads of known devices.
+const WEB_READS_PER_TURN: usize = 64;
 /// How long a peer may take to say hello, and how long from our answer on to show who it is (docs/promises.md, Strangers).
 const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
 /// And how long when it is crowded: whoever begins handshakes and leaves them must not take the places of those who end them.
 const CROWDED_TICKS: u64 = 2_000 / TICK_MS;
 /// How long a peer that has said hello waits for our answer: half of what devices wait. Who is kept longer gives up and begins anew, which only adds
 /// to the line.
-const LINE_TICKS: u64 = 5_000 / TICK_MS;
+pub(super) const LINE_TICKS: u64 = 5_000 / TICK_MS;
 /// Keys in the line at the most; each that is not of somebody who waits is that of somebody who has gone meanwhile.
 const LINE_KEYS_MAX: usize = 4 * IN_FLIGHT_MAX;
 /// How long a device's ticket waits at the most to travel with the welcome. A device that is slow to say hello gets it without: one whose connection
@@ -122,7 +125,13 @@ impl Reactor {
         stream: TcpStream,
         peer: SocketAddr,
     ) -> bool {
-        let Some(outer) = self.outer_of(entrance) else { return false };
+        let outer = match self.outer_of(entrance) {
+            Ok(outer) => outer,
+            Err(error) => {
+                tracing::error!(%error, "an outer TLS session could not be begun");
+                return false;
+            }
+        };
         let transport = Transport::new(entrance, introduces, outer);
         let key = self.sockets.insert(Socket::new(stream, peer, transport));
         let socket = self.sockets.tenant_mut(key).expect("it was put in just now");
@@ -137,7 +146,8 @@ impl Reactor {
             return false;
         }
         if !is_raw {
-            self.socket_deadlines.arm(key.index, Tick(now.tick.0 + self.patience()));
+            let patience = self.patience();
+            self.give_stranger_time(now, key, patience);
         }
         // It may have spoken before it was registered; an edge that came first would be lost.
         if let Some(socket) = self.sockets.tenant_mut(key) {
@@ -149,17 +159,13 @@ impl Reactor {
     }
 
     /// The outer TLS that a connection by this entrance begins with, if any.
-    #[allow(clippy::option_option)] // None: there is none to be had; Some(None): there is to be none.
-    pub(super) fn outer_of(&self, entrance: Entrance) -> Option<Option<Box<Layer>>> {
-        if entrance != Entrance::Https {
-            return Some(None);
-        }
-        match TlsSession::outer(&self.tls) {
-            Ok(tls) => Some(Some(Box::new(Layer::new(tls)))),
-            Err(error) => {
-                tracing::error!(%error, "an outer TLS session could not be begun");
-                None
-            }
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub(super) fn outer_of(&self, entrance: Entrance) -> anyhow::Result<Option<Box<Layer>>> {
+        match entrance {
+            Entrance::Tcp | Entrance::Http => Ok(None),
+            Entrance::Https => Ok(Some(Box::new(Layer::new(TlsSession::outer(&self.tls)?)))),
         }
     }
 
@@ -181,17 +187,27 @@ impl Reactor {
     }
 
     pub(super) fn read(&mut self, now: Now) {
-        let mut of_known =
-            if self.shard.is_fanning_out() { READS_PER_TURN_BESIDE_FAN_OUT } else { READS_PER_TURN };
+        let is_fanning_out = self.shard.is_fanning_out();
+        let mut of_known = if is_fanning_out { READS_PER_TURN_BESIDE_FAN_OUT } else { READS_PER_TURN };
+        let mut of_web = if is_fanning_out { READS_PER_TURN_BESIDE_FAN_OUT } else { WEB_READS_PER_TURN };
         for _ in 0..READS_PER_TURN.min(self.readable.len()) {
             let Some(key) = self.readable.pop_front() else { return };
-            let is_known = self.is_known(key);
-            if is_known && of_known == 0 {
-                self.readable.push_back(key);
+            let is_web = self.sockets.tenant_mut(key).is_some_and(|socket| socket.transport.web().is_some());
+            let budget = if is_web {
+                &mut of_web
+            } else if self.is_known(key) {
+                &mut of_known
+            } else {
+                self.read_one(now, key);
                 continue;
+            };
+            match budget.checked_sub(1) {
+                Some(left) => {
+                    *budget = left;
+                    self.read_one(now, key);
+                }
+                None => self.readable.push_back(key),
             }
-            of_known -= usize::from(is_known);
-            self.read_one(now, key);
         }
     }
 
@@ -209,6 +225,19 @@ impl Reactor {
         if socket.reading != Reading::Listed {
             return;
         }
+        if let Some(web) = socket.transport.web().filter(|web| !web.is_parting) {
+            if web.has_turn {
+                return self.readable.push_back(key);
+            }
+            if web.requests.is_full() {
+                // Of somebody who has gone nobody waits for the answer.
+                if socket.read_closed {
+                    return self.on_half_closed(now, key, CloseReason::HalfClosed);
+                }
+                socket.reading = Reading::Behind;
+                return;
+            }
+        }
         // A stranger has no more kept for it than a handshake may have.
         let is_raw = matches!(socket.transport, Transport::Raw);
         let strange = match socket.channel.filter(|_| is_raw) {
@@ -224,7 +253,7 @@ impl Reactor {
         match socket.read(&mut self.scratch.received[..room]) {
             Ok(0) => {
                 socket.reading = Reading::Over;
-                self.on_half_closed(now, key);
+                self.on_half_closed(now, key, CloseReason::HalfClosed);
             }
             Ok(bytes) => {
                 self.metrics.received_bytes.add(bytes as u64);
@@ -236,9 +265,8 @@ impl Reactor {
                 if socket.reading != Reading::Listed {
                     return;
                 }
-                if socket.transport.web().is_some_and(|web| web.requests.is_full()) && !socket.read_closed {
-                    socket.reading = Reading::Behind;
-                } else if bytes < room && !socket.read_closed {
+                let has_turn = socket.transport.web().is_some_and(|web| web.has_turn);
+                if bytes < room && !socket.read_closed && !has_turn {
                     // A stream that gave less than was asked for is empty, and its next edge is armed (epoll(7)). But an end that was
                     // told together with these bytes is not told again.
                     socket.reading = Reading::Waiting;
@@ -256,10 +284,10 @@ impl Reactor {
     }
 
     /// The peer has closed its half of a socket.
-    fn on_half_closed(&mut self, now: Now, key: SlotKey) {
+    pub(super) fn on_half_closed(&mut self, now: Now, key: SlotKey, reason: CloseReason) {
         match self.sockets.tenant(key).and_then(|socket| socket.channel) {
-            Some(channel) => self.on_peer_closed(now, channel, CloseReason::HalfClosed),
-            None => self.on_web_closed(now, key),
+            Some(channel) => self.on_peer_closed(now, channel, reason),
+            None => self.on_web_closed(now, key, reason),
         }
     }
 
@@ -293,7 +321,11 @@ impl Reactor {
                 }
                 Waiter::Channel(key) => key,
             };
-            let Some(channel) = self.channels.tenant_mut(channel_key) else { continue };
+            let Some(channel) =
+                self.channels.tenant_mut(channel_key).filter(|channel| channel.is_handshaking())
+            else {
+                continue;
+            };
             channel.is_in_line = false;
             let bytes = channel.waited_with(&mut self.scratch.received);
             if let Some(key) = channel.socket()
@@ -409,7 +441,11 @@ impl Reactor {
             return self.turn_away(now, channel_key, CloseReason::ServerFull);
         }
         let (answered, socket) = (channel.stage().and_then(Stage::answered), channel.socket());
+        let socket = socket.and_then(|key| self.sockets.tenant(key));
+        let road = socket.map_or(RoadName::LongPoll, |socket| socket.transport.road());
         channel.state = ChannelState::Open;
+        channel.road = Some(road);
+        self.metrics.begin_session(road);
         let peer = Peer {
             device: *device,
             address,
@@ -420,10 +456,7 @@ impl Reactor {
         if let Some(opening) = answered {
             self.handshakes.earn(opening);
         }
-        let is_covered = socket
-            .and_then(|key| self.sockets.tenant_mut(key))
-            .is_some_and(|socket| socket.transport.outer().is_some());
-        if is_covered {
+        if road == RoadName::WebSocketHttps {
             // Of those that complete an outer handshake only devices earn its answers.
             self.handshakes.earn(Opening::Full);
         }

@@ -23,8 +23,6 @@ pub struct Scratch {
     pub records: Vec<u8>,
     /// What was inside an outer TLS, or in WebSocket frames.
     pub unwrapped: Vec<u8>,
-    /// Bytes of a request's body.
-    pub body: Vec<u8>,
     /// What goes out by another road than TCP.
     pub wrapping: Wrapping,
 }
@@ -39,7 +37,6 @@ impl Scratch {
             frame: Vec::with_capacity(READ_BYTES),
             records: Vec::with_capacity(READ_BYTES),
             unwrapped: Vec::new(),
-            body: Vec::new(),
             wrapping: Wrapping::default(),
         }
     }

@@ -95,6 +95,11 @@ impl<T> Slots<T> {
             .map(move |(index, _)| SlotKey { index: index as u32, generation: generations[index] })
     }
 
+    /// All tenants.
+    pub fn tenants(&self) -> impl Iterator<Item = &T> {
+        self.tenants.iter().map(|(_, tenant)| tenant)
+    }
+
     /// How many tenants there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -13,7 +13,7 @@ use mio::{Interest, Registry};
 use socket2::SockRef;
 
 use super::slots::SlotKey;
-use super::transport::Transport;
+use super::transport::{Asked, Transport};
 
 /// High-water mark of unsent bytes: some dozens of tasks. What comes after waits in the hub, where it costs nothing.
 pub const CHOKED_BYTES: usize = 128 * 1024;
@@ -141,6 +141,14 @@ impl Socket {
     /// As the kernel says; `WouldBlock` when nothing is there.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.stream.read(buffer)
+    }
+
+    /// Whether no byte waits to be sent, and no request for its answer.
+    #[must_use]
+    pub fn has_nothing_to_say(&self) -> bool {
+        let is_underway =
+            matches!(&self.transport, Transport::Web(web) if matches!(web.asked, Asked::Underway(_)));
+        self.unsent_bytes() == 0 && !is_underway
     }
 
     /// Bytes that wait to be sent.

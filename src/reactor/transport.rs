@@ -11,14 +11,18 @@
 
 use bgb_http::requests::Requests;
 use bgb_http::tunnel::TunnelId;
-use bgb_http::websocket::{self, Decoder};
+use bgb_http::websocket::{self, Control, Decoder, Side};
 use bgb_http::{RequestHead, ResponseHead};
-use bgb_hub::CloseReason;
+use bgb_hub::{CloseReason, Tick};
 
 use super::layer::Layer;
+use crate::metrics::RoadName;
 
 /// Bytes of a request's body at the most (docs/protocol.md, 13.2).
 const BODY_BYTES_MAX: u64 = 256 * 1024;
+
+/// The code of a close frame when nothing is wrong (RFC 6455, 7.4.1).
+const NORMAL: u16 = 1000;
 
 /// By which of the server's ports a connection came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +75,14 @@ pub struct Web {
     pub opened: Option<TunnelId>,
     /// Why the connection ends, and the details, once that is settled.
     pub end: Option<(CloseReason, String)>,
-    /// Whether it is a stranger's: it holds a place among the handshakes until it has named a living tunnel.
-    pub is_strange: bool,
+    /// It holds a place among the handshakes until it has named the tunnel of a known device, and has time until then; afterwards it has none.
+    pub strange_until: Option<Tick>,
+    /// Counts requests: an answer to an earlier one is void.
+    pub number: u32,
+    /// What it is answered when it is whole, if bytes of it were refused.
+    pub refused: Option<Box<Reply>>,
+    /// It has been served as much as it is in one go, and has its turn again.
+    pub has_turn: bool,
     /// The last answer was given: what still comes is read over until the peer has gone.
     pub is_parting: bool,
 }
@@ -84,6 +94,8 @@ pub struct Manner {
     pub closes: bool,
     /// Without a body (HEAD).
     pub is_bodiless: bool,
+    /// The peer is of HTTP/1.0 and asked whether the connection lives on.
+    pub is_asked: bool,
 }
 
 /// What a request asks for.
@@ -99,8 +111,8 @@ pub enum Asked {
     Up(TunnelId, u64),
     /// Bytes of a tunnel are wanted, when it is whole.
     Down(TunnelId, u64, u32),
-    /// It is whole, and a tunnel has it; it is that of a GET which may be held.
-    Underway(Option<TunnelId>),
+    /// It is whole, and a tunnel has it: which one, and for how long, where it is a GET, which may be held.
+    Underway(Option<(TunnelId, u32)>),
 }
 
 /// An answer.
@@ -136,8 +148,18 @@ pub struct WebSocket {
     pub outer: Option<Box<Layer>>,
     /// What came of frames.
     pub decoder: Decoder,
-    /// A close frame is out: nothing follows it.
+    /// The code of the close frame with which it ends.
+    pub closing_code: u16,
+    /// That is out: nothing follows it.
     pub has_closed: bool,
+}
+
+impl WebSocket {
+    /// Before the first frame.
+    #[must_use]
+    pub fn new(outer: Option<Box<Layer>>) -> Self {
+        Self { outer, decoder: Decoder::new(Side::Server), closing_code: NORMAL, has_closed: false }
+    }
 }
 
 /// Room to put together what goes out.
@@ -163,9 +185,22 @@ impl Transport {
                 manner: Manner::default(),
                 opened: None,
                 end: None,
-                is_strange: true,
+                strange_until: Some(Tick(0)),
+                number: 0,
+                refused: None,
+                has_turn: false,
                 is_parting: false,
             })),
+        }
+    }
+
+    /// The road of a session whose bytes this socket carries.
+    #[must_use]
+    pub fn road(&self) -> RoadName {
+        match self {
+            Self::WebSocket(socket) if socket.outer.is_some() => RoadName::WebSocketHttps,
+            Self::WebSocket(_) => RoadName::WebSocket,
+            Self::Raw | Self::Introduced(..) | Self::Web(_) => RoadName::Tcp,
         }
     }
 
@@ -199,6 +234,37 @@ impl Transport {
         }
     }
 
+    /// What a channel's last bytes are on the wire, with all that the road has to say at its end.
+    pub fn wrap_last<'a>(&mut self, bytes: &'a [u8], room: &'a mut Wrapping) -> &'a [u8] {
+        match self {
+            Self::WebSocket(socket) => {
+                room.framed.clear();
+                room.sealed.clear();
+                if !socket.has_closed {
+                    websocket::encode_data(bytes, None, &mut room.framed);
+                    let close = Control::Close(Some(socket.closing_code));
+                    websocket::encode_control(&close, None, &mut room.framed);
+                    socket.has_closed = true;
+                }
+                let Some(outer) = &mut socket.outer else { return &room.framed };
+                outer.seal(&room.framed, &mut room.sealed);
+                outer.close(&mut room.sealed);
+                &room.sealed
+            }
+            Self::Raw | Self::Introduced(..) | Self::Web(_) => bytes,
+        }
+    }
+
+    /// Whether the outer TLS has sealed nearly as much as it may.
+    #[must_use]
+    pub fn is_worn_out(&self) -> bool {
+        match self {
+            Self::Raw | Self::Introduced(..) => false,
+            Self::Web(web) => web.outer.as_ref().is_some_and(|outer| outer.is_worn_out()),
+            Self::WebSocket(socket) => socket.outer.as_ref().is_some_and(|outer| outer.is_worn_out()),
+        }
+    }
+
     /// What HTTP's own bytes, or a WebSocket's control frames, are on the wire.
     pub fn cover<'a>(&mut self, bytes: &'a [u8], room: &'a mut Wrapping) -> &'a [u8] {
         seal(self.outer(), bytes, &mut room.sealed)
@@ -219,6 +285,10 @@ fn seal<'a>(outer: Option<&mut Layer>, bytes: &'a [u8], sealed: &'a mut Vec<u8>)
 impl Web {
     /// A request begins: how its answer will be.
     pub fn begin(&mut self, head: &RequestHead) {
-        self.manner = Manner { closes: !head.keep_alive(), is_bodiless: head.method == "HEAD" };
+        let closes = !head.keep_alive();
+        let is_asked = head.minor_version == 0 && !closes;
+        self.manner = Manner { closes, is_bodiless: head.method == "HEAD", is_asked };
+        self.number = self.number.wrapping_add(1);
+        (self.opened, self.refused) = (None, None);
     }
 }

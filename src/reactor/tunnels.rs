@@ -30,8 +30,12 @@ use crate::tls::TlsSession;
 /// How long a tunnel lives of which nobody asks (docs/protocol.md, 13.2).
 const SILENT_TICKS: u64 = 90_000 / TICK_MS;
 
+/// Sockets that a tunnel frees of a stranger's limits in one go, and from one to the next: an agent has two, and some proxies use a new one for each
+/// request.
+const WELCOMES_MAX: u8 = 32;
+const WELCOME_TICKS: u64 = 2_000 / TICK_MS;
+
 /// A channel's end of a tunnel.
-#[derive(Debug)]
 pub struct TunnelEnd {
     tunnel: Tunnel<Asker>,
     secret: [u8; 16],
@@ -42,6 +46,19 @@ pub struct TunnelEnd {
     flow: Flow,
     /// It is on the reactor's list of those that have something for who is held.
     is_answering: bool,
+    /// Whose bytes up came last, until the device is known.
+    last_up: Option<Asker>,
+    /// Bytes up from here on were refused for the moment, and what was sent behind them is no fault of the agent's.
+    refused_from: Option<u64>,
+    /// Sockets that may still be freed of a stranger's limits for this tunnel's sake, and when that was reckoned last.
+    welcomes: (u8, Tick),
+}
+
+/// The secret is the agent's alone.
+impl std::fmt::Debug for TunnelEnd {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "TunnelEnd({}, {} bytes kept)", self.peer, self.tunnel.kept_bytes())
+    }
 }
 
 /// Whose request it is: the way back.
@@ -51,6 +68,8 @@ pub struct Asker {
     pub shard: ShardId,
     /// The socket.
     pub socket: SlotKey,
+    /// Which of its requests it is: it may have been answered otherwise since.
+    pub number: u32,
 }
 
 /// What is asked of a tunnel.
@@ -90,8 +109,8 @@ pub enum Passed {
     },
     /// What it comes to.
     Answer {
-        /// Whose socket it is for.
-        socket: SlotKey,
+        /// Whose it is.
+        asker: Asker,
         /// The answer.
         answer: TunnelAnswer,
     },
@@ -106,6 +125,8 @@ pub enum TunnelAnswer {
     Given(GivenAnswer),
     /// Bytes up were not taken, and the rest of their body need not be passed on.
     Refused(GivenAnswer),
+    /// The tunnel's device is known since.
+    Known,
 }
 
 /// An answer to a request to a tunnel.
@@ -187,7 +208,33 @@ impl TunnelEnd {
             until: Tick(0),
             flow: Flow::Flowing,
             is_answering: false,
+            last_up: None,
+            refused_from: None,
+            welcomes: (WELCOMES_MAX, Tick(0)),
         }
+    }
+
+    /// Whether one more socket may be freed of a stranger's limits for this tunnel's sake. Whoever has seen the tunnel's name go by could name it too.
+    fn welcomes(&mut self, now: Tick) -> bool {
+        let (left, since) = &mut self.welcomes;
+        let gained = now.since(*since) / WELCOME_TICKS;
+        if gained > 0 {
+            *left = WELCOMES_MAX.min(left.saturating_add(u8::try_from(gained).unwrap_or(WELCOMES_MAX)));
+            *since = now;
+        }
+        match left.checked_sub(1) {
+            Some(fewer) => {
+                *left = fewer;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Whether all that went down was given at least once.
+    #[must_use]
+    pub fn has_given_all(&self) -> bool {
+        self.tunnel.has_given_all()
     }
 
     /// Bytes go down.
@@ -222,16 +269,21 @@ impl Reactor {
 
     /// Has a request reach its tunnel. What comes of it comes as [`on_tunnel_answer`](Self::on_tunnel_answer), at once where the tunnel is here.
     pub(super) fn ask_tunnel(&mut self, now: Now, socket: SlotKey, id: TunnelId, ask: Ask) {
-        let asker = Asker { shard: self.shard.id(), socket };
+        let web = self.sockets.tenant_mut(socket).and_then(|socket| socket.transport.web());
+        let Some(number) = web.map(|web| web.number) else { return };
+        let asker = Asker { shard: self.shard.id(), socket, number };
         if id.shard == asker.shard.0 {
             return self.serve(now, asker, id, ask);
         }
-        let is_loss = matches!(ask, Ask::Lost);
-        let passed = self.shard.pass(ShardId(id.shard), Passed::Ask { asker, id, ask });
-        if passed {
+        let busy = match &ask {
+            Ask::Up { is_last: false, .. } => Some(TunnelAnswer::Refused(GivenAnswer::busy())),
+            Ask::Up { .. } | Ask::Down { .. } => Some(TunnelAnswer::Given(GivenAnswer::busy())),
+            Ask::Lost => None,
+        };
+        if self.shard.pass(ShardId(id.shard), Passed::Ask { asker, id, ask }) {
             self.metrics.tunnel_requests_passed.add(1);
-        } else if !is_loss {
-            self.on_tunnel_answer(now, socket, TunnelAnswer::Refused(GivenAnswer::busy()));
+        } else if let Some(busy) = busy {
+            self.on_tunnel_answer(now, socket, number, busy);
         }
     }
 
@@ -239,7 +291,9 @@ impl Reactor {
     pub(super) fn take_passed(&mut self, now: Now, passed: Passed) {
         match passed {
             Passed::Ask { asker, id, ask } => self.serve(now, asker, id, ask),
-            Passed::Answer { socket, answer } => self.on_tunnel_answer(now, socket, answer),
+            Passed::Answer { asker, answer } => {
+                self.on_tunnel_answer(now, asker.socket, asker.number, answer);
+            }
         }
     }
 
@@ -247,78 +301,88 @@ impl Reactor {
     fn tunnel_of(&mut self, id: TunnelId) -> Option<(SlotKey, bool, &mut TunnelEnd)> {
         let key = self.channels.key_at(id.slot).filter(|_| id.server == self.server.0)?;
         let channel = self.channels.tenant_mut(key)?;
-        let is_known = !channel.is_handshaking();
+        let is_known = channel.is_known();
         let end = channel.tunnel().filter(|end| id.has_secret(&end.secret))?;
         Some((key, is_known, end))
     }
 
     fn serve(&mut self, now: Now, asker: Asker, id: TunnelId, ask: Ask) {
-        let is_backed_up = self.shard.is_backed_up();
-        let Some((key, is_known, end)) = self.tunnel_of(id) else {
-            return match ask {
-                Ask::Up { is_last: true, .. } | Ask::Down { .. } => {
-                    self.answer(now, asker, TunnelAnswer::Given(GivenAnswer::gone()));
-                }
-                Ask::Up { is_last: false, .. } => {
-                    self.answer(now, asker, TunnelAnswer::Refused(GivenAnswer::gone()));
-                }
-                Ask::Lost => {}
-            };
-        };
         match ask {
-            Ask::Up { from, bytes, is_last } => {
-                // What the shard cannot keep now, the agent keeps.
-                let refusal = if end.tunnel.check(from).is_err() {
-                    Some(409)
-                } else {
-                    (is_backed_up && !bytes.is_empty()).then_some(503)
-                };
-                if let Some(status) = refusal {
-                    let given = GivenAnswer::of(end, is_known, status);
-                    let refused =
-                        if is_last { TunnelAnswer::Given(given) } else { TunnelAnswer::Refused(given) };
-                    return self.answer(now, asker, refused);
-                }
-                let new = end.tunnel.take(from, &bytes).unwrap_or_default();
-                for piece in new.chunks(self.scratch.received.len().min(new.len().max(1))) {
-                    self.scratch.received[..piece.len()].copy_from_slice(piece);
-                    self.hear_tunnel(now, key, piece.len());
-                }
-                if is_last {
-                    let given = self.tunnel_of(id).map_or_else(GivenAnswer::gone, |(_, is_known, end)| {
-                        GivenAnswer::of(end, is_known, 204)
-                    });
-                    self.answer(now, asker, TunnelAnswer::Given(given));
-                }
-            }
-            Ask::Down { from, hold_secs } => {
-                let former = match end.tunnel.ask(from, asker) {
-                    Ok(former) => former,
-                    Err(_) => {
-                        let given = GivenAnswer::of(end, is_known, 409).at(from);
-                        return self.answer(now, asker, TunnelAnswer::Given(given));
-                    }
-                };
-                end.until = Tick(now.tick.0 + ticks_from_secs(hold_secs));
-                let (until, superseded) = (end.until, GivenAnswer::of(end, is_known, 409));
-                if is_known
-                    && self.channels.tenant(key).is_some_and(|channel| channel.state == ChannelState::Open)
-                {
-                    self.deadlines.arm(key.index, until);
-                }
-                if let Some(former) = former {
-                    self.answer(now, former, TunnelAnswer::Given(superseded));
-                }
-                self.answer(now, asker, TunnelAnswer::Held(is_known));
-                self.note_tunnel_flow(now, key);
-                self.want_answer(key);
-            }
+            Ask::Up { from, bytes, is_last } => self.serve_up(now, asker, id, (from, &bytes), is_last),
+            Ask::Down { from, hold_secs } => self.serve_down(now, asker, id, from, hold_secs),
             Ask::Lost => {
+                let Some((key, _, end)) = self.tunnel_of(id) else { return };
                 if end.tunnel.lose(&asker) {
                     end.until = Tick(now.tick.0 + SILENT_TICKS);
                     self.arm_tunnel(key);
                 }
             }
+        }
+    }
+
+    fn serve_up(&mut self, now: Now, asker: Asker, id: TunnelId, (from, bytes): (u64, &[u8]), is_last: bool) {
+        let is_backed_up = self.shard.is_backed_up();
+        let say = |given| if is_last { TunnelAnswer::Given(given) } else { TunnelAnswer::Refused(given) };
+        let Some((key, is_known, end)) = self.tunnel_of(id) else {
+            return self.answer(now, asker, say(GivenAnswer::gone()));
+        };
+        // What the shard cannot keep now, the agent keeps; and what it sent behind that is refused alike.
+        let status = match end.tunnel.check(from) {
+            Ok(()) if is_backed_up && !bytes.is_empty() => {
+                end.refused_from = Some(end.tunnel.received());
+                Some(503)
+            }
+            Ok(()) => None,
+            Err(_) if end.refused_from == Some(end.tunnel.received()) => Some(503),
+            Err(_) => Some(409),
+        };
+        if let Some(status) = status {
+            let given = GivenAnswer::of(end, is_known, status);
+            return self.answer(now, asker, say(given));
+        }
+        end.last_up = (!is_known).then_some(asker);
+        let new = end.tunnel.take(from, bytes).unwrap_or_default();
+        for piece in new.chunks(self.scratch.received.len()) {
+            self.scratch.received[..piece.len()].copy_from_slice(piece);
+            self.hear_tunnel(now, key, piece.len());
+        }
+        if is_last {
+            let given = match self.tunnel_of(id) {
+                Some((_, is_known, end)) => {
+                    let is_welcome = is_known && end.welcomes(now.tick);
+                    GivenAnswer::of(end, is_welcome, 204)
+                }
+                None => GivenAnswer::gone(),
+            };
+            self.answer(now, asker, TunnelAnswer::Given(given));
+        }
+    }
+
+    fn serve_down(&mut self, now: Now, asker: Asker, id: TunnelId, from: u64, hold_secs: u32) {
+        let Some((key, is_known, end)) = self.tunnel_of(id) else {
+            return self.answer(now, asker, TunnelAnswer::Given(GivenAnswer::gone()));
+        };
+        let former_from = end.tunnel.acknowledged();
+        let Ok(former) = end.tunnel.ask(from, asker) else {
+            let given = GivenAnswer::of(end, false, 409).at(from);
+            return self.answer(now, asker, TunnelAnswer::Given(given));
+        };
+        end.until = Tick(now.tick.0 + ticks_from_secs(hold_secs));
+        let is_known = is_known && end.welcomes(now.tick);
+        let superseded = GivenAnswer::of(end, false, 409).at(former_from);
+        if let Some(former) = former {
+            self.answer(now, former, TunnelAnswer::Given(superseded));
+        }
+        self.answer(now, asker, TunnelAnswer::Held(is_known));
+        self.arm_tunnel(key);
+        self.note_tunnel_flow(now, key);
+        self.want_answer(key);
+        // The last bytes of one that has ended have arrived.
+        if let Some(channel) = self.channels.tenant_mut(key)
+            && let ChannelState::Closing(reason) = channel.state
+            && channel.tunnel().is_some_and(|end| end.tunnel.kept_bytes() == 0)
+        {
+            self.end(now, key, reason);
         }
     }
 
@@ -334,9 +398,9 @@ impl Reactor {
 
     fn answer(&mut self, now: Now, asker: Asker, answer: TunnelAnswer) {
         if asker.shard == self.shard.id() {
-            return self.on_tunnel_answer(now, asker.socket, answer);
+            return self.on_tunnel_answer(now, asker.socket, asker.number, answer);
         }
-        let passed = Passed::Answer { socket: asker.socket, answer };
+        let passed = Passed::Answer { asker, answer };
         self.shard.pass_surely(asker.shard, passed);
     }
 
@@ -385,22 +449,15 @@ impl Reactor {
     pub(super) fn answer_held(&mut self, now: Now) {
         for key in std::mem::take(&mut self.answering) {
             let Some(channel) = self.channels.tenant_mut(key) else { continue };
-            let (is_known, state) = (!channel.is_handshaking(), channel.state);
+            let is_known = channel.is_known();
             let Some(end) = channel.tunnel() else { continue };
             end.is_answering = false;
             let Some((asker, from, bytes)) = end.tunnel.answer() else { continue };
             let bytes = bytes.to_vec();
             end.until = Tick(now.tick.0 + SILENT_TICKS);
-            let has_given_all = end.tunnel.has_given_all();
             let given = GivenAnswer { bytes, ..GivenAnswer::of(end, is_known, 200).at(from) };
-            self.metrics.sent_bytes.add(given.bytes.len() as u64);
             self.arm_tunnel(key);
             self.answer(now, asker, TunnelAnswer::Given(given));
-            if let ChannelState::Closing(reason) = state
-                && has_given_all
-            {
-                self.end(now, key, reason);
-            }
         }
     }
 
@@ -426,7 +483,11 @@ impl Reactor {
         if !end.tunnel.holds() {
             end.until = Tick(now.tick.0 + SILENT_TICKS);
         }
+        let last_up = end.last_up.take();
         self.arm_tunnel(key);
+        if let Some(asker) = last_up {
+            self.answer(now, asker, TunnelAnswer::Known);
+        }
     }
 
     fn arm_tunnel(&mut self, key: SlotKey) {
@@ -438,18 +499,12 @@ impl Reactor {
         }
     }
 
-    /// Whether nothing is left that a closing tunnel would still give.
-    pub(super) fn has_tunnel_given_all(&mut self, key: SlotKey) -> bool {
-        let end = self.channels.tenant_mut(key).and_then(Channel::tunnel);
-        end.is_some_and(|end| end.tunnel.has_given_all())
-    }
-
     /// A tunnel's channel is gone: whoever is held is told.
     pub(super) fn on_tunnel_over(&mut self, now: Now, end: TunnelEnd) {
         self.count_tunnels(self.tunnels - 1);
         let mut tunnel = end.tunnel;
-        if let Some((asker, _)) = tunnel.let_go() {
-            self.answer(now, asker, TunnelAnswer::Given(GivenAnswer::gone()));
+        if let Some((asker, from)) = tunnel.let_go() {
+            self.answer(now, asker, TunnelAnswer::Given(GivenAnswer::gone().at(from)));
         }
     }
 }

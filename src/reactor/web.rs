@@ -1,4 +1,4 @@
-//! HTTP on a socket: the outer TLS of HTTPS, requests and their answers, and how a request becomes a WebSocket.
+//! Requests on a socket, and their answers.
 //!
 //! ```text
 //!  accepted --(PROXY header)--(outer TLS)--> requests --answered--> requests ...      closed by either side, or by time
@@ -6,140 +6,79 @@
 //! ```
 //!
 //! A request is served as its bytes come; only an answer of a tunnel may take longer, and what the peer sends behind it waits. Laws: each request is answered
-//! once, in its order; whoever has named no living tunnel within a handshake's time is let go; what is answered says nothing of the site.
+//! once, in its order, and none is served while the answer to one before it is not sent; whoever has named no known device's tunnel within a handshake's time is
+//! let go, however many requests it makes; what is answered says nothing of the site.
 
 use bgb_http::requests::Part;
 use bgb_http::tunnel::{TunnelId, TunnelRequest};
-use bgb_http::websocket::{self, Control, Decoder, Side};
+use bgb_http::websocket;
 use bgb_http::{RequestFault, RequestHead, ResponseHead};
 use bgb_hub::{CloseReason, Now, TICK_MS, Tick, ticks_from_secs};
 
-use super::admission::Waiter;
+use super::admission::Opening;
 use super::slots::SlotKey;
 use super::socket::Reading;
-use super::transport::{Asked, Manner, Reply, Transport, Web, WebSocket};
+use super::transport::{Asked, Manner, Reply, Transport, Web};
 use super::tunnels::{Ask, TunnelAnswer};
 use super::{CLOSING_TICKS, Reactor};
 use crate::HTTP_LOG;
-use crate::tls::TlsFault;
 
 /// Where a request asks for a WebSocket.
 const WEBSOCKET_PATH: &str = "/bgb/websocket";
-/// The code of a close frame when nothing is wrong (RFC 6455, 7.4.1).
-const NORMAL: u16 = 1000;
 /// What a browser or a balancer is told that looks whether somebody is there.
 const ABOUT: &str = "This is a BGB notification server. Its agents connect to it by themselves.";
+/// Requests that a socket is served in one go: some 5 us each, and others wait.
+const REQUESTS_IN_ONE_GO: usize = 8;
 /// How long a connection of known devices rests between two requests: longer than proxies keep theirs as a rule.
 const REST_TICKS: u64 = 75_000 / TICK_MS;
 /// How much longer than a GET may be held its connection is kept.
 const HELD_TICKS: u64 = 15_000 / TICK_MS;
-/// How long a request of a stranger may wait for its tunnel's handshake: as long as that may take.
+/// How long a request may wait for its tunnel's handshake: as long as that may take.
 const STRANGE_TICKS: u64 = 25_000 / TICK_MS;
 
 impl Reactor {
-    /// Bytes came on a socket that speaks HTTP, or will; they are at the beginning of the scratch.
-    pub(super) fn hear_socket(&mut self, now: Now, key: SlotKey, bytes: usize) {
-        let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        if let Transport::Introduced(..) = socket.transport {
-            return self.hear_introduction(now, key, bytes);
-        }
-        match socket.transport.outer() {
-            None => self.hear_plain(now, key, bytes),
-            Some(outer) if outer.is_up() => self.feed_outer(now, key, bytes),
-            Some(outer) => {
-                let step = outer.wait_with(&self.scratch.received[..bytes], None);
-                if let Some(too_much) = outer.kept_too_much() {
-                    let fault = TlsFault::handshake_too_long(too_much);
-                    return self.let_socket_go(now, key, fault.reason(), &fault.detail);
-                }
-                match step {
-                    Some(step) if !socket.read_closed => {
-                        socket.reading = Reading::InLine;
-                        self.stand_in_line(Waiter::Socket(key), step);
-                    }
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    /// A step of an outer handshake is due.
-    pub(super) fn step_outer(&mut self, now: Now, key: SlotKey) {
-        let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        // More may have come meanwhile, and its edge was not heeded.
-        socket.reading = Reading::Listed;
-        self.readable.push_back(key);
-        if let Some(outer) = socket.transport.outer() {
-            let bytes = outer.waited_with(&mut self.scratch.received);
-            self.feed_outer(now, key, bytes);
-        }
-    }
-
-    fn feed_outer(&mut self, now: Now, key: SlotKey, bytes: usize) {
-        let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        let Some(outer) = socket.transport.outer() else { return };
-        let (answered, was_up) = (outer.stage().answered(), outer.is_up());
-        let scratch = &mut self.scratch;
-        scratch.unwrapped.clear();
-        scratch.records.clear();
-        let fed = outer.feed(&mut scratch.received[..bytes], &mut scratch.unwrapped, &mut scratch.records);
-        let is_up = outer.is_up();
-        match (answered, outer.stage().answered()) {
-            (None, Some(opening)) => {
-                self.handshakes.answer(opening);
-                let patience = self.patience_of_answered();
-                self.lengthen(now, key, patience);
-            }
-            // Its place remains taken: who is there is still to be shown, inside.
-            (Some(opening), _) if is_up && !was_up => self.handshakes.settle(opening),
-            _ => {}
-        }
-        if !self.scratch.records.is_empty() && !self.write_raw(now, key) {
-            return;
-        }
-        match fed {
-            Err(fault) => self.end_socket(now, key, fault.reason(), &fault.detail),
-            Ok(fed) => {
-                let bytes = self.scratch.take_unwrapped();
-                if bytes > 0 {
-                    self.hear_plain(now, key, bytes);
-                }
-                if fed.peer_closed {
-                    self.end_socket(now, key, CloseReason::PeerClosed, "");
-                }
-            }
-        }
-    }
-
-    /// HTTP's own bytes, at the beginning of the scratch.
-    fn hear_plain(&mut self, now: Now, key: SlotKey, bytes: usize) {
-        let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        match &mut socket.transport {
-            Transport::WebSocket(_) => self.hear_frames(now, key, bytes),
-            Transport::Web(web) if !web.is_parting => {
-                web.requests.hear(&self.scratch.received[..bytes]);
-                self.take_requests(now, key);
-            }
-            Transport::Web(_) | Transport::Raw | Transport::Introduced(..) => {}
-        }
-    }
-
     /// Serves what has come of requests, up to one whose answer takes longer.
     pub(super) fn take_requests(&mut self, now: Now, key: SlotKey) {
+        let mut served = 0;
         loop {
-            let Some(web) = self.web(key).filter(|web| !web.is_parting) else { return };
-            // Lent out: serving needs the rest of the scratch.
-            let (next, body) = {
-                let mut body = Vec::new();
-                (web.requests.next(&mut body), body)
-            };
-            match next {
+            let Some(socket) = self.sockets.tenant_mut(key) else { return };
+            let is_unsent = socket.unsent_bytes() > 0;
+            let Some(web) = socket.transport.web().filter(|web| !web.is_parting) else { return };
+            web.has_turn = !is_unsent && served == REQUESTS_IN_ONE_GO && web.requests.is_busy();
+            if is_unsent {
+                // They wait for the answers before them; and so does whatever else the peer has to say.
+                if web.requests.is_busy() && socket.reading != Reading::Over {
+                    socket.reading = Reading::Behind;
+                }
+                return;
+            }
+            if served == REQUESTS_IN_ONE_GO {
+                return;
+            }
+            let mut body = Vec::new();
+            match web.requests.next(&mut body) {
                 Ok(None) => return,
                 Ok(Some(Part::Head(head))) => self.on_head(now, key, &head),
                 Ok(Some(Part::Body)) => self.on_body(now, key, body),
-                Ok(Some(Part::End)) => self.on_request(now, key),
+                Ok(Some(Part::End)) => {
+                    served += 1;
+                    self.on_request(now, key);
+                }
                 Err(fault) => return self.refuse(now, key, fault),
             }
+        }
+    }
+
+    /// An answer has gone that others may have waited behind.
+    pub(super) fn read_on(&mut self, key: SlotKey) {
+        let Some(socket) = self.sockets.tenant_mut(key).filter(|socket| socket.unsent_bytes() == 0) else {
+            return;
+        };
+        let has_more = socket.transport.web().is_some_and(|web| web.requests.is_busy());
+        let is_behind = socket.reading == Reading::Behind;
+        if is_behind || (has_more && socket.reading == Reading::Waiting) {
+            socket.reading = Reading::Listed;
+            self.readable.push_back(key);
         }
     }
 
@@ -175,12 +114,19 @@ impl Reactor {
                 _ => known(Reply::sentence(ResponseHead::new(404), "There is nothing at this path.")),
             }
         };
-        // Whoever would be refused has no need to send the body first.
-        let continues = head.expects_continue() && !matches!(asked, Asked::Known(_));
         let Some(web) = self.web(key) else { return };
-        web.asked = asked;
-        if continues {
-            self.write_covered(now, key, b"HTTP/1.1 100 Continue\r\n\r\n");
+        match asked {
+            // It waits for our word, and is told that it need not send the rest.
+            Asked::Known(reply) if head.expects_continue() => {
+                web.manner.closes = true;
+                self.reply(now, key, *reply);
+            }
+            asked => {
+                web.asked = asked;
+                if head.expects_continue() {
+                    self.write_covered(now, key, b"HTTP/1.1 100 Continue\r\n\r\n");
+                }
+            }
         }
     }
 
@@ -200,7 +146,8 @@ impl Reactor {
             _ => return,
         };
         if let Some(web) = self.web(key) {
-            web.asked = Asked::Up(id, from + bytes.len() as u64);
+            // Beyond the end of numbers nothing was ever taken, and so nothing will be.
+            web.asked = Asked::Up(id, from.saturating_add(bytes.len() as u64));
         }
         self.ask_tunnel(now, key, id, Ask::Up { from, bytes, is_last: false });
     }
@@ -216,12 +163,10 @@ impl Reactor {
             }
             Asked::Up(id, from) => {
                 web.asked = Asked::Underway(None);
-                self.lengthen(now, key, STRANGE_TICKS);
                 self.ask_tunnel(now, key, id, Ask::Up { from, bytes: Vec::new(), is_last: true });
             }
             Asked::Down(id, from, hold_secs) => {
-                web.asked = Asked::Underway(Some(id));
-                self.lengthen(now, key, STRANGE_TICKS.max(ticks_from_secs(hold_secs) + HELD_TICKS));
+                web.asked = Asked::Underway(Some((id, hold_secs)));
                 self.ask_tunnel(now, key, id, Ask::Down { from, hold_secs });
             }
             Asked::Nothing | Asked::Underway(_) => {}
@@ -232,110 +177,124 @@ impl Reactor {
     fn open_for(&mut self, now: Now, key: SlotKey) -> Option<TunnelId> {
         let peer = self.sockets.tenant(key)?.peer;
         let has_room = self.handshakes.has_room() && !self.shard.is_backed_up();
-        let id = (has_room && self.handshakes.begin(Some(peer.ip()), now.tick)).then(|| {
-            let id = self.open_tunnel(now, peer);
-            if id.is_none() {
-                self.handshakes.end(Some(peer.ip()), None);
-            }
-            id
-        });
-        self.note_handshakes();
-        let id = id.flatten();
-        let web = self.web(key)?;
-        web.asked = match id {
-            Some(id) => Asked::Up(id, 0),
-            None => known(Reply::sentence(
-                ResponseHead::new(503).with("Retry-After", "2"),
-                "Too many handshakes are in flight; try again in a moment.",
-            )),
-        };
-        if let Some(id) = id {
-            web.opened = Some(id);
+        let has_place = has_room && self.handshakes.begin(Some(peer.ip()), now.tick);
+        let id = if has_place { self.open_tunnel(now, peer) } else { None };
+        if has_place && id.is_none() {
+            self.handshakes.end(Some(peer.ip()), None);
         }
+        self.note_handshakes();
+        let web = self.web(key)?;
+        web.opened = id;
+        web.asked = id.map_or_else(|| known(crowded()), |id| Asked::Up(id, 0));
         id
     }
 
-    /// What a request to a tunnel came to.
-    pub(super) fn on_tunnel_answer(&mut self, now: Now, key: SlotKey, answer: TunnelAnswer) {
+    /// There is no place for another handshake at present.
+    pub(super) fn refuse_for_now(&mut self, now: Now, key: SlotKey) {
         let Some(web) = self.web(key) else { return };
-        match answer {
-            TunnelAnswer::Held(is_known) => {
+        web.manner.closes = true;
+        self.reply(now, key, crowded());
+    }
+
+    /// What a request to a tunnel, the socket's `number`th, came to.
+    pub(super) fn on_tunnel_answer(&mut self, now: Now, key: SlotKey, number: u32, answer: TunnelAnswer) {
+        let Some(web) = self.web(key).filter(|web| web.number == number) else { return };
+        match (answer, &web.asked) {
+            (TunnelAnswer::Held(is_known), Asked::Underway(Some((_, hold_secs)))) => {
+                let ticks = ticks_from_secs(*hold_secs) + HELD_TICKS;
                 if is_known {
                     self.welcome(key);
+                    self.give_time(now, key, ticks);
+                } else {
+                    self.give_time(now, key, STRANGE_TICKS);
                 }
             }
-            TunnelAnswer::Refused(given) => {
-                // The rest of its body is read over.
-                if let Asked::Up(..) = web.asked {
-                    web.asked = known(given.reply());
-                }
+            // The rest of its body is read over.
+            (TunnelAnswer::Refused(given), Asked::Up(..)) => web.asked = known(given.reply()),
+            (TunnelAnswer::Refused(given), Asked::Underway(None)) => {
+                web.refused.get_or_insert_with(|| Box::new(given.reply()));
             }
-            TunnelAnswer::Given(given) => {
-                if let Asked::Underway(_) = web.asked {
-                    let opened = web.opened.take().filter(|_| given.is_success());
-                    if given.is_known {
-                        self.welcome(key);
-                    }
-                    let mut reply = given.reply();
-                    if let Some(id) = opened {
-                        reply.head.status = 201;
-                        reply.head = reply.head.with("Bgb-Tunnel", id.to_string());
-                    }
-                    self.reply(now, key, reply);
-                    self.read_on(key);
+            (TunnelAnswer::Known, _) => self.welcome(key),
+            (TunnelAnswer::Given(given), Asked::Underway(_)) => {
+                let (opened, refused) = (web.opened.take(), web.refused.take());
+                let is_success = given.is_success() && refused.is_none();
+                if given.is_known {
+                    self.welcome(key);
                 }
+                let mut reply = refused.map_or_else(|| given.reply(), |reply| *reply);
+                if let Some(id) = opened.filter(|_| is_success) {
+                    reply.head.status = 201;
+                    reply.head = reply.head.with("Bgb-Tunnel", id.to_string());
+                }
+                self.reply(now, key, reply);
+                if is_success {
+                    self.rest(now, key);
+                }
+                self.read_on(key);
             }
+            _ => {}
         }
     }
 
     /// A socket has named the tunnel of a known device: it is no stranger's any more.
     fn welcome(&mut self, key: SlotKey) {
-        let Some(web) = self.web(key) else { return };
-        if std::mem::replace(&mut web.is_strange, false) {
-            let origin = self.sockets.tenant(key).map(|socket| socket.peer.ip());
-            self.handshakes.end(origin, None);
+        let Some(socket) = self.sockets.tenant_mut(key) else { return };
+        let (origin, is_covered) = (socket.peer.ip(), socket.transport.outer().is_some());
+        let Some(web) = socket.transport.web() else { return };
+        if web.strange_until.take().is_some() {
+            self.handshakes.end(Some(origin), None);
+            if is_covered {
+                // Of those that complete an outer handshake only devices earn its answers.
+                self.handshakes.earn(Opening::Full);
+            }
             self.note_handshakes();
         }
     }
 
+    /// A known device's socket was of use: it may rest for a while.
+    fn rest(&mut self, now: Now, key: SlotKey) {
+        if self.web(key).is_some_and(|web| web.strange_until.is_none() && !web.is_parting) {
+            self.give_time(now, key, REST_TICKS);
+        }
+    }
+
     /// The peer has closed its half: nobody waits for an answer that is not on its way.
-    pub(super) fn on_web_closed(&mut self, now: Now, key: SlotKey) {
+    pub(super) fn on_web_closed(&mut self, now: Now, key: SlotKey, reason: CloseReason) {
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
         if socket.unsent_bytes() == 0 {
-            return self.let_socket_go(now, key, CloseReason::PeerClosed, "");
+            return self.let_socket_go(now, key, reason, "");
         }
+        socket.reading = Reading::Over;
         if let Some(web) = socket.transport.web() {
             web.is_parting = true;
+            web.end.get_or_insert((reason, String::new()));
         }
         self.lose_asked(now, key);
+        self.give_time(now, key, CLOSING_TICKS);
     }
 
     /// A socket without a channel has had its time.
     pub(super) fn on_socket_time(&mut self, now: Now, key: SlotKey) {
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
         let is_shaking_hands = socket.transport.outer().is_some_and(|outer| !outer.is_up());
-        let reason = match &socket.transport {
-            _ if is_shaking_hands => CloseReason::HandshakeTimedOut,
-            Transport::Web(web) if !web.is_strange => CloseReason::Answered,
-            Transport::Introduced(..) => CloseReason::BadProxyHeader,
-            _ => CloseReason::NoSession,
-        };
-        self.let_socket_go(now, key, reason, "");
+        match &socket.transport {
+            _ if is_shaking_hands => self.let_socket_go(now, key, CloseReason::HandshakeTimedOut, ""),
+            Transport::Introduced(..) => self.let_socket_go(now, key, CloseReason::BadProxyHeader, ""),
+            Transport::Web(web) if web.is_parting => self.let_socket_go(now, key, CloseReason::Answered, ""),
+            Transport::Web(web) if web.strange_until.is_none() => self.part(now, key, CloseReason::Answered),
+            _ => self.let_socket_go(now, key, CloseReason::NoSession, ""),
+        }
     }
 
-    /// The server stops: who waits for a tunnel's bytes gets its last ones, and everybody else is let go.
+    /// The server stops: those who may still ask for a tunnel's last bytes stay as long as there are tunnels, and everybody else is let go.
     pub(super) fn part_all(&mut self, now: Now) {
         let keys: Vec<_> = self.sockets.keys().collect();
         for key in keys {
             let Some(socket) = self.sockets.tenant_mut(key).filter(|socket| socket.channel.is_none()) else {
                 continue;
             };
-            let waits = socket.unsent_bytes() > 0
-                || socket
-                    .transport
-                    .web()
-                    .is_some_and(|web| matches!(web.asked, Asked::Underway(Some(_))) && !web.is_strange);
-            if !waits {
+            let is_known = socket.transport.web().is_some_and(|web| web.strange_until.is_none());
+            if !is_known && socket.unsent_bytes() == 0 {
                 self.let_socket_go(now, key, CloseReason::Draining, "");
             }
         }
@@ -344,20 +303,9 @@ impl Reactor {
     /// Whoever asked a tunnel for bytes is not there any more.
     pub(super) fn lose_asked(&mut self, now: Now, key: SlotKey) {
         let Some(web) = self.web(key) else { return };
-        if let Asked::Underway(Some(id)) = web.asked {
+        if let Asked::Underway(Some((id, _))) = web.asked {
             web.asked = Asked::Nothing;
             self.ask_tunnel(now, key, id, Ask::Lost);
-        }
-    }
-
-    /// An answer has gone that others may have waited behind.
-    fn read_on(&mut self, key: SlotKey) {
-        let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        let has_more = socket.transport.web().is_some_and(|web| web.requests.is_busy());
-        let rests = matches!(socket.reading, Reading::Waiting | Reading::Behind);
-        if rests && (has_more || socket.reading == Reading::Behind) {
-            socket.reading = Reading::Listed;
-            self.readable.push_back(key);
         }
     }
 
@@ -365,20 +313,31 @@ impl Reactor {
         self.sockets.tenant_mut(key)?.transport.web()
     }
 
-    /// The present request may take so long.
-    fn lengthen(&mut self, now: Now, key: SlotKey, ticks: u64) {
+    /// A socket has so long from now on.
+    pub(super) fn give_time(&mut self, now: Now, key: SlotKey, ticks: u64) {
         self.socket_deadlines.arm(key.index, Tick(now.tick.0 + ticks));
+    }
+
+    /// A stranger's socket has so long to bring a session about, whatever it asks meanwhile.
+    pub(super) fn give_stranger_time(&mut self, now: Now, key: SlotKey, ticks: u64) {
+        let until = Tick(now.tick.0 + ticks);
+        if let Some(web) = self.web(key) {
+            web.strange_until = Some(until);
+        }
+        self.socket_deadlines.arm(key.index, until);
     }
 
     /// Answers the present request.
     fn reply(&mut self, now: Now, key: SlotKey, reply: Reply) {
         let Some(web) = self.web(key) else { return };
-        let (manner, is_strange) = (web.manner, web.is_strange);
+        let (manner, strange_until) = (web.manner, web.strange_until);
         web.asked = Asked::Nothing;
         web.requests.on_answered();
         let Reply { head, body, content_type } = reply;
         let status = head.status;
-        let closes = manner.closes || self.stopping_until.is_some();
+        // However long it was held: a stranger has no more time for another one.
+        let is_over = strange_until.is_some_and(|until| until <= now.tick);
+        let closes = manner.closes || is_over || self.stopping_until.is_some();
         let mut head = head.with("Date", bgb_daemon::http_server::date());
         if status != 204 {
             head = head.with("Content-Length", body.len().to_string());
@@ -388,6 +347,8 @@ impl Reactor {
         }
         if closes {
             head = head.with("Connection", "close");
+        } else if manner.is_asked {
+            head = head.with("Connection", "keep-alive");
         }
         let mut bytes = Vec::with_capacity(256 + body.len());
         if head.encode(&mut bytes).is_err() {
@@ -407,8 +368,8 @@ impl Reactor {
         }
         if closes {
             self.part(now, key, CloseReason::Answered);
-        } else if !is_strange {
-            self.lengthen(now, key, REST_TICKS);
+        } else if let Some(until) = strange_until {
+            self.socket_deadlines.arm(key.index, until);
         }
     }
 
@@ -416,7 +377,7 @@ impl Reactor {
     fn refuse(&mut self, now: Now, key: SlotKey, fault: RequestFault) {
         let Some(web) = self.web(key) else { return };
         let sentence = fault.to_string();
-        web.manner = Manner { closes: true, is_bodiless: false };
+        web.manner = Manner { closes: true, ..Manner::default() };
         let reply = Reply::sentence(ResponseHead::new(fault.status()), &sentence);
         web.end = Some((CloseReason::BadRequest, sentence));
         self.reply(now, key, reply);
@@ -433,150 +394,32 @@ impl Reactor {
         let Some(web) = socket.transport.web() else { return };
         web.is_parting = true;
         web.end.get_or_insert((reason, String::new()));
-        self.lengthen(now, key, CLOSING_TICKS);
+        self.give_time(now, key, CLOSING_TICKS);
         if self.scratch.records.is_empty() || self.write_raw(now, key) {
-            self.finish_parting(key);
+            self.on_web_flushed(now, key);
         }
     }
 
-    /// A parting socket whose bytes are all sent says its end.
-    pub(super) fn finish_parting(&mut self, key: SlotKey) {
-        let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        let is_parting = socket.transport.web().is_some_and(|web| web.is_parting);
-        if is_parting && socket.unsent_bytes() == 0 {
-            socket.shutdown();
-        }
-    }
-
-    /// A request becomes a WebSocket.
-    fn upgrade(&mut self, now: Now, key: SlotKey, answer: &ResponseHead) {
-        let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        let peer = socket.peer;
-        let Some(web) = socket.transport.web() else { return };
-        // A socket that was welcome for another's tunnel (a proxy's) has given its place back.
-        if !web.is_strange
-            && !(self.handshakes.has_room() && self.handshakes.begin(Some(peer.ip()), now.tick))
-        {
-            web.manner.closes = true;
-            let full = ResponseHead::new(503).with("Retry-After", "2");
-            web.asked =
-                known(Reply::sentence(full, "Too many handshakes are in flight; try again in a moment."));
-            return;
-        }
-        web.is_strange = true;
-        self.note_handshakes();
-        let mut bytes = Vec::new();
-        if answer.encode(&mut bytes).is_err() {
-            return self.end_socket(now, key, CloseReason::TransportError, "an answer could not be written");
-        }
-        self.metrics.count_answer(answer.status);
-        if !self.write_covered(now, key, &bytes) {
-            return;
-        }
-        let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        let frames = Transport::WebSocket(Box::new(WebSocket {
-            outer: None,
-            decoder: Decoder::new(Side::Server),
-            has_closed: false,
-        }));
-        let Transport::Web(web) = std::mem::replace(&mut socket.transport, frames) else { return };
-        let Web { outer, requests, .. } = *web;
-        if let Transport::WebSocket(frames) = &mut socket.transport {
-            frames.outer = outer;
-        }
-        self.socket_deadlines.cancel(key.index);
-        if !self.begin_channel(now, key) {
-            self.handshakes.end(Some(peer.ip()), None);
-            return self.let_socket_go(now, key, CloseReason::TransportError, "");
-        }
-        tracing::debug!(target: HTTP_LOG, %peer, "a WebSocket begins");
-        let rest = requests.into_rest();
-        if !rest.is_empty() {
-            let bytes = rest.len().min(self.scratch.received.len());
-            self.scratch.received[..bytes].copy_from_slice(&rest[..bytes]);
-            self.hear_frames(now, key, bytes);
-        }
-    }
-
-    /// Bytes of a WebSocket.
-    fn hear_frames(&mut self, now: Now, key: SlotKey, bytes: usize) {
-        let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        let Transport::WebSocket(frames) = &mut socket.transport else { return };
-        let Some(channel) = socket.channel else { return };
-        let mut controls = Vec::new();
-        self.scratch.unwrapped.clear();
-        let decoded = frames.decoder.decode(
-            &mut self.scratch.received[..bytes],
-            &mut self.scratch.unwrapped,
-            &mut controls,
-        );
-        let bytes = self.scratch.take_unwrapped();
-        if bytes > 0 {
-            self.hear_channel(now, key, channel, bytes);
-        }
-        for control in controls {
-            match control {
-                Control::Ping(payload) => self.say_control(now, key, &Control::Pong(payload)),
-                Control::Pong(_) => {}
-                Control::Close(_) => {
-                    self.say_control(now, key, &Control::Close(Some(NORMAL)));
-                    self.on_peer_closed(now, channel, CloseReason::PeerClosed);
-                }
-            }
-        }
-        if let Err(fault) = decoded {
-            self.say_control(now, key, &Control::Close(Some(fault.code())));
-            self.close_for(now, channel, CloseReason::BadWebSocket, &fault.to_string());
-        }
-    }
-
-    /// Says a control frame.
-    fn say_control(&mut self, now: Now, key: SlotKey, control: &Control) {
-        let Some(Transport::WebSocket(frames)) =
-            self.sockets.tenant_mut(key).map(|socket| &mut socket.transport)
-        else {
+    /// A socket without a channel has had bytes sent. When all are, one that parts says its end; others go on.
+    pub(super) fn on_web_flushed(&mut self, now: Now, key: SlotKey) {
+        let Some(socket) = self.sockets.tenant_mut(key).filter(|socket| socket.unsent_bytes() == 0) else {
             return;
         };
-        if frames.has_closed {
-            return;
+        if !socket.transport.web().is_some_and(|web| web.is_parting) {
+            return self.read_on(key);
         }
-        frames.has_closed = matches!(control, Control::Close(_));
-        let mut frame = Vec::new();
-        websocket::encode_control(control, None, &mut frame);
-        self.write_covered(now, key, &frame);
-    }
-
-    /// What a socket's road has to say when its channel's last bytes are written.
-    pub(super) fn say_end(&mut self, now: Now, key: SlotKey) {
-        self.say_control(now, key, &Control::Close(Some(NORMAL)));
-        let Some(outer) = self.sockets.tenant_mut(key).and_then(|socket| socket.transport.outer()) else {
-            return;
-        };
-        self.scratch.records.clear();
-        outer.close(&mut self.scratch.records);
-        self.write_raw(now, key);
-    }
-
-    /// Writes HTTP's own bytes, in the outer TLS if there is one; `false` when the socket is gone by that.
-    fn write_covered(&mut self, now: Now, key: SlotKey, bytes: &[u8]) -> bool {
-        let Some(socket) = self.sockets.tenant_mut(key) else { return false };
-        let covered = socket.transport.cover(bytes, &mut self.scratch.wrapping);
-        let flushed = socket.write(covered);
-        self.metrics.sent_bytes.add(bytes.len() as u64);
-        self.on_flushed(now, key, flushed);
-        self.sockets.tenant(key).is_some()
-    }
-
-    /// Writes the scratch's records as they are; `false` when the socket is gone by that.
-    fn write_raw(&mut self, now: Now, key: SlotKey) -> bool {
-        let Some(socket) = self.sockets.tenant_mut(key) else { return false };
-        let flushed = socket.write(&self.scratch.records);
-        self.metrics.sent_bytes.add(self.scratch.records.len() as u64);
-        self.on_flushed(now, key, flushed);
-        self.sockets.tenant(key).is_some()
+        if socket.reading == Reading::Over {
+            return self.let_socket_go(now, key, CloseReason::PeerClosed, "");
+        }
+        socket.shutdown();
     }
 }
 
 fn known(reply: Reply) -> Asked {
     Asked::Known(Box::new(reply))
+}
+
+fn crowded() -> Reply {
+    let head = ResponseHead::new(503).with("Retry-After", "2").with("Bgb-Received", "0");
+    Reply::sentence(head, "Too many handshakes are in flight; try again in a moment.")
 }

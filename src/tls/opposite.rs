@@ -31,7 +31,7 @@ impl OppositeEnd {
         } else {
             cipher_suite::TLS13_AES_256_GCM_SHA384
         };
-        let SupportedCipherSuite::Tls13(suite) = suite;
+        let SupportedCipherSuite::Tls13(suite) = suite else { panic!("not one of TLS 1.3") };
         let secrets = |of: u8| {
             let (key, iv) = (AeadKey::from([of; 32]), Iv::from([of; 12]));
             match by_chacha {

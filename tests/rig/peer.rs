@@ -194,6 +194,11 @@ impl Peer<ClientConnection> {
         connect(site, server, Some(&Credentials::of(device))).greet(boot, session)
     }
 
+    /// A device that is about to shake hands on this connection.
+    pub(crate) fn on(site: &Site, device: &Device, stream: TcpStream) -> Self {
+        Self::new(client_tls(site, site.server_address(1), Some(&Credentials::of(device))), stream)
+    }
+
     /// A device that is about to shake hands over a road through HTTP.
     pub(crate) fn by(site: &Site, device: &Device, road: impl ByteStream + 'static) -> Self {
         let tls = client_tls(site, site.server_address(1), Some(&Credentials::of(device)));

@@ -118,6 +118,7 @@ impl Write for Socket {
 pub(crate) struct WebSocketLine {
     socket: WebSocket<Socket>,
     heard: Vec<u8>,
+    code: Option<u16>,
 }
 
 impl WebSocketLine {
@@ -137,12 +138,21 @@ impl WebSocketLine {
                 Err(tungstenite::HandshakeError::Failure(error)) => panic!("{error}"),
             }
         };
-        Self { socket, heard: Vec::new() }
+        Self { socket, heard: Vec::new(), code: None }
     }
 
-    /// The WebSocket itself.
-    pub(crate) fn socket(&mut self) -> &mut WebSocket<Socket> {
-        &mut self.socket
+    /// The code of the server's close frame, which comes.
+    pub(crate) fn close_code(&mut self, within: std::time::Duration) -> Option<u16> {
+        let deadline = std::time::Instant::now() + within;
+        while self.code.is_none() && std::time::Instant::now() < deadline {
+            match self.socket.read().map_err(as_io) {
+                Ok(Message::Close(frame)) => self.code = frame.map(|frame| frame.code.into()),
+                Ok(_) => {}
+                Err(error) if is_wait(&error) => {}
+                Err(_) => break,
+            }
+        }
+        self.code
     }
 }
 
@@ -161,7 +171,10 @@ impl Read for WebSocketLine {
         while self.heard.is_empty() {
             match self.socket.read().map_err(as_io) {
                 Ok(Message::Binary(bytes)) => self.heard.extend_from_slice(&bytes),
-                Ok(Message::Close(_)) => return Ok(0),
+                Ok(Message::Close(frame)) => {
+                    self.code = frame.map(|frame| frame.code.into());
+                    return Ok(0);
+                }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 Err(error) => return Err(error),
@@ -253,6 +266,43 @@ impl Http {
                 Ok(None) => assert!(std::time::Instant::now() < deadline, "no answer comes"),
                 Err(error) => panic!("the connection ended before an answer: {error}"),
             }
+        }
+    }
+
+    /// The next answer, if it comes in time and the connection does not end before.
+    pub(crate) fn answer_within(&mut self, within: std::time::Duration) -> Option<Answer> {
+        let deadline = std::time::Instant::now() + within;
+        while std::time::Instant::now() < deadline {
+            match self.answer() {
+                Ok(Some(answer)) => return Some(answer),
+                Ok(None) => {}
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// What else the server says until it ends the connection.
+    pub(crate) fn rest(&mut self, within: std::time::Duration) -> Vec<u8> {
+        let deadline = std::time::Instant::now() + within;
+        let mut said = std::mem::take(&mut self.heard);
+        let mut buffer = [0; 16 * 1024];
+        while std::time::Instant::now() < deadline {
+            match self.socket.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(bytes) => said.extend_from_slice(&buffer[..bytes]),
+                Err(error) if is_wait(&error) => {}
+                Err(_) => break,
+            }
+        }
+        said
+    }
+
+    /// The connection once more, for another thread to write to.
+    pub(crate) fn second_handle(&self) -> TcpStream {
+        match &self.socket {
+            Socket::Plain(stream) => stream.try_clone().unwrap(),
+            Socket::Covered(_) => panic!("an outer TLS has one user"),
         }
     }
 

@@ -178,6 +178,11 @@ impl Site {
         (self.listening, HTTPS_PORTS + server).into()
     }
 
+    /// Changes what a server is told; to be called before it starts.
+    pub(crate) fn configure_server(&self, server: u32, change: impl FnOnce(&mut Table)) {
+        edit_toml(&self.folder().server_config(ServerId(server)), change);
+    }
+
     /// The site's certificate authority.
     pub(crate) fn authority(&self) -> Authority {
         Authority::load(&self.folder(), code()).unwrap()
@@ -398,6 +403,11 @@ impl Site {
     }
 
     // A server's own word.
+
+    /// What server 1 holds in memory.
+    pub(crate) fn server_resident_kib(&self) -> u64 {
+        self.servers[&1].resident_kib()
+    }
 
     /// A number from a server's /metrics, such as `bgb_server_sessions`; 0 when it does not answer.
     pub(crate) fn metric(&self, server: u16, name: &str) -> u64 {

@@ -20,7 +20,7 @@ use crate::site::{Device, Site, edit_toml};
 use crate::wait::{SOON, until, until_equal, until_true};
 
 /// Labels that may be there. None of them grows with the fleet.
-const LABELS: [&str; 7] = ["version", "reason", "kind", "state", "route", "status", "le"];
+const LABELS: [&str; 8] = ["version", "road", "reason", "kind", "state", "route", "status", "le"];
 
 /// A site whose three programs tell their metrics.
 struct Told {

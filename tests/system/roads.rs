@@ -1,5 +1,6 @@
 //! Devices on roads through HTTP: a push is a push on every road, and what is lost on the way is repeated.
 
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -63,6 +64,14 @@ fn a_task_reaches_a_device_on_every_road_and_comes_again_with_its_next_session()
         let is_answer = |message: &ServerMessage| matches!(message, ServerMessage::KeepaliveAnswer(_));
         assert!(matches!(&answer, Heard::Message(message) if is_answer(message)), "{road}: {answer:?}");
     }
+    for (road, sessions) in [("websocket-http", 1), ("websocket-https", 1), ("long-poll", 4), ("tcp", 0)] {
+        assert_eq!(
+            site.metric(1, &format!("bgb_server_sessions_by_road{{road=\"{road}\"}}")),
+            sessions,
+            "{road}"
+        );
+    }
+    assert!(site.metric(1, "bgb_server_tunnel_requests_passed_total") > 0, "there are two reactors");
     // The same devices by TCP: newest wins, whatever the road.
     for ((road, old), device) in peers.iter_mut().zip(&devices) {
         let (mut new, _) = Peer::sign_in(&site, 1, device, 1, 2);
@@ -84,7 +93,9 @@ fn goodbye_ends_a_session_on_every_road_and_leaves_nothing_behind() {
     until_equal("goodbyes", SOON, &6, || site.closed(1, "goodbye"));
     until_equal("tunnels", SOON, &0, || site.metric(1, "bgb_server_tunnels"));
     until_equal("connections", SOON, &0, || site.metric(1, "bgb_server_connections"));
+    until_equal("handshakes in flight", SOON, &0, || site.metric(1, "bgb_server_handshakes_in_flight"));
     assert_eq!(site.metric(1, "bgb_server_sessions"), 0);
+    assert_eq!(site.closed(1, "no-session"), 0, "what brings a session about is no stranger's");
 }
 
 #[test]
@@ -197,8 +208,8 @@ fn of_two_gets_the_later_is_held_and_a_lost_answer_is_given_again() {
     let (mut first, mut second) =
         (Http::connect(site.http_address(1), false), Http::connect(site.http_address(1), false));
     first.ask("GET", &target, b"").unwrap();
-    // The first is held before the second comes.
-    until_equal("held GETs", SOON, &None, || first.answer().unwrap());
+    // The first comes before the second: whichever is later is held.
+    assert_eq!(first.answer().unwrap(), None);
     second.ask("GET", &target, b"").unwrap();
     assert_eq!(first.wait().status, 409);
     site.start_task(Action::Ping, "lab");
@@ -210,15 +221,108 @@ fn of_two_gets_the_later_is_held_and_a_lost_answer_is_given_again() {
 }
 
 #[test]
-fn a_tunnel_of_which_nobody_asks_is_not_for_ever() {
-    let site = Site::running(1);
+fn a_tunnel_of_which_nobody_asks_ends_after_ninety_seconds() {
+    let mut site = Site::new(1);
+    // Its keepalive is not what ends it.
+    site.configure_server(1, |config| {
+        config.insert("keepalive_seconds".into(), 900.into());
+    });
+    site.start_manager();
+    site.start_server(1);
     let device = site.add_device("pc-1");
+    let begun = Instant::now();
     let (peer, id) = in_a_tunnel(&site, &device);
     let mut other = Http::connect(site.http_address(1), false);
     other.ask("POST", &format!("/bgb/tunnel/{id}?from=0"), b"").unwrap();
     assert_eq!(other.wait().status, 204);
-    until_equal("sessions", Duration::from_secs(130), &0, || site.metric(1, "bgb_server_sessions"));
-    // By its keepalive of 20 s or by the tunnel's 90 s, whichever is sooner: nothing is left of it.
+    until_equal("tunnels that were silent", Duration::from_secs(130), &1, || site.closed(1, "tunnel-silent"));
+    assert!(begun.elapsed() > Duration::from_secs(85), "{:?}", begun.elapsed());
     until_equal("tunnels", SOON, &0, || site.metric(1, "bgb_server_tunnels"));
+    other = Http::connect(site.http_address(1), false);
+    other.ask("GET", &format!("/bgb/tunnel/{id}?from=0"), b"").unwrap();
+    assert_eq!(other.wait().status, 404);
     drop(peer);
+}
+
+#[test]
+fn a_session_that_ends_closes_its_websocket_as_the_rfc_says() {
+    let site = Site::running(1);
+    let devices = site.add_devices((0..2).map(|number| format!("pc-{number}")));
+    for (device, is_covered) in devices.iter().zip([false, true]) {
+        let address = if is_covered { site.https_address(1) } else { site.http_address(1) };
+        let line = std::sync::Arc::new(std::sync::Mutex::new(WebSocketLine::connect(address, is_covered)));
+        let (mut peer, _) = Peer::by(&site, device, SharedSocket(std::sync::Arc::clone(&line))).greet(1, 1);
+        peer.say(&AgentMessage::Goodbye);
+        assert!(peer.is_ended_within(SOON));
+        // TLS's own end is inside a message before it.
+        let mut line = line.lock().unwrap();
+        let code = line.close_code(SOON);
+        assert_eq!(code, Some(1000));
+    }
+    site.wait_closed("goodbye", 2);
+}
+
+/// The same for a WebSocket.
+struct SharedSocket(std::sync::Arc<std::sync::Mutex<WebSocketLine>>);
+
+impl std::io::Read for SharedSocket {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().read(buffer)
+    }
+}
+
+impl std::io::Write for SharedSocket {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.lock().unwrap().flush()
+    }
+}
+
+#[test]
+fn a_proxy_says_whose_connection_it_is_where_the_server_was_told_of_it() {
+    let mut site = Site::new(1);
+    site.configure_server(1, |config| {
+        config.insert("proxy_protocol_networks".into(), vec!["127.0.0.0/8"].into());
+    });
+    site.start_manager();
+    site.start_server(1);
+    let device = site.add_device("pc-1");
+    let mut header = Vec::new();
+    let client = "192.0.2.7:50000".parse().unwrap();
+    bgb_http::proxy_protocol::ProxyHeader::encode(client, site.server_address(1), &mut header);
+    // By every port, also in pieces.
+    for (address, is_cut) in
+        [(site.server_address(1), false), (site.http_address(1), true), (site.server_address(1), true)]
+    {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        for piece in header.chunks(if is_cut { 5 } else { header.len() }) {
+            stream.write_all(piece).unwrap();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if address == site.http_address(1) {
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+        } else {
+            let (peer, _) = Peer::on(&site, &device, stream).greet(1, if is_cut { 2 } else { 1 });
+            until_equal("the device's address", SOON, &Some("192.0.2.7".to_owned()), || {
+                let address = site.device(&device).row.address;
+                address.and_then(|address| address.rsplit_once(':').map(|(host, _)| host.to_owned()))
+            });
+            drop(peer);
+        }
+    }
+    // Whoever does not say it is sent away.
+    let mut peer = crate::peer::connect(&site, 1, None);
+    let _ = peer.shake_hands();
+    assert!(peer.is_ended_within(SOON));
+    let mut http = Http::connect(site.http_address(1), false);
+    http.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(http.is_ended());
+    site.wait_closed("bad-proxy-header", 2);
+    assert!(site.http_log().contains("PROXY protocol"));
 }

@@ -131,6 +131,103 @@ fn what_two_could_read_in_two_ways_is_refused_and_the_connection_ends() {
 }
 
 #[test]
+fn requests_that_are_sent_without_reading_wait_and_are_all_answered_in_their_order() {
+    let site = server();
+    let all = 20_000;
+    let mut http = Http::connect(site.http_address(1), false);
+    let requests: String = (0..all)
+        .map(|number| {
+            if number % 2 == 0 {
+                "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+            } else {
+                "GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
+            }
+        })
+        .collect();
+    let before = site.server_resident_kib();
+    let mut writer = http.second_handle();
+    let sender =
+        std::thread::spawn(move || std::io::Write::write_all(&mut writer, requests.as_bytes()).unwrap());
+    // Nobody reads: the server stops as well, and others are served meanwhile.
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(ask(&site, "GET", "/").status, 200);
+    let grown = site.server_resident_kib().saturating_sub(before);
+    assert!(grown < 4 * 1024, "the server keeps {grown} KiB more");
+    for number in 0..all {
+        let status = if number % 2 == 0 { 200 } else { 404 };
+        match http.answer_within(SOON) {
+            Some(answer) => assert_eq!(answer.status, status, "the {number}th"),
+            // A stranger has ten seconds for all that it asks.
+            None => break,
+        }
+    }
+    sender.join().unwrap();
+}
+
+#[test]
+fn whoever_waits_for_a_word_before_its_body_gets_one() {
+    let site = server();
+    let mut http = Http::connect(site.http_address(1), false);
+    let head = |path: &str| {
+        format!("POST {path} HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+    };
+    http.send(head("/bgb/tunnel").as_bytes()).unwrap();
+    assert_eq!(http.wait().status, 100);
+    http.send(b"hello").unwrap();
+    let opened = http.wait();
+    assert_eq!((opened.status, opened.field("Bgb-Received")), (201, Some("5")));
+    // What will not be taken need not be sent.
+    http.send(head("/nowhere").as_bytes()).unwrap();
+    assert_eq!(http.wait().status, 404);
+    assert!(http.is_ended());
+}
+
+#[test]
+fn frames_that_break_the_protocol_end_the_websocket_with_their_code() {
+    let site = server();
+    let upgrade = b"GET /bgb/websocket HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let shapes: [(&str, &[u8], u16); 9] = [
+        ("unmasked", &[0x82, 1, 7], 1002),
+        ("reserved bits", &[0xc2, 0x81, 0, 0, 0, 0, 7], 1002),
+        ("an opcode that is none", &[0x83, 0x80, 0, 0, 0, 0], 1002),
+        ("text", &[0x81, 0x81, 0, 0, 0, 0, b'x'], 1003),
+        ("a ping in fragments", &[0x09, 0x80, 0, 0, 0, 0], 1002),
+        ("a ping of 126 bytes", &[0x89, 0xfe, 0, 126, 0, 0, 0, 0], 1002),
+        ("a continuation of nothing", &[0x80, 0x80, 0, 0, 0, 0], 1002),
+        ("a giant", &[0x82, 0xff, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff], 1009),
+        ("a negative length", &[0x82, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0], 1002),
+    ];
+    for (what, frame, code) in shapes {
+        let mut http = Http::connect(site.http_address(1), false);
+        http.send(upgrade).unwrap();
+        assert_eq!(http.wait().status, 101);
+        http.send(frame).unwrap();
+        let said = http.rest(SOON);
+        let close = said
+            .windows(4)
+            .find(|bytes| bytes[..2] == [0x88, 2])
+            .map(|close| u16::from_be_bytes([close[2], close[3]]));
+        assert_eq!(close, Some(code), "{what}: {said:?}");
+    }
+    site.wait_closed("bad-websocket", shapes.len() as u64);
+    // A ping is answered before anybody is known, and of many the last.
+    let mut http = Http::connect(site.http_address(1), false);
+    http.send(upgrade).unwrap();
+    assert_eq!(http.wait().status, 101);
+    let pings: Vec<u8> = (0..100).flat_map(|number| [0x89, 0x81, 0, 0, 0, 0, number]).collect();
+    http.send(&pings).unwrap();
+    // And a close is answered with a close.
+    http.send(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]).unwrap();
+    let said = http.rest(SOON);
+    assert!(
+        said.windows(3).any(|bytes| bytes == [0x8a, 1, 99]) || said.ends_with(&[0x88, 2, 0x03, 0xe8]),
+        "{said:?}"
+    );
+    assert!(said.len() < 100, "{said:?}");
+}
+
+#[test]
 fn whoever_brings_no_session_about_is_let_go_however_slowly_it_speaks() {
     let site = server();
     let (http, https) = (site.http_address(1), site.https_address(1));
@@ -149,6 +246,8 @@ fn whoever_brings_no_session_about_is_let_go_however_slowly_it_speaks() {
         })
     };
     let requests = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let bogus =
+        format!("GET /bgb/tunnel/00000001000000000000{}?from=0 HTTP/1.1\r\nHost: a\r\n\r\n", "0".repeat(32));
     let threads = [
         ("says nothing", lasts(Http::connect(http, false), Vec::new(), b"")),
         (
@@ -164,6 +263,23 @@ fn whoever_brings_no_session_about_is_let_go_however_slowly_it_speaks() {
             ),
         ),
         ("asks again and again", lasts(Http::connect(http, false), requests.to_vec(), requests)),
+        (
+            "asks for a tunnel that there is not",
+            lasts(
+                Http::connect(http, false),
+                bogus.clone().into_bytes(),
+                Box::leak(bogus.into_boxed_str()).as_bytes(),
+            ),
+        ),
+        ("goes on after its tunnel has failed", {
+            let mut line = Http::connect(http, false);
+            line.ask("POST", "/bgb/tunnel", b"x").unwrap();
+            let opened = line.wait();
+            assert_eq!(opened.status, 201);
+            let id = opened.field("Bgb-Tunnel").unwrap().to_owned();
+            let again = format!("GET /bgb/tunnel/{id}?from=0&hold=1 HTTP/1.1\r\nHost: a\r\n\r\n");
+            lasts(line, again.clone().into_bytes(), Box::leak(again.into_boxed_str()).as_bytes())
+        }),
         ("says nothing in HTTPS", lasts(Http::connect(https, true), Vec::new(), b"")),
         (
             "slow head in HTTPS",
@@ -172,8 +288,12 @@ fn whoever_brings_no_session_about_is_let_go_however_slowly_it_speaks() {
     ];
     for (what, thread) in threads {
         let lasted = thread.join().unwrap();
-        assert!(lasted < Duration::from_secs(28), "{what}: it lasted {lasted:?}");
+        assert!(lasted < Duration::from_secs(15), "{what}: it lasted {lasted:?}");
         assert!(lasted > Duration::from_secs(1), "{what}: it lasted {lasted:?}");
     }
     crate::wait::until_equal("connections", SOON, &0, || site.metric(1, "bgb_server_connections"));
+    crate::wait::until_equal("handshakes in flight", SOON, &0, || {
+        site.metric(1, "bgb_server_handshakes_in_flight")
+    });
+    crate::wait::until_equal("tunnels", SOON, &0, || site.metric(1, "bgb_server_tunnels"));
 }

@@ -32,6 +32,7 @@ fn none() -> RoadsConfig {
         http: false,
         http_port,
         https_port,
+        https_issuers: Vec::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 //! It is there for networks that let nothing else out, and keeps no secret that the session inside does not keep by itself. So it takes whatever
 //! certificate it is shown: who is at the other end is proved inside, by both sides, and a proxy that opens this layer sees
 //! records there that it can neither read nor alter. Only who has signed the certificate is remembered, since it tells an
-//! administrator who stands in between. TLS 1.3, ALPN `http/1.1`, no ticket. It touches no socket but those it is handed. Law: nothing of
+//! administrator who stands in between. TLS 1.3, and 1.2 as well, since boxes that inspect often stop there; ALPN `http/1.1`, no ticket. It touches no socket but those it is handed. Law: nothing of
 //! this agent's is ever sent in this layer alone.
 
 use std::io::{self, Read, Write};
@@ -36,6 +36,8 @@ pub(crate) struct OuterTls {
     config: Arc<ClientConfig>,
     provider: Arc<CryptoProvider>,
     roots: RootCertStore,
+    /// Who else signs what the site's servers show.
+    issuers: Vec<String>,
 }
 
 /// One outer session.
@@ -46,24 +48,24 @@ pub(crate) struct OuterSession {
 }
 
 impl OuterTls {
-    /// Prepares sessions for a device of the site whose authority this is.
+    /// Prepares sessions for a device of the site whose authority this is, and whose servers show certificates of these `issuers` as well.
     ///
     /// # Errors
     /// When the authority cannot be used.
-    pub(crate) fn new(authority: &CertificateDer<'static>) -> anyhow::Result<Self> {
+    pub(crate) fn new(authority: &CertificateDer<'static>, issuers: Vec<String>) -> anyhow::Result<Self> {
         let provider = Arc::new(default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone()).context("the site's authority cannot be used")?;
         let verifier = Whoever { schemes: provider.signature_verification_algorithms.supported_schemes() };
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .context("TLS 1.3 cannot be used")?
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .context("TLS cannot be used")?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.resumption = Resumption::disabled();
-        Ok(Self { config: Arc::new(config), provider, roots })
+        Ok(Self { config: Arc::new(config), provider, roots, issuers })
     }
 
     /// Begins a session with whoever answers as `host`, a name or an address.
@@ -82,7 +84,8 @@ impl OuterTls {
     /// Who signed the certificate that was shown, where the site's authority did not.
     pub(crate) fn stranger(&self, session: &OuterSession) -> Option<String> {
         let certificate = session.connection.peer_certificates()?.first()?;
-        (!self.is_by_authority(certificate)).then(|| issuer(certificate))
+        let by_another = (!self.is_by_authority(certificate)).then(|| issuer(certificate));
+        by_another.filter(|issuer| !self.issuers.contains(issuer))
     }
 
     fn is_by_authority(&self, certificate: &CertificateDer<'_>) -> bool {
@@ -233,7 +236,7 @@ mod tests {
 
     /// Shakes hands in memory with a server that shows a certificate of `shown`; what an agent of `own` makes of it.
     fn meet(own: &Authority, shown: &Authority) -> Option<String> {
-        let tls = OuterTls::new(own.certificate()).unwrap();
+        let tls = OuterTls::new(own.certificate(), Vec::new()).unwrap();
         let mut server = outer_server(shown);
         let mut session = tls.session("server.example").unwrap();
         for _ in 0..5 {

@@ -34,6 +34,18 @@ impl Exposition {
         self.line(name, &[], value);
     }
 
+    /// A gauge of each value of a label.
+    pub fn gauges<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (&'a str, u64)>,
+    ) {
+        self.head(name, help, "gauge");
+        self.of_label(name, label, values);
+    }
+
     /// A counter of each value of a label. All values are told, also those that have counted nothing: what is missing cannot be alerted on.
     pub fn counters<'a>(
         &mut self,
@@ -43,6 +55,10 @@ impl Exposition {
         values: impl IntoIterator<Item = (&'a str, u64)>,
     ) {
         self.head(name, help, "counter");
+        self.of_label(name, label, values);
+    }
+
+    fn of_label<'a>(&mut self, name: &str, label: &str, values: impl IntoIterator<Item = (&'a str, u64)>) {
         for (label_value, value) in values {
             self.line(name, &[(label, label_value)], value);
         }

@@ -95,6 +95,12 @@ impl<A> Tunnel<A> {
         self.kept.extend_from_slice(bytes);
     }
 
+    /// The offset up to which bytes down are known to have arrived.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.base
+    }
+
     /// Bytes that are not known to have arrived.
     #[must_use]
     pub fn kept_bytes(&self) -> usize {

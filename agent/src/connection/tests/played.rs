@@ -102,7 +102,7 @@ impl Site {
 
     /// A device of the site's.
     pub(crate) fn network(&self, roads: RoadsConfig, proxies: Proxies) -> Arc<Network> {
-        let outer = Arc::new(OuterTls::new(self.authority.certificate()).unwrap());
+        let outer = Arc::new(OuterTls::new(self.authority.certificate(), Vec::new()).unwrap());
         Arc::new(Network { tls: device(&self.authority), outer, roads, proxies, counts: Arc::default() })
     }
 
