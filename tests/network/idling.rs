@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use bgb_protocol::action::Action;
 use bgb_protocol::message::Road;
-use tungstenite::Message;
 
 use crate::agent;
 use crate::device::{Shared, Visitor, fleet, push};
@@ -84,7 +83,7 @@ fn idle_behind(site: &Site, what: &str, listen: SocketAddr, cut: Duration) {
             let begun = Instant::now();
             while begun.elapsed() < long {
                 visitor.rest(PING_EVERY);
-                inside.lock().unwrap().socket().send(Message::Ping(Vec::new().into())).unwrap();
+                inside.lock().unwrap().ping();
             }
             visitor
         });

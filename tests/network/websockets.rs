@@ -78,9 +78,12 @@ fn frames(stream: &mut TcpStream) -> Vec<Frame> {
     frames
 }
 
-/// What closes, with its code.
-fn close(code: u16) -> Frame {
-    Frame { opcode: 8, payload: code.to_be_bytes().to_vec() }
+/// What the session has to say comes first, and a close frame with this code last.
+#[track_caller]
+fn closes_with(heard: &[Frame], code: u16, what: &str) {
+    let Some((close, before)) = heard.split_last() else { panic!("{what}: nothing is said") };
+    assert_eq!((close.opcode, &close.payload[..]), (8, &code.to_be_bytes()[..]), "{what}: {heard:?}");
+    assert!(before.iter().all(|frame| frame.opcode == 2), "{what}: {heard:?}");
 }
 
 const BROKEN: [(&str, &[u8], u16); 10] = [
@@ -107,7 +110,7 @@ fn frames_that_break_the_standard_are_answered_with_the_code_for_it_and_nothing_
         let mut stream = connect_from(local, address);
         drop(WebSocketLine::over(Socket::cover(stream.try_clone().unwrap(), false), address));
         stream.write_all(bytes).unwrap();
-        assert_eq!(frames(&mut stream), [close(code)], "a stranger's: {what}");
+        closes_with(&frames(&mut stream), code, &format!("a stranger's: {what}"));
     }
     for (session, (what, bytes, code)) in (1..).zip(BROKEN) {
         // Of a device in its session.
@@ -115,8 +118,7 @@ fn frames_that_break_the_standard_are_answered_with_the_code_for_it_and_nothing_
         let line = WebSocketLine::over(Socket::cover(stream.try_clone().unwrap(), false), address);
         let (peer, _) = Peer::by(&site, &devices[0], line).greet(1, session);
         stream.write_all(bytes).unwrap();
-        let heard = frames(&mut stream);
-        assert_eq!(heard.last(), Some(&close(code)), "a device's: {what}: {heard:?}");
+        closes_with(&frames(&mut stream), code, &format!("a device's: {what}"));
         drop(peer);
     }
     site.wait_closed("bad-websocket", 2 * BROKEN.len() as u64);
