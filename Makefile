@@ -35,7 +35,7 @@ sim-plants: ## tests the simulator with mistakes that it must find: PLANT=wheel 
 fuzz: ## fuzzes one target: T=frame SECONDS=60, or RUNS=1000000 (fuzz/corpus has their names)
 	@scripts/fuzz "$(T)" "$(SECONDS)" "$(RUNS)"
 
-bench: ## measures all goals, each with its floor, and writes BENCHMARKS.md; some 25 minutes
+bench: ## measures all goals, each with its floor, and writes BENCHMARKS.md; some 35 minutes
 	@scripts/bench
 
 bench-peers: ## measures mosquitto, NATS and nginx with nchan beside our server, and writes their table
@@ -48,7 +48,7 @@ bench-micro: ## measures codecs, slots and TLS at rest beside floors and rivals 
 bench-instructions: ## counts the instructions of single operations under valgrind
 	@scripts/bench-instructions
 
-bench-%: ## measures one goal, and ends in a line of JSON: idle, connect, fanout, latency, storm, ingest, wheel, sessions, follow, growth
+bench-%: ## measures one goal, and ends in a line of JSON: idle, connect, fanout, latency, storm, ingest, wheel, sessions, follow, roads, growth
 	@scripts/bench $*
 
 fmt: ## formats the source

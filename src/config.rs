@@ -215,7 +215,30 @@ impl ServerConfig {
                 "{key} names more than {NETWORKS_MAX} networks: name larger ones"
             );
         }
+        self.check_entrances()?;
         bgb_daemon::admin::check_address(self.admin, "127.0.0.1:10125")
+    }
+
+    /// SO_REUSEPORT would let two entrances share a port, and half of the devices meet the wrong one.
+    fn check_entrances(&self) -> anyhow::Result<()> {
+        let entrances = self.entrances();
+        for (at, (one, first)) in entrances.iter().enumerate() {
+            for (other, second) in &entrances[at + 1..] {
+                let is_shared = first.port() == second.port()
+                    && first.port() != 0
+                    && (first.ip() == second.ip()
+                        || first.ip().is_unspecified()
+                        || second.ip().is_unspecified());
+                anyhow::ensure!(
+                    !is_shared,
+                    "{} ({first}) and {} ({second}) are one port: change one of them{}",
+                    one.key(),
+                    other.key(),
+                    if *other == Entrance::Tcp { "" } else { ", or set it to \"off\"" }
+                );
+            }
+        }
+        Ok(())
     }
 
     fn resolve(&mut self, folder: &Path) {
@@ -323,6 +346,20 @@ mod tests {
         );
         let fault = format!("{:#}", load(&format!("listen_http = \"8080\"\n{GOOD}")).unwrap_err());
         assert!(fault.contains("server.toml:1:") && fault.contains("\"off\""), "{fault}");
+    }
+
+    #[test]
+    fn two_entrances_have_two_ports() {
+        for lines in [
+            "listen = \"0.0.0.0:8080\"",
+            "listen = \"127.0.0.1:10123\"\nlisten_http = \"0.0.0.0:10123\"",
+            "listen_http = \"0.0.0.0:443\"\nlisten_https = \"0.0.0.0:443\"",
+        ] {
+            let fault = format!("{:#}", load(&format!("{lines}\n{GOOD}")).unwrap_err());
+            assert!(fault.contains("are one port") && fault.contains("listen_http"), "{fault}");
+        }
+        let apart = "listen = \"192.0.2.1:443\"\nlisten_http = \"off\"\nlisten_https = \"192.0.2.2:443\"";
+        assert!(load(&format!("{apart}\n{GOOD}")).is_ok());
     }
 
     #[test]

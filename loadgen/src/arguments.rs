@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::bench::Bench;
 use crate::capacity::CapacityArguments;
+use crate::client::road::Way;
 use crate::flood::FloodArguments;
 use crate::floor::writes::ReaderArguments;
 use crate::peers::PeersArguments;
@@ -37,6 +38,8 @@ pub(crate) enum Command {
     Fleet(FleetArguments),
     /// Plays a day in some minutes: everybody comes, tasks for one and for all, naps, everybody goes
     Mixed(MixedArguments),
+    /// Has the same agents come by every road, in turns: memory of a connection, rate of connecting, how late a task for one is (with a site of its own only)
+    Roads(RoadsArguments),
     /// Goes on for hours, and tells what the servers have grown to
     Soak(SoakArguments),
     /// Has strangers flood the server with handshakes: who stays signed in, and how late a push is then (with a site of its own only)
@@ -105,7 +108,9 @@ pub(crate) struct RunArguments {
     /// The network that agents connect from, an address each [default: 127.64.0.0/10 for servers on this machine]
     #[arg(long)]
     pub(crate) sources: Option<Sources>,
-    /// Agents that are signed in keep only the keys of their sessions, 6 KiB each in all instead of 13: for runs whose limit is the agents' memory
+    #[command(flatten)]
+    pub(crate) way: Way,
+    /// Agents that are signed in keep only the keys of their sessions, outer ones too, 6 KiB each in all instead of 13: for runs whose limit is the agents' memory
     #[arg(long)]
     pub(crate) at_rest: bool,
     /// Handshakes under way at the most, of all processes together
@@ -114,7 +119,7 @@ pub(crate) struct RunArguments {
     /// Connections that are begun in a second while connecting; 0: whenever there is room
     #[arg(long, default_value_t = 0.0)]
     pub(crate) rate: f64,
-    /// Connections that the server is configured for, in a site of the run's own [default: as many as there are agents]
+    /// Connections that the server is configured for, in a site of the run's own [default: as many as the agents have sockets]
     #[arg(long)]
     pub(crate) connections_max: Option<usize>,
     /// How often agents speak when they have nothing to say, 20 to 3,600, in a site of the run's own [default: the server's own]
@@ -139,6 +144,7 @@ impl RunArguments {
     pub(crate) fn told(&self) -> Value {
         let Self { servers, reactors, window, rate, at_rest, connections_max, keepalive_seconds, .. } = self;
         json!({
+            "road": self.way.road.name(), "tls_outer": self.way.tls_outer,
             "servers": servers, "reactors": reactors, "window": window, "rate": rate, "at_rest": at_rest,
             "connections_max": connections_max, "keepalive_seconds": keepalive_seconds,
             "presence_full_seconds": self.presence_full_seconds,
@@ -155,6 +161,7 @@ impl RunArguments {
             servers: 1,
             server_pid: None,
             sources: None,
+            way: Way::default(),
             at_rest: false,
             window: 128,
             rate: 0.0,
@@ -199,9 +206,9 @@ pub(crate) struct CostsArguments {
 pub(crate) struct BenchArguments {
     /// Which
     pub(crate) bench: Bench,
-    /// Connections
-    #[arg(long, default_value_t = 15_000)]
-    pub(crate) agents: usize,
+    /// Connections [default: 15,000; 5,000 for roads, of which some take two sockets each]
+    #[arg(long)]
+    pub(crate) agents: Option<usize>,
     /// A folder for pictures (SVG), and for latencies as HdrHistogram's plotter reads them
     #[arg(long)]
     pub(crate) plots: Option<PathBuf>,
@@ -273,6 +280,23 @@ pub(crate) struct MixedArguments {
     /// Tasks in a second, each to one device
     #[arg(long, default_value_t = 5.0)]
     pub(crate) tasks_per_second: f64,
+}
+
+/// `bgb-loadgen roads`.
+#[derive(Args)]
+#[command(mut_arg("road", |road| road.hide(true)), mut_arg("tls_outer", |outer| outer.hide(true)))]
+pub(crate) struct RoadsArguments {
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+    /// Rounds, in each of which every road has its turn: what a machine does by itself now and then is in some of them, and their median counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) rounds: u64,
+    /// For how long 16 tasks a second go to single devices in each turn
+    #[arg(long, default_value_t = 13, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) seconds: u64,
+    /// How long connections have rested when memory is measured
+    #[arg(long, default_value_t = 10)]
+    pub(crate) rest_seconds: u64,
 }
 
 /// `bgb-loadgen soak`.

@@ -18,6 +18,11 @@ use crate::floor::handshake::{self, HandshakeFloor};
 use crate::floor::writes;
 use crate::scenario;
 
+mod roads; // how roads through HTTP are judged
+
+/// Connections where nobody has said how many: few enough for two sockets each and one process's descriptors where roads are compared.
+const AGENTS: usize = 15_000;
+const ROADS_AGENTS: usize = 5_000;
 /// A server's memory for each connection at rest: 1 KiB.
 const IDLE_BYTES: f64 = 1_024.0;
 /// How many in-memory handshakes the floor takes: a second's worth.
@@ -51,6 +56,8 @@ pub(crate) enum Bench {
     Storm,
     /// CPU of ten servers of one site while nothing happens
     Follow,
+    /// Memory, connecting and how late a task is by WebSocket and long-poll, over HTTP and HTTPS, each beside TCP in the same run
+    Roads,
 }
 
 /// What a bench comes to.
@@ -67,7 +74,8 @@ struct Outcome {
 /// # Errors
 /// When it cannot be run.
 pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
-    let mut common = RunArguments::of_bench(arguments.agents, 1);
+    let usual = if arguments.bench == Bench::Roads { ROADS_AGENTS } else { AGENTS };
+    let mut common = RunArguments::of_bench(arguments.agents.unwrap_or(usual), 1);
     if let Some(folder) = &arguments.plots {
         std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
         let value = arguments.bench.to_possible_value().context("every bench has a name")?;
@@ -81,6 +89,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> anyhow::Result<()> {
         Bench::Latency => latency(&common)?,
         Bench::Storm => storm(&common)?,
         Bench::Follow => follow()?,
+        Bench::Roads => roads::measure(&common)?,
     };
     let name = arguments.bench.to_possible_value().map(|value| value.get_name().to_owned());
     let Outcome { figures, floor, ratio, goal, holds } = outcome;
@@ -99,7 +108,11 @@ fn whole(command: &Command) -> anyhow::Result<Value> {
 }
 
 fn number(result: &Value, name: &str) -> anyhow::Result<f64> {
-    result["figures"][name].as_f64().ok_or_else(|| anyhow::anyhow!("the run has no figure {name}: {result}"))
+    number_of(&result["figures"], name)
+}
+
+fn number_of(figures: &Value, name: &str) -> anyhow::Result<f64> {
+    figures[name].as_f64().ok_or_else(|| anyhow::anyhow!("the run has no figure {name}: {figures}"))
 }
 
 fn idle(run: &RunArguments) -> anyhow::Result<Outcome> {

@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use bgb_protocol::ids::TaskId;
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
+use crate::client::road::Way;
 use crate::client::subscriber::Dialect;
 use crate::clock::now_ns;
 use crate::interrupt;
@@ -20,7 +21,7 @@ use crate::measure::{Cost, Latencies};
 use crate::sources::Sources;
 use crate::worker::link::{Command, Progress, Report};
 
-/// Agents of one worker at the most: a process has 20,000 descriptors on many machines.
+/// Sockets of one worker at the most: a process has 20,000 descriptors on many machines.
 const PER_WORKER_MAX: usize = 15_000;
 /// How often it is looked whether somebody wants to end it.
 const LOOK: Duration = Duration::from_millis(100);
@@ -54,6 +55,8 @@ pub(crate) struct Crew {
     phase: Option<Phase>,
     /// What all had come to at moments a second apart or more: seconds, signed in, tasks had, answers kept.
     samples: Vec<(f64, usize, u64, u64)>,
+    /// How late those were at the most whom it has relieved.
+    late_before: Duration,
 }
 
 /// What happened around a moment of a run.
@@ -76,6 +79,8 @@ pub(crate) struct Playing {
     pub(crate) dialect: Option<Dialect>,
     /// Of a session only its keys are kept, once it is signed in.
     pub(crate) at_rest: bool,
+    /// By which road agents come.
+    pub(crate) way: Way,
 }
 
 struct Worker {
@@ -174,7 +179,8 @@ impl Crew {
     /// When one cannot be started, or cannot read its part.
     pub(crate) fn start(fleet: &Path, count: usize, playing: Playing) -> anyhow::Result<Self> {
         let (told, reports) = unbounded();
-        let (parts, program) = (count.div_ceil(PER_WORKER_MAX), std::env::current_exe()?);
+        let of_one = PER_WORKER_MAX / playing.way.road.sockets();
+        let (parts, program) = (count.div_ceil(of_one), std::env::current_exe()?);
         let mut workers = Vec::with_capacity(parts);
         for part in 0..parts {
             let (first, end) = (count * part / parts, count * (part + 1) / parts);
@@ -183,7 +189,7 @@ impl Crew {
             command.args(["--first", &first.to_string(), "--count", &(end - first).to_string()]);
             command.args(playing.sources.map(|sources| format!("--sources={sources}")));
             command.args(playing.dialect.map(|dialect| format!("--dialect={}", dialect.name())));
-            command.args(playing.at_rest.then_some("--at-rest"));
+            command.args(playing.at_rest.then_some("--at-rest")).args(playing.way.arguments());
             let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).spawn();
             let mut process = spawned.with_context(|| format!("{}: cannot be started", program.display()))?;
             let (input, output) = (process.stdin.take(), process.stdout.take());
@@ -217,6 +223,7 @@ impl Crew {
             teller: Teller::new(),
             phase: None,
             samples,
+            late_before: Duration::ZERO,
         };
         let mut ready = 0;
         crew.answers(ANSWER + READ * count as u32, |report| {
@@ -524,9 +531,21 @@ impl Crew {
         }
     }
 
+    /// Gives way to another crew, which keeps what has gone wrong so far.
+    pub(crate) fn relieve(&mut self, by: Self) {
+        let former = std::mem::replace(self, by);
+        self.late_before = former.lateness();
+        self.limit = former.limit.clone();
+        for trouble in former.troubles.clone() {
+            if !self.troubles.contains(&trouble) {
+                self.troubles.push(trouble);
+            }
+        }
+    }
+
     /// How late a worker's loop was at the most.
     pub(crate) fn lateness(&self) -> Duration {
-        Duration::from_nanos(self.progress().late_ns)
+        Duration::from_nanos(self.progress().late_ns).max(self.late_before)
     }
 }
 

@@ -23,11 +23,16 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 
 use crate::authority::{Authority, Issued, Named};
+use crate::client::road::Way;
 use crate::interrupt;
 use crate::manager::Manager;
 
 /// A device's record is shorter than this: a certificate, a key and a number.
 const RECORD_BYTES_MAX: u32 = 16 * 1024;
+
+/// Where servers listen for HTTP and HTTPS unless they are told otherwise (docs/configuration.md).
+const HTTP_PORT: u16 = 8080;
+const HTTPS_PORT: u16 = 8443;
 
 /// A number of `devices.at`.
 const PLACE_BYTES: usize = 8;
@@ -44,8 +49,20 @@ pub(crate) struct Fleet {
     pub(crate) task_keys: Vec<String>,
     /// Notification servers, `host:port`.
     pub(crate) servers: Vec<String>,
+    /// The same where agents come by HTTP, and by HTTPS; where nobody has said, ports 8080 and 8443 of the same hosts.
+    #[serde(default)]
+    pub(crate) http: Vec<String>,
+    #[serde(default)]
+    pub(crate) https: Vec<String>,
     /// How many devices there are.
     pub(crate) devices: usize,
+}
+
+/// Where servers listen for HTTP and HTTPS, `host:port` of each; empty where that is as usual.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Web {
+    pub(crate) http: Vec<String>,
+    pub(crate) https: Vec<String>,
 }
 
 /// A device, as it stands in `devices.bin`.
@@ -63,7 +80,7 @@ pub(crate) struct Member {
 
 impl Fleet {
     /// Adds `count` devices to the manager's site and keeps them in `folder`, which must not be there yet; `told` hears how many
-    /// there are so far.
+    /// there are so far. Where the servers listen for HTTP and HTTPS is in `web`, unless it is as usual.
     ///
     /// # Errors
     /// When the manager refuses, or the folder cannot be written.
@@ -71,6 +88,7 @@ impl Fleet {
         manager: &Manager,
         folder: &Path,
         count: usize,
+        web: Web,
         told: impl Fn(usize),
     ) -> anyhow::Result<Self> {
         if count == 0 {
@@ -94,6 +112,7 @@ impl Fleet {
             told(made);
         }
         let fleet = fleet.context("there is no device")?;
+        let fleet = Self { http: web.http, https: web.https, ..fleet };
         fleet.finish(folder, devices)?;
         Ok(fleet)
     }
@@ -119,6 +138,8 @@ impl Fleet {
             authority_pem: authority.pem(),
             task_keys: Vec::new(),
             servers: vec![server.to_string()],
+            http: Vec::new(),
+            https: Vec::new(),
             devices: count,
         };
         fleet.finish(folder, devices)
@@ -136,6 +157,8 @@ impl Fleet {
             authority_pem: bundle.authority_pem.clone(),
             task_keys: bundle.task_keys.clone(),
             servers: bundle.servers.clone(),
+            http: Vec::new(),
+            https: Vec::new(),
             devices,
         }
     }
@@ -150,6 +173,26 @@ impl Fleet {
             format!("{}: there is no fleet; make one with: bgb-loadgen devices", path.display())
         })?;
         toml::from_str(&text).with_context(|| format!("{}", path.display()))
+    }
+
+    /// Where its servers are for those who come by that way.
+    ///
+    /// # Errors
+    /// When an address has no port.
+    pub(crate) fn servers_by(&self, way: Way) -> anyhow::Result<Vec<String>> {
+        let (said, port) = match (way.is_through_http(), way.tls_outer) {
+            (false, _) => return Ok(self.servers.clone()),
+            (true, false) => (&self.http, HTTP_PORT),
+            (true, true) => (&self.https, HTTPS_PORT),
+        };
+        if !said.is_empty() {
+            return Ok(said.clone());
+        }
+        let at_port = |server: &String| {
+            let (host, _) = server.rsplit_once(':').with_context(|| format!("{server}: there is no port"))?;
+            Ok(format!("{host}:{port}"))
+        };
+        self.servers.iter().map(at_port).collect()
     }
 
     /// The site's code.
@@ -301,6 +344,19 @@ mod tests {
         fs::write(folder.join("devices.bin"), bytes).unwrap();
         let fault = Fleet::members(&folder, 0, 1).unwrap_err();
         assert!(format!("{fault:#}").contains("no device's"), "{fault:#}");
+    }
+
+    #[test]
+    fn roads_through_http_lead_to_ports_that_were_said_or_to_the_usual_ones() {
+        let text = "site = \"LAB\"\nauthority_pem = \"\"\ntask_keys = []\nservers = [\"a.example:10123\", \"[::1]:7\"]\ndevices = 1\n";
+        let mut fleet: Fleet = toml::from_str(text).unwrap();
+        let [tcp, http, https, ..] = Way::ALL;
+        assert_eq!(fleet.servers_by(tcp).unwrap(), fleet.servers);
+        assert_eq!(fleet.servers_by(http).unwrap(), ["a.example:8080", "[::1]:8080"]);
+        assert_eq!(fleet.servers_by(https).unwrap(), ["a.example:8443", "[::1]:8443"]);
+        fleet.https = vec!["b.example:443".to_owned()];
+        assert_eq!(fleet.servers_by(https).unwrap(), ["b.example:443"]);
+        assert_eq!(fleet.servers_by(http).unwrap(), ["a.example:8080", "[::1]:8080"]);
     }
 
     #[test]

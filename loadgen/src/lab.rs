@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Web};
 use crate::interrupt;
 use crate::manager::Manager;
 
@@ -36,6 +36,8 @@ pub(crate) struct LabOptions {
     pub(crate) servers: usize,
     /// What each server is configured for.
     pub(crate) connections_max: usize,
+    /// Whether devices come through HTTP, too.
+    pub(crate) has_web: bool,
     /// How often devices speak when they have nothing to say, if not as often as servers have it by default.
     pub(crate) keepalive_seconds: Option<u32>,
     /// How often servers write the whole list of who is online, if not as often as by default.
@@ -53,10 +55,12 @@ const FAKETIME: [&str; 3] = [
     "/usr/lib/faketime/libfaketimeMT.so.1",
 ];
 
-/// Ports of the first server: for agents, and for its metrics; those of the next are this much higher.
+/// Ports of the first server: for agents, for its metrics, and for agents that come by HTTP or HTTPS; those of the next are this much higher.
 const SERVER_PORT: u16 = 10_123;
 const ADMIN_PORT: u16 = 10_125;
 const PORTS_APART: u16 = 10;
+const HTTP_PORT: u16 = 10_127;
+const HTTPS_PORT: u16 = 10_128;
 /// The manager's: its API, and its metrics.
 const API_PORT: u16 = 10_124;
 const MANAGER_ADMIN_PORT: u16 = 10_126;
@@ -108,8 +112,9 @@ impl Lab {
                 bail!("bgb site {made_by}: {}", String::from_utf8_lossy(&made.stderr).trim());
             }
             edit(&server_config(&site, number), |config| {
-                for road in ["listen_http", "listen_https"] {
-                    config.insert(road.to_owned(), Value::String("off".to_owned()));
+                for (road, port) in [("listen_http", HTTP_PORT), ("listen_https", HTTPS_PORT)] {
+                    let listen = options.has_web.then(|| port_of(address, port, number).to_string());
+                    config.insert(road.to_owned(), Value::String(listen.unwrap_or_else(|| "off".to_owned())));
                 }
                 config.insert("reactors".to_owned(), Value::Integer(options.reactors as i64));
                 config.insert("connections_max".to_owned(), Value::Integer(options.connections_max as i64));
@@ -129,7 +134,10 @@ impl Lab {
         lab.start_manager()?;
         lab.start_servers(options.servers)?;
         let manager = lab.api()?;
-        Fleet::make(&manager, &lab.fleet(), options.devices, |made| {
+        let all =
+            |port| (1..=options.servers).map(|number| port_of(address, port, number).to_string()).collect();
+        let web = options.has_web.then(|| Web { http: all(HTTP_PORT), https: all(HTTPS_PORT) });
+        Fleet::make(&manager, &lab.fleet(), options.devices, web.unwrap_or_default(), |made| {
             told(&format!("making devices: {made} of {}", options.devices));
         })?;
         Ok(lab)
@@ -214,6 +222,21 @@ impl Lab {
             wait_for_program(server, &folder, || is_ready(admin_of(address, number)))?;
         }
         Ok(())
+    }
+
+    /// Ends the servers in good order and starts as many anew, each configured for so many connections.
+    ///
+    /// # Errors
+    /// When one does not start.
+    pub(crate) fn renew_servers(&mut self, connections_max: usize) -> anyhow::Result<()> {
+        let count = self.servers.len();
+        self.servers.clear();
+        for number in 1..=count {
+            edit(&server_config(&self.site(), number), |config| {
+                config.insert("connections_max".to_owned(), Value::Integer(connections_max as i64));
+            })?;
+        }
+        self.start_servers(count)
     }
 
     /// Kills the servers (SIGKILL); how many there were.
@@ -310,11 +333,16 @@ fn server_config(site: &Path, number: usize) -> PathBuf {
 }
 
 fn server_of(address: Ipv4Addr, number: usize) -> SocketAddr {
-    (address, SERVER_PORT + PORTS_APART * (number - 1) as u16).into()
+    port_of(address, SERVER_PORT, number)
 }
 
 fn admin_of(address: Ipv4Addr, number: usize) -> SocketAddr {
-    (address, ADMIN_PORT + PORTS_APART * (number - 1) as u16).into()
+    port_of(address, ADMIN_PORT, number)
+}
+
+/// What is at `port` of the first server, at the one of that number.
+fn port_of(address: Ipv4Addr, port: u16, number: usize) -> SocketAddr {
+    (address, port + PORTS_APART * (number - 1) as u16).into()
 }
 
 /// A program of the same build.

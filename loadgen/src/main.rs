@@ -3,7 +3,7 @@
 //! A coordinator, which is what people start, makes or reads a *fleet* (devices of a site, with their keys), starts *workers* that play it,
 //! and runs a *scenario*: what they are told to do, and what is asked of them then. Workers and coordinator are the same program.
 //!
-//! It shares the protocol's crate with server and agent, and not a line more.
+//! It shares the crates of the protocol and of HTTP with server and agent, and not a line more.
 #![cfg_attr(test, allow(clippy::unwrap_used))] // A test that cannot go on should stop where it stands.
 
 mod arguments; // what people type
@@ -23,7 +23,7 @@ mod measure; // histograms, and what a process costs
 mod peers; // other people's servers under the same load
 mod plots; // pictures of what was measured
 mod report; // BENCHMARKS.md
-mod scenario; // connect, idle, fanout, trickle, mixed, soak, fleet, storm, costs
+mod scenario; // connect, idle, fanout, trickle, mixed, roads, soak, fleet, storm, costs
 mod sources; // the addresses that agents connect from
 mod worker; // one process of agents
 
@@ -31,7 +31,7 @@ use std::process::ExitCode;
 
 use arguments::{Arguments, Command, DevicesArguments};
 use clap::Parser as _;
-use fleet::Fleet;
+use fleet::{Fleet, Web};
 use manager::Manager;
 
 fn main() -> ExitCode {
@@ -66,7 +66,8 @@ fn run(command: &Command) -> anyhow::Result<()> {
 fn make_devices(arguments: &DevicesArguments) -> anyhow::Result<()> {
     let DevicesArguments { site, count, fleet } = arguments;
     let manager = Manager::of_site(site)?;
-    Fleet::make(&manager, fleet, *count, |made| eprintln!("bgb-loadgen: {made} of {count} devices"))?;
+    let told = |made| eprintln!("bgb-loadgen: {made} of {count} devices");
+    Fleet::make(&manager, fleet, *count, Web::default(), told)?;
     println!("{count} devices are in {}", fleet.display());
     Ok(())
 }

@@ -126,6 +126,7 @@ fn ours(agents: usize, reactors: usize) -> anyhow::Result<Row> {
         reactors,
         servers: 1,
         connections_max: agents,
+        has_web: false,
         keepalive_seconds: None,
         presence_full_seconds: None,
         has_strangers: false,

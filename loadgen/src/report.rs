@@ -123,6 +123,30 @@ const ROWS: &[Row] = &[
         goal: "under 3 %",
     },
     Row {
+        name: "roads",
+        about: "a connection through HTTP",
+        figures: &[
+            ("ws_http/bytes_per_connection", "bytes by WebSocket"),
+            ("ws_https/bytes_per_connection", "in HTTPS"),
+            ("longpoll_http/bytes_per_connection", "by long-poll"),
+            ("longpoll_https/bytes_per_connection", "in HTTPS"),
+            ("ws_http/p99_ms", "ms for a task to one, p99, by WebSocket"),
+            ("ws_https/p99_ms", "in HTTPS"),
+            ("longpoll_http/p99_ms", "by long-poll"),
+            ("longpoll_https/p99_ms", "in HTTPS"),
+            ("ws_http/connects_per_second", "connects a second by WebSocket"),
+            ("ws_https/connects_per_second", "in HTTPS"),
+            ("longpoll_http/connects_per_second", "by long-poll"),
+            ("longpoll_https/connects_per_second", "in HTTPS"),
+        ],
+        floor: &[
+            ("bytes_per_connection", "bytes by TCP"),
+            ("p99_ms", "ms p99"),
+            ("connects_per_second", "connects a second"),
+        ],
+        goal: "memory by WebSocket 1.3 times TCP's or less, 1.6 in HTTPS; p99 of each road TCP's and 2 ms or less",
+    },
+    Row {
         name: "growth",
         about: "cost of a sign-in, push, keepalive at 1,000,000 over that at 1,000; by what the last is more",
         figures: &[

@@ -9,6 +9,7 @@ mod fleet;
 mod flood;
 mod idle;
 mod mixed;
+mod roads;
 mod size;
 mod soak;
 mod storm;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::{Command, RunArguments};
+use crate::client::road::Way;
 use crate::clock::{SECOND_NS, now_ns};
 use crate::crew::{Connecting, Connects, Crew, Moment, Playing, TaskTimes, Waited};
 use crate::fleet::Fleet;
@@ -67,6 +69,23 @@ pub(crate) struct Run {
     lab: Option<Lab>,
 }
 
+/// What is special about a site of a run's own.
+#[derive(Clone, Copy, Debug, Default)]
+struct Setting {
+    /// Servers take addresses of this machine for strangers'.
+    has_strangers: bool,
+    /// So many days the programs' wall clocks are behind.
+    days_ago: u32,
+    /// Servers listen for HTTP and HTTPS, also where nobody comes by them at first.
+    has_web: bool,
+}
+
+/// How agents are to be played.
+fn playing(arguments: &RunArguments) -> Playing {
+    let RunArguments { sources, at_rest, way, .. } = *arguments;
+    Playing { sources, at_rest, dialect: None, way }
+}
+
 /// Runs a scenario and says what came of it.
 ///
 /// # Errors
@@ -93,6 +112,7 @@ pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
         Command::Trickle(own) => trickle::run(Run::begin(&own.run)?, own),
         Command::Flood(own) => flood::run(Run::begin_among_strangers(&own.run)?, own),
         Command::Mixed(own) => mixed::run(Run::begin(&own.run)?, own),
+        Command::Roads(own) => roads::run(Run::begin_on_all_roads(&own.run)?, own),
         Command::Soak(own) => soak::run(Run::begin(&own.run)?, own),
         Command::Fleet(own) => fleet::run(Run::begin(&own.run)?, own),
         Command::Storm(own) => storm::run(Run::begin_days_ago(&own.run, own.ticket_days)?),
@@ -110,32 +130,42 @@ pub(crate) fn figures_of(command: &Command) -> anyhow::Result<Value> {
 
 impl Run {
     fn begin(arguments: &RunArguments) -> anyhow::Result<Self> {
-        Self::begin_with(arguments, false, 0)
+        Self::begin_with(arguments, Setting::default())
     }
 
     /// The same at programs whose wall clocks are so many days behind.
     fn begin_days_ago(arguments: &RunArguments, days_ago: u32) -> anyhow::Result<Self> {
-        Self::begin_with(arguments, false, days_ago)
+        Self::begin_with(arguments, Setting { days_ago, ..Setting::default() })
     }
 
     /// The same at servers that take addresses of this machine for strangers'.
     fn begin_among_strangers(arguments: &RunArguments) -> anyhow::Result<Self> {
-        Self::begin_with(arguments, true, 0)
+        Self::begin_with(arguments, Setting { has_strangers: true, ..Setting::default() })
     }
 
-    fn begin_with(arguments: &RunArguments, has_strangers: bool, days_ago: u32) -> anyhow::Result<Self> {
+    /// The same at servers to which every road leads, whichever comes first.
+    fn begin_on_all_roads(arguments: &RunArguments) -> anyhow::Result<Self> {
+        Self::begin_with(arguments, Setting { has_web: true, ..Setting::default() })
+    }
+
+    fn begin_with(arguments: &RunArguments, setting: Setting) -> anyhow::Result<Self> {
+        let Setting { has_strangers, days_ago, has_web } = setting;
         if arguments.agents == 0 || arguments.window == 0 {
             bail!("--agents and --window are 1 at least");
         }
         if !(1..=SERVERS_MAX).contains(&arguments.servers) {
             bail!("--servers is 1 to {SERVERS_MAX}: more a site does not have");
         }
+        if arguments.way.tls_outer && !arguments.way.is_through_http() {
+            bail!("--tls-outer is of roads through HTTP: --road ws or longpoll");
+        }
         let lab = match arguments.site {
             Some(_) => None,
             None => {
                 // Strangers are to meet the limits of handshakes, not that of connections.
                 let strangers = if has_strangers { STRANGERS_MAX * arguments.reactors } else { 0 };
-                let connections_max = arguments.connections_max.unwrap_or(arguments.agents + strangers);
+                let sockets = arguments.agents * arguments.way.road.sockets();
+                let connections_max = arguments.connections_max.unwrap_or(sockets + strangers);
                 let options = LabOptions {
                     devices: arguments.agents,
                     reactors: arguments.reactors,
@@ -144,6 +174,7 @@ impl Run {
                     presence_full_seconds: arguments.presence_full_seconds,
                     has_strangers,
                     days_ago,
+                    has_web: has_web || arguments.way.is_through_http(),
                     connections_max: connections_max.div_ceil(arguments.servers),
                 };
                 Some(Lab::make(&options, |how_far| eprintln!("bgb-loadgen: {how_far}"))?)
@@ -158,12 +189,10 @@ impl Run {
         if fleet.devices < arguments.agents {
             bail!("the fleet has {} devices; --agents {} are more", fleet.devices, arguments.agents);
         }
-        let (sources, at_rest) = (arguments.sources, arguments.at_rest);
-        let playing = Playing { sources, at_rest, dialect: None };
         let own_pids = || lab.as_ref().map(Lab::server_pids).unwrap_or_default();
         let server_pids = arguments.server_pid.map_or_else(own_pids, |pid| vec![pid]);
         Ok(Self {
-            crew: Crew::start(&folder, arguments.agents, playing)?,
+            crew: Crew::start(&folder, arguments.agents, playing(arguments))?,
             manager: Manager::of_site(&site)?,
             server_pids,
             figures: Map::new(),
@@ -176,6 +205,17 @@ impl Run {
 
     fn agents(&self) -> usize {
         self.arguments.agents
+    }
+
+    /// Everything but the site begins anew: servers that are configured for so many agents by `way`, and a crew of as many. Who was connected has gone before.
+    fn begin_anew(&mut self, way: Way, agents: usize) -> anyhow::Result<()> {
+        let lab = self.lab.as_mut().context("the site is not the run's own")?;
+        lab.renew_servers((agents * way.road.sockets()).div_ceil(self.arguments.servers))?;
+        self.server_pids = lab.server_pids();
+        self.arguments.way = way;
+        let crew = Crew::start(&lab.fleet(), agents, playing(&self.arguments))?;
+        self.crew.relieve(crew);
+        Ok(())
     }
 
     /// What the servers have cost so far, where it is known which processes they are.

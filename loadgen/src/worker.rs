@@ -20,13 +20,14 @@ use crossbeam_channel::unbounded;
 use mio::{Poll, Token, Waker};
 
 use crate::client::agent::Site;
+use crate::client::road::Way;
 use crate::client::subscriber::Dialect;
 use crate::client::tls::{ALPN, TlsOfSite};
 use crate::fleet::Fleet;
 use crowd::{Crowd, CrowdOptions};
 use link::{Command, Report};
 
-/// The token of whoever wakes the loop; agents have theirs from 0 on.
+/// The token of whoever wakes the loop; agents' sockets have theirs from 0 on.
 const WAKER: Token = Token(usize::MAX);
 
 /// Which part of which fleet a worker plays.
@@ -50,6 +51,8 @@ pub(crate) struct WorkerArguments {
     /// Of a session only its keys are kept, once it is signed in.
     #[arg(long)]
     pub(crate) at_rest: bool,
+    #[command(flatten)]
+    pub(crate) way: Way,
 }
 
 /// Runs until the standard input ends.
@@ -60,7 +63,8 @@ pub(crate) fn run(arguments: &WorkerArguments) -> anyhow::Result<()> {
     let fleet = Fleet::read(&arguments.fleet)?;
     let alpn = arguments.dialect.map_or(Some(ALPN), Dialect::alpn);
     let tls = TlsOfSite::new(&fleet.authority()?, alpn)?;
-    let site = Arc::new(Site { code: fleet.code()?, task_keys: fleet.trusted()? });
+    let (code, task_keys, road) = (fleet.code()?, fleet.trusted()?, arguments.way.taken());
+    let site = Arc::new(Site { code, task_keys, road });
     let members = Fleet::members(&arguments.fleet, arguments.first, arguments.count)?;
     let poll = Poll::new()?;
     let waker = Waker::new(poll.registry(), WAKER)?;
@@ -77,7 +81,12 @@ pub(crate) fn run(arguments: &WorkerArguments) -> anyhow::Result<()> {
         let _ = waker.wake();
     })?;
     let options = CrowdOptions {
-        servers: fleet.servers.iter().map(|text| resolve(text)).collect::<anyhow::Result<_>>()?,
+        servers: fleet
+            .servers_by(arguments.way)?
+            .iter()
+            .map(|text| resolve(text))
+            .collect::<anyhow::Result<_>>()?,
+        way: arguments.way,
         sources: arguments.sources,
         first: arguments.first,
         dialect: arguments.dialect,

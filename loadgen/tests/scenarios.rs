@@ -87,6 +87,71 @@ fn a_fleet_at_two_servers_with_its_sessions_at_rest_answers_a_task() {
     assert_eq!(figures["answers_in_the_database"], AGENTS);
 }
 
+/// Every road through HTTP, as it is asked for.
+const ROADS: [&[&str]; 4] = [
+    &["--road", "ws"],
+    &["--road", "ws", "--tls-outer"],
+    &["--road", "longpoll"],
+    &["--road", "longpoll", "--tls-outer"],
+];
+
+#[test]
+fn by_each_road_everybody_connects_resumes_and_stays() {
+    for road in ROADS {
+        let figures = run(&[&["connect", "--resumed"], road].concat());
+        assert_eq!(
+            (&figures["connected"], &figures["resumed"]),
+            (&AGENTS.into(), &AGENTS.into()),
+            "{road:?}"
+        );
+        assert_eq!(figures["connections_lost"], 0, "{road:?}");
+        let figures = run(&[&["idle", "--seconds", "1", "--at-rest"], road].concat());
+        assert_eq!((&figures["held"], &figures["connections_lost"]), (&AGENTS.into(), &0.into()), "{road:?}");
+    }
+}
+
+#[test]
+fn by_each_road_tasks_reach_single_devices_and_everybody() {
+    for road in ROADS {
+        let figures = run(&[&["trickle", "--tasks-per-second", "16", "--seconds", "1"], road].concat());
+        assert_eq!((&figures["missing"], &figures["latency"]["count"]), (&0.into(), &16.into()), "{road:?}");
+        let figures = run(&[&["fleet", "--servers", "2", "--at-rest"], road].concat());
+        assert_eq!(figures["had"], AGENTS, "{road:?}");
+        assert_eq!(figures["answers_in_the_database"], AGENTS, "{road:?}");
+    }
+}
+
+#[test]
+fn by_each_road_everybody_comes_back_after_the_servers_death() {
+    for road in ROADS {
+        let figures = run(&[&["storm"], road].concat());
+        assert_eq!((&figures["back"], &figures["full"]), (&AGENTS.into(), &0.into()), "{road:?}");
+    }
+}
+
+#[test]
+fn by_long_poll_a_day_is_played_in_seconds() {
+    let figures = run(&["mixed", "--seconds", "5", "--tasks-per-second", "10", "--road", "longpoll"]);
+    assert_eq!(figures["missing"], 0);
+    assert_eq!(figures["answers_kept"], figures["answers_asked"]);
+}
+
+#[test]
+fn all_roads_are_compared_in_one_run() {
+    let figures = run(&["roads", "--rounds", "2", "--seconds", "1", "--rest-seconds", "0"]);
+    for name in ["tcp", "ws_http", "ws_https", "longpoll_http", "longpoll_https"] {
+        let road = &figures["roads"][name];
+        assert_eq!(
+            (&road["tasks"], &road["missing"], &road["lost"]),
+            (&32.into(), &0.into(), &0.into()),
+            "{name}"
+        );
+        assert_eq!(road["p99_ms_by_round"].as_array().unwrap().len(), 2, "{name}");
+        assert!(road["connects_per_second"].as_f64().unwrap() > 1.0, "{name}: {road}");
+        assert!(road["bytes_per_connection"].is_f64(), "{name}: {road}");
+    }
+}
+
 #[test]
 fn a_day_is_played_in_seconds() {
     let figures = run(&["mixed", "--seconds", "5", "--tasks-per-second", "10"]);
@@ -164,4 +229,5 @@ fn what_cannot_be_is_said() {
             .contains("no site's folder")
     );
     assert!(said(&["idle", "--sources", "127.0.0.1"]).contains("is no network"));
+    assert!(said(&["idle", "--tls-outer"]).contains("--road ws or longpoll"));
 }

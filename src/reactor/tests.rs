@@ -425,3 +425,10 @@ fn a_stop_ends_the_loop_when_everybody_is_gone() {
     assert!(answer.is_empty(), "{answer:?}");
     assert!(StdStream::connect(bench.address).is_err(), "nobody listens any more");
 }
+
+#[test]
+fn what_a_connection_at_rest_takes_in_the_reactor_is_known() {
+    // With each byte a server of 100,000 devices grows by 100 KB.
+    let sizes = (size_of::<Socket>(), size_of::<channel::Channel>(), size_of::<transport::WebSocket>());
+    assert!(sizes.0 <= 96 && sizes.1 <= 128 && sizes.2 <= 32, "{sizes:?}");
+}

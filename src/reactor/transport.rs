@@ -36,6 +36,16 @@ pub enum Entrance {
 }
 
 impl Entrance {
+    /// The key of `server.toml` that says where it is.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Tcp => "listen",
+            Self::Http => "listen_http",
+            Self::Https => "listen_https",
+        }
+    }
+
     /// Its name, where people read it.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -153,10 +153,10 @@ impl GivenAnswer {
         Self { status: 404, received: None, from: None, bytes: Vec::new(), is_known: false }
     }
 
-    /// Its shard takes no more at present.
+    /// Its shard takes no more at present. The offset shows that it is our answer, and not that of something between.
     #[must_use]
-    pub fn busy() -> Self {
-        Self { status: 503, ..Self::gone() }
+    pub fn busy(from: u64) -> Self {
+        Self { status: 503, ..Self::gone() }.at(from)
     }
 
     /// Whether bytes were taken or given.
@@ -276,8 +276,10 @@ impl Reactor {
             return self.serve(now, asker, id, ask);
         }
         let busy = match &ask {
-            Ask::Up { is_last: false, .. } => Some(TunnelAnswer::Refused(GivenAnswer::busy())),
-            Ask::Up { .. } | Ask::Down { .. } => Some(TunnelAnswer::Given(GivenAnswer::busy())),
+            Ask::Up { from, is_last: false, .. } => Some(TunnelAnswer::Refused(GivenAnswer::busy(*from))),
+            Ask::Up { from, .. } | Ask::Down { from, .. } => {
+                Some(TunnelAnswer::Given(GivenAnswer::busy(*from)))
+            }
             Ask::Lost => None,
         };
         if self.shard.pass(ShardId(id.shard), Passed::Ask { asker, id, ask }) {

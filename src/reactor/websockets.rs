@@ -16,8 +16,9 @@ impl Reactor {
         let peer = socket.peer;
         let Some(web) = socket.transport.web() else { return };
         // A socket that was welcome for another's tunnel (a proxy's) has given its place back.
-        let has_place = web.strange_until.is_some();
-        if !has_place && !(self.handshakes.has_room() && self.handshakes.begin(Some(peer.ip()), now.tick)) {
+        let has_place = web.strange_until.is_some()
+            || self.handshakes.has_room() && self.handshakes.begin(Some(peer.ip()), now.tick);
+        if !has_place {
             return self.refuse_for_now(now, key);
         }
         web.strange_until = Some(now.tick);

@@ -277,14 +277,14 @@ pub(super) fn check_addresses(config: &ServerConfig) -> anyhow::Result<()> {
         if address.port() == 0 {
             continue;
         }
-        let advice = match entrance {
-            Entrance::Tcp => "change `listen` in server.toml",
-            Entrance::Http => "change `listen_http` in server.toml, or set it to \"off\"",
-            Entrance::Https => "change `listen_https` in server.toml, or set it to \"off\"",
+        let (key, or_off) = match entrance {
+            Entrance::Tcp => (entrance.key(), ""),
+            Entrance::Http | Entrance::Https => (entrance.key(), ", or set it to \"off\""),
         };
         listener::probe(address).with_context(|| {
             format!(
-                "cannot listen on {address}; if the port is in use, `ss -ltnp 'sport = :{}'` shows by whom: stop it, or {advice}",
+                "cannot listen on {address}; if the port is in use, `ss -ltnp 'sport = :{}'` shows by whom: stop it, or change `{key}` in \
+                 server.toml{or_off}",
                 address.port()
             )
         })?;

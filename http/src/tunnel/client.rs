@@ -275,14 +275,14 @@ impl Tunnel {
             (Lane::Post, 413) => Err(Fault::TooLarge),
             (_, 404) if self.id.is_some() => Err(Fault::Gone),
             (_, 421) => Err(Fault::OtherServer),
-            (_, 503) => {
+            (_, 503) if ["bgb-received", "bgb-from"].iter().any(|own| head.header(own).is_some()) => {
                 self.note_received(head)?;
                 let asked = head.header("retry-after").and_then(decimal);
                 let secs = asked.and_then(|secs| u32::try_from(secs).ok()).unwrap_or(PAUSE_SECS);
                 Ok(Next::Pause(secs.clamp(1, PAUSE_SECS_MAX)))
             }
             // A gateway's own: it did not reach the server, or did not wait for it.
-            (_, status @ (408 | 502 | 504)) => Ok(Next::Lost(status)),
+            (_, status @ (408 | 502..=504)) => Ok(Next::Lost(status)),
             (_, status) => Err(Fault::Status(status)),
         }
     }

@@ -26,6 +26,8 @@ const KNOWN_MAX: usize = 8;
 pub(crate) struct Site {
     pub(crate) code: SiteCode,
     pub(crate) task_keys: TrustedKeys,
+    /// By which road all of its agents come.
+    pub(crate) road: RoadTaken,
 }
 
 /// See the module.
@@ -103,7 +105,7 @@ impl Agent {
             boot: self.boot,
             session: self.session,
             abilities: Abilities::ALL,
-            road: RoadTaken::tcp(),
+            road: self.site.road.clone(),
             keepalive_secs: None,
             clock_skew_ms: 0,
             policy_version: 0,

@@ -2,7 +2,8 @@
 //!
 //! Every device has a configuration of its own, since it has a certificate of its own; all of them share the provider and the verifier.
 //! A device keeps one ticket, the newest, and uses it once; a hello that nobody answers is said again on its next connection, ticket and all, as real
-//! agents do (docs/promises.md). A session can be put to rest, which leaves its keys of it (`tls/at_rest.rs`).
+//! agents do (docs/promises.md). A session can be put to rest, which leaves its keys of it (`tls/at_rest.rs`). What may be around it on its way is another
+//! session, with nobody in particular (`tls/outer.rs`).
 
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
@@ -19,8 +20,10 @@ use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, RootCert
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 
 mod at_rest;
+mod outer;
 
 use at_rest::{AtRest, whole_records};
+pub(crate) use outer::OuterTls;
 
 /// The name of our conversation, as both sides say it in ALPN (RFC 7301).
 pub(crate) const ALPN: &[u8] = b"bgb/1";
@@ -161,13 +164,7 @@ impl TlsOfDevice {
         if !resumes {
             lock(&self.tickets.ticket).take();
         }
-        let mut connection = ClientConnection::new(Arc::clone(&self.config), ServerName::from(address))?;
-        // What is said is bounded by what is asked; a limit would cut a message in two.
-        connection.set_buffer_limit(None);
-        let mut hello = Vec::new();
-        connection.write_tls(&mut hello)?;
-        let stage = Stage::Rustls(Box::new(connection));
-        Ok(TlsSession { stage, partial: Vec::new(), hello: Some((hello, 0)) })
+        TlsSession::begin(&self.config, address)
     }
 
     /// A connection came to its end, and `session` with it, unless nobody has answered.
@@ -179,6 +176,20 @@ impl TlsOfDevice {
 }
 
 impl TlsSession {
+    /// A session with the server at `address`.
+    ///
+    /// # Errors
+    /// When rustls refuses its own configuration.
+    fn begin(config: &Arc<ClientConfig>, address: IpAddr) -> anyhow::Result<Self> {
+        let mut connection = ClientConnection::new(Arc::clone(config), ServerName::from(address))?;
+        // What is said is bounded by what is asked; a limit would cut a message in two.
+        connection.set_buffer_limit(None);
+        let mut hello = Vec::new();
+        connection.write_tls(&mut hello)?;
+        let stage = Stage::Rustls(Box::new(connection));
+        Ok(Self { stage, partial: Vec::new(), hello: Some((hello, 0)) })
+    }
+
     /// Whether the handshake is still going on.
     pub(crate) fn is_handshaking(&self) -> bool {
         matches!(&self.stage, Stage::Rustls(connection) if connection.is_handshaking())
@@ -248,6 +259,19 @@ impl TlsSession {
             Stage::AtRest(session) => session.seal(plain).map_err(invalid),
             Stage::Over => Err(io::ErrorKind::NotConnected.into()),
         }
+    }
+
+    /// Says that it says no more, to be written by [`write_to`](Self::write_to); nothing where the handshake is not over.
+    ///
+    /// # Errors
+    /// When rustls refuses to.
+    pub(crate) fn close(&mut self) -> io::Result<()> {
+        match &mut self.stage {
+            Stage::Rustls(connection) if !connection.is_handshaking() => connection.send_close_notify(),
+            Stage::AtRest(session) => session.close().map_err(invalid)?,
+            Stage::Rustls(_) | Stage::Over => {}
+        }
+        Ok(())
     }
 
     /// Gives `socket` what it takes; `true` when nothing is left.

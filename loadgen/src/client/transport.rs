@@ -1,20 +1,15 @@
-//! A connection of one agent: a socket that never blocks, and the TLS on it.
+//! A connection of one agent: a line that never blocks, and the TLS on it.
 
-use std::io::{self, Read as _};
-use std::net::{IpAddr, SocketAddr};
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::rc::Rc;
 
-use mio::net::TcpStream;
-use mio::{Interest, Registry, Token};
-use socket2::{Domain, Protocol, Socket, Type};
-
+use super::line::{Dial, Ends, Line, SOCKETS_MAX, Told, is_not_yet};
 use super::tls::{TlsOfDevice, TlsSession};
-
-/// A line that a server says before TLS is shorter.
-const FIRST_LINE_BYTES_MAX: usize = 4_096;
 
 /// A connection, from its first packet on.
 pub(crate) struct Transport {
-    socket: TcpStream,
+    line: Line,
     stage: Stage,
     was_handshaking: bool,
 }
@@ -41,6 +36,8 @@ pub(crate) struct Looked {
     pub(crate) established: Option<Resumed>,
     /// The other side has ended it.
     pub(crate) is_over: bool,
+    /// Of each of its sockets: it waits for so many seconds, as the server has asked, and is to be told when they are over.
+    pub(crate) pauses: [Option<u32>; SOCKETS_MAX],
 }
 
 /// Whether a handshake was a short one.
@@ -51,74 +48,60 @@ pub(crate) enum Resumed {
 }
 
 impl Transport {
-    /// Begins to connect, from `source` if there is one, and has `registry` tell of it as `token`.
+    /// Begins to connect.
     ///
     /// # Errors
     /// As the system says: no descriptor, no address, nobody there.
-    pub(crate) fn connect(
-        server: SocketAddr,
-        source: Option<IpAddr>,
-        tls: &TlsOfDevice,
-        how: How,
-        registry: &Registry,
-        token: Token,
-    ) -> io::Result<Self> {
-        let socket =
-            Socket::new(Domain::for_address(server), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        socket.set_tcp_nodelay(true)?;
-        if let Some(source) = source {
-            socket.bind(&SocketAddr::new(source, 0).into())?;
-        }
-        match socket.connect(&server.into()) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
-            Err(error) => return Err(error),
-        }
-        let mut socket = TcpStream::from_std(socket.into());
-        registry.register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)?;
-        let stage = Stage::Connecting { tls: tls.clone(), server: server.ip(), how };
-        Ok(Self { socket, stage, was_handshaking: true })
+    pub(crate) fn connect(dial: &Rc<Dial>, ends: Ends, tls: &TlsOfDevice, how: How) -> io::Result<Self> {
+        let line = Line::connect(dial, ends)?;
+        let stage = Stage::Connecting { tls: tls.clone(), server: ends.server.ip(), how };
+        Ok(Self { line, stage, was_handshaking: true })
     }
 
     /// The TLS, once the other side is there.
-    fn speak(&mut self) -> io::Result<Option<(&mut TlsSession, &mut TcpStream)>> {
+    fn speak(&mut self) -> io::Result<Option<(&mut TlsSession, &mut Line)>> {
         if let Stage::Connecting { tls, server, how } = &self.stage {
-            if let Some(error) = self.socket.take_error()? {
-                return Err(error);
-            }
-            match self.socket.peer_addr() {
-                Err(error) if is_not_yet(&error) => return Ok(None),
-                peer => peer?,
-            };
-            if how.server_speaks_first && !has_spoken(&mut self.socket)? {
+            if !self.line.is_there(how.server_speaks_first)? {
                 return Ok(None);
             }
             let session = tls.session(*server, how.resumes).map_err(io::Error::other)?;
             self.stage = Stage::Speaking(session);
         }
         match &mut self.stage {
-            Stage::Speaking(tls) => Ok(Some((tls, &mut self.socket))),
+            Stage::Speaking(tls) => Ok(Some((tls, &mut self.line))),
             Stage::Connecting { .. } => Ok(None),
         }
     }
 
-    /// The system says that something is to be done here: does it, by way of `room`, and appends what was said to `plain`. An end that it has told of,
-    /// `has_ended`, it does not tell of again.
+    /// The system has told that something is to be done here: does it, by way of `room`, and appends what was said to `plain`.
     ///
     /// # Errors
     /// Why the connection is over.
-    pub(crate) fn look(
+    pub(crate) fn look(&mut self, told: Told, room: &mut [u8], plain: &mut Vec<u8>) -> io::Result<Looked> {
+        self.line.note(told);
+        self.go_on(room, plain)
+    }
+
+    /// A pause of one of its sockets is over: it goes on as if the system had told of it.
+    ///
+    /// # Errors
+    /// Why the connection is over.
+    pub(crate) fn end_pause(
         &mut self,
-        has_ended: bool,
+        socket: usize,
         room: &mut [u8],
         plain: &mut Vec<u8>,
     ) -> io::Result<Looked> {
+        self.line.go_on(socket);
+        self.go_on(room, plain)
+    }
+
+    fn go_on(&mut self, room: &mut [u8], plain: &mut Vec<u8>) -> io::Result<Looked> {
         let mut looked = Looked::default();
         let was_handshaking = self.was_handshaking;
-        let Some((tls, socket)) = self.speak()? else { return Ok(looked) };
-        let mut source = Source { socket, is_empty: false };
-        while has_ended || !source.is_empty {
-            match tls.read_from(&mut source, room, plain) {
+        let Some((tls, line)) = self.speak()? else { return Ok(looked) };
+        loop {
+            match tls.read_from(line, room, plain) {
                 Ok(0) => {
                     looked.is_over = true;
                     break;
@@ -127,15 +110,13 @@ impl Transport {
                 Err(error) if is_not_yet(&error) => break,
                 Err(error) => {
                     // The alert that says why has to leave; whether it does changes nothing here.
-                    let _ = tls.write_to(source.socket);
+                    let _ = tls.write_to(line).and_then(|_| line.flush());
                     return Err(error);
                 }
             }
         }
-        match tls.write_to(socket) {
-            Err(error) if !is_not_yet(&error) => return Err(error),
-            _ => {}
-        }
+        write(tls, line)?;
+        looked.pauses = line.take_pauses();
         if was_handshaking && !tls.is_handshaking() {
             looked.established = Some(if tls.is_resumed() { Resumed::Yes } else { Resumed::No });
             self.was_handshaking = false;
@@ -143,34 +124,39 @@ impl Transport {
         Ok(looked)
     }
 
-    /// Of its session only the keys are left, if it is past its handshake.
+    /// Of its sessions, the outer ones too, only the keys are left, where they are past their handshakes.
     ///
     /// # Errors
     /// Why the connection is over.
     pub(crate) fn rest(&mut self) -> io::Result<()> {
         match &mut self.stage {
-            Stage::Speaking(tls) => tls.rest(),
+            Stage::Speaking(tls) => tls.rest().and_then(|()| self.line.rest()),
             Stage::Connecting { .. } => Ok(()),
         }
     }
 
-    /// Says something, now or as soon as the socket takes it.
+    /// Says something, now or as soon as the line takes it.
     ///
     /// # Errors
     /// Why the connection is over.
     pub(crate) fn send(&mut self, plain: &[u8]) -> io::Result<()> {
-        let Some((tls, socket)) = self.speak()? else { return Err(io::ErrorKind::NotConnected.into()) };
+        let Some((tls, line)) = self.speak()? else { return Err(io::ErrorKind::NotConnected.into()) };
         tls.seal(plain)?;
-        match tls.write_to(socket) {
-            Err(error) if !is_not_yet(&error) => Err(error),
-            _ => Ok(()),
+        write(tls, line)
+    }
+
+    /// Says that it ends, where the other side would not find out by itself.
+    pub(crate) fn part(&mut self) {
+        if let Stage::Speaking(tls) = &mut self.stage
+            && !self.line.ends_with_its_sockets()
+        {
+            // Where that cannot leave at once the tunnel ends some time later, as that of a machine whose power fails.
+            let _ = tls.close().and_then(|()| write(tls, &mut self.line));
         }
     }
 
-    /// Forgets the connection; the other side finds out by itself. What was spoken on it, if that had begun.
-    pub(crate) fn end(mut self, registry: &Registry) -> Option<TlsSession> {
-        // One that was never registered, or is gone, needs nothing.
-        let _ = registry.deregister(&mut self.socket);
+    /// Forgets the connection. What was spoken on it, if that had begun.
+    pub(crate) fn end(self) -> Option<TlsSession> {
         match self.stage {
             Stage::Speaking(session) => Some(session),
             Stage::Connecting { .. } => None,
@@ -178,30 +164,10 @@ impl Transport {
     }
 }
 
-/// A socket that is read. What gave less than was asked for is empty, and the system tells of it again when it is not (epoll(7)).
-struct Source<'a> {
-    socket: &'a mut TcpStream,
-    is_empty: bool,
-}
-
-impl io::Read for Source<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.socket.read(buffer)?;
-        self.is_empty = bytes > 0 && bytes < buffer.len();
-        Ok(bytes)
+/// Has the line take what it takes of what TLS has to say.
+fn write(tls: &mut TlsSession, line: &mut Line) -> io::Result<()> {
+    match tls.write_to(line).and_then(|_| line.flush()) {
+        Err(error) if !is_not_yet(&error) => Err(error),
+        _ => Ok(()),
     }
-}
-
-/// Reads the line that a server says first, which it says at once and goes on with TLS; whether it was there.
-fn has_spoken(socket: &mut TcpStream) -> io::Result<bool> {
-    match socket.read(&mut [0; FIRST_LINE_BYTES_MAX]) {
-        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Ok(_) => Ok(true),
-        Err(error) if is_not_yet(&error) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-fn is_not_yet(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected)
 }

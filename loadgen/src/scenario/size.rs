@@ -44,7 +44,7 @@ pub(super) fn arguments_of(own: &SizeArguments) -> RunArguments {
     if run.servers == 0 {
         let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
         let of_one = most.map_or(usize::MAX, |most| most as usize).saturating_sub(DESCRIPTORS_KEPT).max(1);
-        run.servers = run.agents.div_ceil(of_one).clamp(1, SERVERS_MAX);
+        run.servers = (run.agents * run.way.road.sockets()).div_ceil(of_one).clamp(1, SERVERS_MAX);
     }
     run
 }

@@ -9,6 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,11 +18,13 @@ use bgb_protocol::message::TaskPush;
 use bgb_protocol::signature::DeviceKey;
 use bgb_protocol::task::SignedTask;
 use crossbeam_channel::Receiver;
-use mio::{Events, Poll, Token};
+use mio::{Events, Poll};
 
 use super::WAKER;
 use super::link::{Command, Progress, Report};
 use crate::client::agent::{Agent, Heard, Site};
+use crate::client::line::{Dial, Ends, SOCKETS_MAX, Told};
+use crate::client::road::Way;
 use crate::client::speaker::Speaker;
 use crate::client::subscriber::{Dialect, Subscriber};
 use crate::client::tls::{TlsOfDevice, TlsOfSite};
@@ -45,6 +48,7 @@ const BACK_OFF_SECS_MAX: u64 = 60;
 /// Where a crowd connects.
 pub(crate) struct CrowdOptions {
     pub(crate) servers: Vec<SocketAddr>,
+    pub(crate) way: Way,
     pub(crate) sources: Option<Sources>,
     /// Place of the first agent in the fleet.
     pub(crate) first: usize,
@@ -58,6 +62,7 @@ pub(crate) struct CrowdOptions {
 pub(crate) struct Crowd {
     options: CrowdOptions,
     poll: Poll,
+    dial: Rc<Dial>,
     clients: Vec<Client>,
     /// Who is to connect, in the order in which it is meant to.
     waiting: VecDeque<usize>,
@@ -106,6 +111,8 @@ enum Moment {
     Keepalive(u32),
     /// The agent connects again.
     Return,
+    /// A pause that the server has asked for is over: of the connection with this serial, and that of its sockets.
+    GoOn(u32, usize),
 }
 
 /// How the crowd connects.
@@ -131,7 +138,7 @@ impl Crowd {
     /// A crowd of these devices, none of them connected.
     ///
     /// # Errors
-    /// When a device's key is none.
+    /// When a device's key is none, or the system gives no descriptor.
     pub(crate) fn new(
         options: CrowdOptions,
         tls: &TlsOfSite,
@@ -169,6 +176,7 @@ impl Crowd {
         let clients = members.iter().map(client).collect::<anyhow::Result<Vec<_>>>()?;
         Ok(Self {
             random: now_ns() ^ (options.first as u64) << 32 | 1,
+            dial: Rc::new(Dial::new(poll.registry(), options.way)?),
             options,
             poll,
             clients,
@@ -208,7 +216,8 @@ impl Crowd {
             let turn_ns = now_ns();
             for event in &events {
                 if event.token() != WAKER {
-                    self.look(event.token().0, event.is_read_closed());
+                    let (place, socket) = (event.token().0 / SOCKETS_MAX, event.token().0 % SOCKETS_MAX);
+                    self.look(place, Told { socket, has_ended: event.is_read_closed() });
                 }
             }
             for command in orders.try_iter() {
@@ -259,7 +268,7 @@ impl Crowd {
             Command::Nap { one_in, turn } => {
                 for place in (turn..self.clients.len()).step_by(one_in.max(1)) {
                     if self.clients[place].speaker.is_active() {
-                        self.end(place);
+                        self.part(place);
                         self.come_back(place);
                     }
                 }
@@ -269,7 +278,7 @@ impl Crowd {
                 self.waiting.clear();
                 self.work.clear();
                 self.moments.retain(|Reverse((.., moment))| *moment != Moment::Return);
-                (0..self.clients.len()).for_each(|place| self.end(place));
+                (0..self.clients.len()).for_each(|place| self.part(place));
             }
             Command::TellConnects => {
                 let Connects { latencies, full, resumed, last_ns } = std::mem::take(&mut self.connects);
@@ -301,7 +310,10 @@ impl Crowd {
             self.moments.pop();
             match moment {
                 Moment::Keepalive(serial) if serial == self.clients[place].serial => self.keep_alive(place),
-                Moment::Keepalive(_) => {}
+                Moment::GoOn(serial, socket) if serial == self.clients[place].serial => {
+                    self.look_with(place, |transport, room, plain| transport.end_pause(socket, room, plain));
+                }
+                Moment::Keepalive(_) | Moment::GoOn(..) => {}
                 Moment::Return => {
                     // Its latency counts from its first attempt.
                     let client = &mut self.clients[place];
@@ -332,11 +344,10 @@ impl Crowd {
         let source = sources.map(|sources| sources.address(in_fleet));
         let client = &mut self.clients[place];
         client.serial += 1;
-        let registry = self.poll.registry();
         let server_speaks_first = self.options.dialect.is_some_and(Dialect::server_speaks_first);
         let how = How { resumes: self.pace.resumes, server_speaks_first };
-        let made = Transport::connect(server, source, &client.tls, how, registry, Token(place));
-        match made {
+        let ends = Ends { server, source, token: place * SOCKETS_MAX };
+        match Transport::connect(&self.dial, ends, &client.tls, how) {
             Ok(transport) => {
                 client.transport = Some(transport);
                 self.progress.connecting += 1;
@@ -365,11 +376,30 @@ impl Crowd {
     }
 
     /// The system says that something is to be done for an agent.
-    fn look(&mut self, place: usize, has_ended: bool) {
+    fn look(&mut self, place: usize, told: Told) {
+        self.look_with(place, |transport, room, plain| transport.look(told, room, plain));
+    }
+
+    fn look_with(
+        &mut self,
+        place: usize,
+        look: impl FnOnce(&mut Transport, &mut [u8], &mut Vec<u8>) -> std::io::Result<Looked>,
+    ) {
         let client = &mut self.clients[place];
         let Some(transport) = client.transport.as_mut() else { return };
         self.plain.clear();
-        let looked = transport.look(has_ended, &mut self.room, &mut self.plain);
+        let looked = look(transport, &mut self.room, &mut self.plain);
+        if let Ok(Looked { pauses, .. }) = looked
+            && pauses != Looked::default().pauses
+        {
+            let serial = client.serial;
+            for (socket, secs) in
+                pauses.into_iter().enumerate().filter_map(|(socket, secs)| Some((socket, secs?)))
+            {
+                let at_ns = now_ns() + u64::from(secs) * SECOND_NS;
+                self.moments.push(Reverse((at_ns, place, Moment::GoOn(serial, socket))));
+            }
+        }
         if let Ok(Looked { established: Some(resumed), .. }) = looked {
             match resumed {
                 Resumed::Yes => self.connects.resumed += 1,
@@ -389,7 +419,8 @@ impl Crowd {
             && error.kind() == std::io::ErrorKind::InvalidData
             && self.clients[place].speaker.is_active()
         {
-            let _ = Report::Trouble { what: format!("a server says what is no TLS: {error}") }.say();
+            let what = format!("a server says what is not of its road, or no TLS: {error}");
+            let _ = Report::Trouble { what }.say();
         }
         if !is_heard || looked.is_err() || looked.is_ok_and(|looked| looked.is_over) {
             self.lose(place);
@@ -524,10 +555,18 @@ impl Crowd {
         self.come_back(place);
     }
 
+    /// An agent ends its connection by itself.
+    fn part(&mut self, place: usize) {
+        if let Some(transport) = &mut self.clients[place].transport {
+            transport.part();
+        }
+        self.end(place);
+    }
+
     fn end(&mut self, place: usize) {
         let client = &mut self.clients[place];
         let Some(transport) = client.transport.take() else { return };
-        if let Some(session) = transport.end(self.poll.registry()) {
+        if let Some(session) = transport.end() {
             client.tls.take_back(session);
         }
         if client.speaker.is_active() {

@@ -17,7 +17,8 @@ fn key() -> SigningKey {
 fn agent() -> (Agent, Vec<u8>) {
     let (device_key, _) = DeviceKey::generate().unwrap();
     let public = device_key.public();
-    let site = Site { code: "LAB".parse().unwrap(), task_keys: TrustedKeys::new([key().public()]) };
+    let (code, task_keys) = ("LAB".parse().unwrap(), TrustedKeys::new([key().public()]));
+    let site = Site { code, task_keys, road: RoadTaken::tcp() };
     (Agent::new(Arc::new(site), DEVICE, Arc::new(device_key), SessionNumber(9)), public)
 }
 

@@ -24,6 +24,8 @@ const BODY_BYTES_MAX: usize = (1 << 14) + 256;
 const PLAIN_BYTES_MAX: usize = 1 << 14;
 /// The type of a handshake message that brings a ticket (RFC 8446, 4.6.1).
 const NEW_SESSION_TICKET: u8 = 4;
+/// An alert that is a warning: its peer says no more (6.1).
+const CLOSE_NOTIFY: [u8; 2] = [1, 0];
 
 /// See the module.
 pub(super) struct AtRest {
@@ -110,17 +112,29 @@ impl AtRest {
     /// # Errors
     /// When rustls refuses to.
     pub(super) fn seal(&mut self, plain: &[u8]) -> Result<(), Error> {
-        for part in plain.chunks(PLAIN_BYTES_MAX) {
-            // One for each: that of AES-GCM takes the number of its first record as its beginning.
-            let (key, iv) = self.sending.key();
-            let message = OutboundPlainMessage {
-                typ: ContentType::ApplicationData,
-                version: ProtocolVersion::TLSv1_2,
-                payload: OutboundChunks::from(part),
-            };
-            let sealed = self.suite.aead_alg.encrypter(key, iv).encrypt(message, self.sending.next())?;
-            self.unsent.extend_from_slice(&sealed.encode());
-        }
+        plain
+            .chunks(PLAIN_BYTES_MAX)
+            .try_for_each(|part| self.seal_record(ContentType::ApplicationData, part))
+    }
+
+    /// Seals that no more is said.
+    ///
+    /// # Errors
+    /// When rustls refuses to.
+    pub(super) fn close(&mut self) -> Result<(), Error> {
+        self.seal_record(ContentType::Alert, &CLOSE_NOTIFY)
+    }
+
+    fn seal_record(&mut self, kind: ContentType, said: &[u8]) -> Result<(), Error> {
+        // One for each: that of AES-GCM takes the number of its first record as its beginning.
+        let (key, iv) = self.sending.key();
+        let message = OutboundPlainMessage {
+            typ: kind,
+            version: ProtocolVersion::TLSv1_2,
+            payload: OutboundChunks::from(said),
+        };
+        let sealed = self.suite.aead_alg.encrypter(key, iv).encrypt(message, self.sending.next())?;
+        self.unsent.extend_from_slice(&sealed.encode());
         Ok(())
     }
 

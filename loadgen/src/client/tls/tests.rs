@@ -232,3 +232,19 @@ fn a_socket_that_takes_a_little_at_a_time_gets_everything_in_order() {
     let state = pair.server.process_new_packets().unwrap();
     assert_eq!(state.plaintext_bytes_to_read(), b"first, second".len());
 }
+
+#[test]
+fn a_session_says_that_it_says_no_more_at_rest_and_before() {
+    let (config, device) = server_and_device(SUITES[0]);
+    for rests in [false, true] {
+        let mut pair = Pair::new(&config, &device, false, 1_000);
+        pair.talk(10);
+        if rests {
+            pair.session.rest().unwrap();
+        }
+        pair.session.seal(b"last").unwrap();
+        pair.session.close().unwrap();
+        assert_eq!(pair.server_hears().unwrap(), b"last");
+        assert_eq!(pair.server.reader().read(&mut [0; 1]).unwrap(), 0, "it is the end of what is said");
+    }
+}
