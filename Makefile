@@ -1,6 +1,6 @@
 # Thin on purpose: each goal is a line or two; what takes more is in scripts/.
 
-.PHONY: help setup build demo test test-faults sim sim-plants fuzz bench bench-peers bench-micro bench-instructions fmt lint
+.PHONY: help setup build demo test test-faults test-network sim sim-plants fuzz bench bench-peers bench-micro bench-instructions fmt lint
 .DEFAULT_GOAL := help
 
 help: ## shows this list
@@ -22,6 +22,9 @@ test: setup ## everything that must hold: format, lints, docs, dependencies, tes
 
 test-faults: ## faults on real processes: kills, full disks, cut links, wrong clocks; some 8 minutes (BGB_FAULTS_SEED=n repeats the dice)
 	@scripts/test-faults
+
+test-network: ## devices behind real proxies and balancers (squid, tinyproxy, nginx, haproxy), other clients, slow attackers; some 6 minutes
+	@scripts/test-network
 
 sim: ## the simulator over many seeds: SEEDS=10000
 	@scripts/sim "$(or $(SEEDS),512)"
@@ -53,4 +56,4 @@ fmt: ## formats the source
 
 lint: ## clippy, warnings are errors
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked --test faults -- -D warnings
+	cargo clippy --locked --test faults --test network -- -D warnings

@@ -103,10 +103,6 @@ pub(crate) fn start<A: AsRef<OsStr>>(
     folder: &Path,
     surroundings: &Surroundings,
 ) -> Process {
-    static STARTED: AtomicU32 = AtomicU32::new(0);
-    let number = STARTED.fetch_add(1, Ordering::Relaxed);
-    let stdout = folder.join(format!("{name}.{number}.out"));
-    let stderr = folder.join(format!("{name}.{number}.err"));
     let mut command = match &surroundings.network {
         None => Command::new(program.path()),
         Some(network) => {
@@ -121,14 +117,24 @@ pub(crate) fn start<A: AsRef<OsStr>>(
         .envs(surroundings.environment.iter().map(|(name, value)| (name, value)))
         .current_dir(folder)
         .env_remove("NOTIFY_SOCKET")
-        .env_remove("BGB_SITE")
-        .stdin(Stdio::null())
-        .stdout(File::create(&stdout).unwrap())
-        .stderr(File::create(&stderr).unwrap());
+        .env_remove("BGB_SITE");
     if let Some(Account { user, group }) = surroundings.account {
         command.uid(user).gid(group);
     }
-    let child = command.spawn().unwrap_or_else(|error| panic!("{program:?} cannot be started: {error}"));
+    start_command(command, name, folder)
+}
+
+/// Starts any program; what it prints goes to files in `folder` that begin with `name`.
+pub(crate) fn start_command(mut command: Command, name: &str, folder: &Path) -> Process {
+    static STARTED: AtomicU32 = AtomicU32::new(0);
+    let number = STARTED.fetch_add(1, Ordering::Relaxed);
+    let stdout = folder.join(format!("{name}.{number}.out"));
+    let stderr = folder.join(format!("{name}.{number}.err"));
+    command
+        .stdin(Stdio::null())
+        .stdout(File::create(&stdout).unwrap())
+        .stderr(File::create(&stderr).unwrap());
+    let child = command.spawn().unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
     Process { name: name.to_owned(), child, stdout, stderr }
 }
 
@@ -198,6 +204,11 @@ impl Process {
     /// Whether it still runs.
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// What it has said on standard error.

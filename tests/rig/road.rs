@@ -23,13 +23,17 @@ pub(crate) enum Socket {
 impl Socket {
     /// Connects; to HTTPS where `is_covered`.
     pub(crate) fn connect(address: SocketAddr, is_covered: bool) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::cover(TcpStream::connect(address).unwrap(), is_covered)
+    }
+
+    /// A connection that there is; in an outer TLS where `is_covered`.
+    pub(crate) fn cover(stream: TcpStream, is_covered: bool) -> Self {
         stream.set_read_timeout(Some(READ_WAIT)).unwrap();
         stream.set_nodelay(true).unwrap();
         if !is_covered {
             return Self::Plain(stream);
         }
-        let tls = outer_tls(address.ip());
+        let tls = outer_tls(stream.peer_addr().unwrap().ip());
         Self::Covered(Box::new(StreamOwned::new(tls, stream)))
     }
 }
@@ -38,7 +42,7 @@ impl Socket {
 pub(crate) fn outer_tls(server: IpAddr) -> ClientConnection {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anybody))
@@ -120,8 +124,13 @@ pub(crate) struct WebSocketLine {
 impl WebSocketLine {
     /// Connects and asks for a WebSocket.
     pub(crate) fn connect(address: SocketAddr, is_covered: bool) -> Self {
+        Self::over(Socket::connect(address, is_covered), address)
+    }
+
+    /// Asks whoever is at the other end for a WebSocket of `address`.
+    pub(crate) fn over(socket: Socket, address: SocketAddr) -> Self {
         let url = format!("ws://{address}/bgb/websocket");
-        let mut attempt = tungstenite::client(url, Socket::connect(address, is_covered));
+        let mut attempt = tungstenite::client(url, socket);
         let socket = loop {
             match attempt {
                 Ok((socket, _)) => break socket,
@@ -130,6 +139,11 @@ impl WebSocketLine {
             }
         };
         Self { socket, heard: Vec::new(), code: None }
+    }
+
+    /// Pings whoever is at the other end; the answer is read over.
+    pub(crate) fn ping(&mut self) {
+        self.socket.send(Message::Ping(Vec::new().into())).unwrap();
     }
 
     /// The code of the server's close frame, which comes.

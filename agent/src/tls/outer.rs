@@ -212,7 +212,7 @@ impl ServerCertVerifier for Whoever {
         _certificate: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not spoken here".to_owned()))
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn verify_tls13_signature(

@@ -1,0 +1,80 @@
+"""What Python's websockets sees of a server: one case for each argument after the URL, one line of JSON for each.
+
+A client that is not ours: it checks what the server says by RFC 6455 itself, and ends with an error where that does not hold.
+"""
+
+import asyncio
+import json
+import ssl
+import sys
+
+import websockets
+
+# A server of whose certificate nobody asks.
+TLS = ssl.create_default_context()
+TLS.check_hostname = False
+TLS.verify_mode = ssl.CERT_NONE
+
+
+async def garbage(socket):
+    """A binary message that is no TLS: an answer, and an end."""
+    await socket.send(b"this is no ClientHello")
+    return await rest(socket)
+
+
+async def fragments(socket):
+    """The same in three frames of one message, with a ping among them."""
+    await socket.send([b"this is ", b"no ", b"ClientHello"])
+    return await rest(socket)
+
+
+async def text(socket):
+    await socket.send("words")
+    return await rest(socket)
+
+
+async def ping(socket):
+    for payload in [b"", b"x" * 125]:
+        await asyncio.wait_for(await socket.ping(payload), 10)
+    await socket.close(1000, "enough")
+    return {"pongs": 2, "code": socket.close_code}
+
+
+async def long(socket):
+    """One frame of more than 1 MiB; its end may come before all of it is sent."""
+    try:
+        await socket.send(b"x" * (1024 * 1024 + 1))
+    except websockets.ConnectionClosed:
+        pass
+    return await rest(socket)
+
+
+async def close(socket):
+    await socket.close(1001, "going away")
+    return {"code": socket.close_code}
+
+
+async def rest(socket):
+    """All that comes until the server ends it."""
+    heard = b""
+    try:
+        while True:
+            message = await asyncio.wait_for(socket.recv(), 20)
+            heard += message if isinstance(message, bytes) else b"text!"
+    except websockets.ConnectionClosed:
+        pass
+    return {"heard": heard.hex(), "code": socket.close_code}
+
+
+async def main():
+    url, cases = sys.argv[1], sys.argv[2:]
+    for case in cases:
+        options = {"ssl": TLS} if url.startswith("wss:") else {}
+        # By itself it offers permessage-deflate, and here a subprotocol, none of which there is.
+        async with websockets.connect(url, subprotocols=["chat"], ping_interval=None, **options) as socket:
+            told = await globals()[case](socket)
+            told.update(case=case, subprotocol=socket.subprotocol, extensions=len(socket.extensions))
+        print(json.dumps(told), flush=True)
+
+
+asyncio.run(main())
