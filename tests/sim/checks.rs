@@ -293,6 +293,10 @@ impl World {
                 "server {server} holds {id:?}, whose agent has been gone for {gone_ms} ms"
             ));
         }
+        if let Some(made) = self.lingering_request() {
+            let what = format!("a {:?} is still under way, long after anybody waits for it", made.lane);
+            self.violated(what);
+        }
         let is_nobodys =
             |conn: ConnId| self.network.conns.get(&conn).is_none_or(|conn| conn.server_end != End::Open);
         if let Some((slot, end)) =

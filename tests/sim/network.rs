@@ -36,7 +36,7 @@ const SERVER_USER_TIMEOUT_MS: u64 = 30_000;
 /// And those that the agent sent after this time: Linux repeats them 15 times (tcp(7), tcp_retries2: 924 s at the least).
 const AGENT_USER_TIMEOUT_MS: u64 = 924_000;
 /// A TCP connection is given up after this time (docs/promises.md, Presence).
-const CONNECT_MS: u64 = 5_000;
+pub(crate) const CONNECT_MS: u64 = 5_000;
 /// A TLS handshake is given up by the server after this time (docs/promises.md).
 const HANDSHAKE_MS: u64 = 10_000;
 /// Bytes that were held back by a link come within this time of its healing: TCP's next retransmission.

@@ -9,19 +9,19 @@
 use bgb_http::tunnel::client::{Lane, Request};
 use bgb_http::{Decoded, RequestHead, ResponseHead};
 
-use crate::network::{ConnId, Farewell, RETRANSMISSION_MS, Way};
+use crate::network::{CONNECT_MS, ConnId, Farewell, RETRANSMISSION_MS, Way};
 use crate::proxies::{Stands, Told};
 use crate::servers::SERVERS;
 use crate::tally::Kind;
-use crate::tunnels::Copy;
+use crate::tunnels::{Copy, HOLD_MS_MAX, SILENT_MS};
 use crate::world::{Event, World};
 
+/// Nothing of a request is under way for longer: a GET is held, and its agent or its server waits in vain.
+const LINGERS_MS_MAX: u64 = HOLD_MS_MAX + SILENT_MS;
 /// An agent that is told of a loss is told within this time.
 const TOLD_MS_MAX: u64 = 800;
 /// A gateway that does not reach the server gives up after this time.
 const GATEWAY_MS: std::ops::RangeInclusive<u64> = 3_000..=25_000;
-/// A connection that is refused, or on which nothing comes back, is given up after this time.
-const CONNECT_MS: u64 = 5_000;
 
 /// A request and what is to come of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +57,8 @@ pub(crate) struct Exchange {
     pub(crate) body: Vec<u8>,
     asked_ms: u64,
     fate: Fate,
+    /// It has a connection to be made first.
+    connects: bool,
     pub(crate) copies: Vec<Copy>,
     /// What is on its way to the agent, and whether a link holds it back.
     answer: Option<(ResponseHead, Vec<u8>)>,
@@ -128,6 +130,7 @@ impl World {
             body: request.body.clone(),
             asked_ms: self.now_ms,
             fate,
+            connects: !stands,
             copies: (0..copies).map(|_| Copy::default()).collect(),
             answer: None,
             is_answer_stuck: false,
@@ -170,6 +173,9 @@ impl World {
         let round_trips = if stands { 0 } else { 2 };
         let after_ms = self.latency_ms() * (1 + round_trips);
         if is_refused {
+            if let Some(made) = self.network.exchanges.get_mut(&exchange) {
+                made.copies.iter_mut().for_each(Copy::end);
+            }
             return self.lose_request(exchange, Way::Down, after_ms);
         }
         let fate = self.network.exchanges[&exchange].fate;
@@ -225,7 +231,7 @@ impl World {
             if stands_near {
                 let after_ms = self.dice.between(*GATEWAY_MS.start(), *GATEWAY_MS.end());
                 self.after(after_ms, Event::GatewayAnswers { exchange, status: Some(504) });
-            } else if made.copies[copy].is_new() {
+            } else if made.connects && made.copies[copy].is_new() {
                 self.after(CONNECT_MS, Event::RequestUnmet { exchange });
             }
             return;
@@ -370,7 +376,7 @@ impl World {
                 let now_ms = self.now_ms;
                 let Some(made) = self.network.exchanges.get_mut(&exchange) else { return };
                 if !std::mem::replace(&mut made.agent_waits, false) {
-                    return;
+                    return self.forget_exchange(exchange);
                 }
                 let (conn, lane, held_ms) = (made.conn, made.lane, now_ms - made.asked_ms);
                 self.forget_exchange(exchange);
@@ -450,6 +456,15 @@ impl World {
         self.network.exchanges.get(&exchange).is_some_and(|made| {
             !made.is_doomed && !made.is_answer_stuck && !made.copies.iter().any(|copy| copy.is_stuck)
         })
+    }
+
+    /// A request of which something is still under way long after whoever made it, and whoever was to serve it, has given it up.
+    pub(crate) fn lingering_request(&self) -> Option<&Exchange> {
+        let mut lingering = self.network.exchanges.iter().filter(|(exchange, made)| {
+            let is_old = self.now_ms > made.asked_ms + LINGERS_MS_MAX;
+            is_old && self.exchange_passes(**exchange, Way::Up)
+        });
+        lingering.next().map(|(_, made)| made)
     }
 
     /// What was held back by links comes soon.
