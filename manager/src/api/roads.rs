@@ -1,18 +1,23 @@
 //! `/roads`.
 
-use bgb_protocol::api::{NetworkRoads, RoadCount, RoadSurvey, RoadTotal};
+use bgb_protocol::api::{ErrorCode, NetworkRoads, RoadCount, RoadSurvey, RoadTotal};
 use bgb_protocol::ids::UnixMillis;
 use bgb_site::store::{self, Network};
 
 use super::query::Query;
 use super::{Api, Routed, json, now};
+use crate::refusal::refusal;
 
 impl Api {
     /// One request counts at a time: each keeps a core busy, and the machine's others are the servers' and the writer's.
     pub(super) fn roads(&self, mut query: Query) -> Routed {
         let networks_max = query.take_limit()?;
         query.finish()?;
-        let _counting = self.counting_roads.lock();
+        // Another one would wait with a thread of the API's, which orders need.
+        let Some(_counting) = self.counting_roads.try_lock() else {
+            let sentence = "somebody else is having the devices' roads counted; ask again in a second";
+            return Err(refusal(ErrorCode::Unavailable, sentence));
+        };
         let time = UnixMillis(now().unix_ms);
         let survey = self.read(|queries| queries.road_survey(networks_max))?;
         Ok(json(&RoadSurvey {

@@ -207,8 +207,8 @@ impl RoadBook {
         }
         let taken: Option<RoadTaken> = match text {
             "" => None,
-            text => serde_json::from_str(text)
-                .map_err(|error| SiteError::Corrupt(format!("a device's road: {error}")))?,
+            // One that cannot be read is not told: it must not hide all others.
+            text => serde_json::from_str(text).ok(),
         };
         match &taken {
             Some(taken) if self.places.len() >= ROADS_MAX => {
