@@ -295,7 +295,7 @@ pub(crate) struct RoadsArguments {
     #[arg(long, default_value_t = 13, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) seconds: u64,
     /// How long connections have rested when memory is measured
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 13)]
     pub(crate) rest_seconds: u64,
 }
 

@@ -26,6 +26,7 @@ use crate::dice::Dice;
 use crate::faults::Weather;
 use crate::model::Witness;
 use crate::network::{ConnId, End, Farewell, Way};
+use crate::roads::Habits;
 use crate::servers::{SERVERS, address_of, server_at};
 use crate::site::{self, Shown};
 use crate::tally::Kind;
@@ -76,6 +77,7 @@ pub(crate) struct Machine {
     life: u64,
     /// Counts orders to start: one that was replaced by a later one is void.
     starts: u64,
+    pub(crate) habits: Habits,
     pub(crate) actions: Actions,
     ended: u64,
     /// What the agent went by in those steps of which the journal could not tell at once: its disk was full, or failed in the middle.
@@ -132,6 +134,7 @@ impl Machine {
             is_full_felt: false,
             life: 0,
             starts: 0,
+            habits: Habits::draw(agent, dice),
             actions: Actions::default(),
             ended: 0,
             untold: Vec::new(),
@@ -433,7 +436,7 @@ impl World {
             self.tally.count(Kind::NoAnswerToKeepalive);
         }
         match self.machines[agent].conn.take() {
-            Some(conn) => self.end_agent_side(conn, Farewell::Flushed),
+            Some(conn) => self.end_agent_side(conn, Farewell::InOrder),
             None => self.violated(format!("agent {agent} ends a connection that it does not have")),
         }
     }

@@ -8,15 +8,17 @@ use bgb_hub::CloseReason;
 use bgb_protocol::action::Action;
 use bgb_protocol::head::HEAD_INTERVAL_MS;
 use bgb_protocol::ids::{TaskId, UnixMillis};
+use bgb_protocol::message::RoadTaken;
 use bgb_protocol::state::TaskState;
 use bgb_protocol::task::NOT_BEFORE_TOLERANCE_MS;
 
 use crate::agents::Power;
 use crate::faults::MENDED_MS;
-use crate::network::End;
+use crate::network::{Conn, ConnId, End};
 use crate::servers::{Channel, SimServer, SimShard};
 use crate::site::Shown;
 use crate::tally::Kind;
+use crate::tunnels::{HOLD_MS_MAX, SILENT_MS};
 use crate::world::{Event, World};
 
 /// A device that is online has a task within this time (invariant 2).
@@ -38,6 +40,8 @@ const VALID_IN_PEACE_MS: u64 = 2 * (ANYBODY_WITHIN_MS + OVER_AFTER_MS);
 /// tick and a turn may end it.
 pub(crate) const SILENT_CHECK_MS: u64 = 10_000;
 const SILENT_MARGIN_MS: u64 = 1_000;
+/// A tunnel whose agent is gone may be held for a last GET's time, and be silent for its own.
+const TUNNEL_LEFT_MS: u64 = HOLD_MS_MAX + SILENT_MS;
 /// A result is counted within this time when nothing is broken: spool, file, its way, and the next file's turn.
 const COUNTED_WITHIN_MS: u64 = 15_000;
 
@@ -106,10 +110,12 @@ impl World {
         let id = machine.conn.filter(|_| machine.is_signed_in())?;
         let conn = self.network.conns.get(&id)?;
         let (_, active) = self.servers[conn.server].active(machine.device)?;
-        let is_sound = !conn.is_forgotten && (conn.agent_end, conn.server_end) == (End::Open, End::Open);
+        let is_sound = conn.is_whole() && (conn.agent_end, conn.server_end) == (End::Open, End::Open);
+        // By long-poll, also once nothing is wrong with any request.
+        let requests_since_ms = self.requests_sound_since_ms(id)?;
         let is_same =
             Some(active.channel) == conn.channel && Some((active.boot, active.session)) == conn.session;
-        (is_sound && is_same).then_some(active.since_ms)
+        (is_sound && is_same).then_some(active.since_ms.max(requests_since_ms))
     }
 
     /// Who is steady has every task that it could have had for 5 s (invariant 2).
@@ -250,15 +256,56 @@ impl World {
             if truth != shown && !self.is_cloned(agent) {
                 self.violated(format!("device {device} is shown as {shown:?}; the truth is {truth:?}"));
             }
+            let road = is_online.then(|| self.road_of(agent)).flatten();
+            let road_shown = self.site.road_shown(device);
+            if road.is_some() && road != road_shown && !self.is_cloned(agent) {
+                self.violated(format!(
+                    "device {device} comes by {road:?}, and the site shows {road_shown:?}"
+                ));
+            }
             let sessions: usize =
                 self.servers.iter().filter(|server| server.active(device).is_some()).count();
             if sessions != usize::from(is_online) {
                 self.violated(format!("device {device} has {sessions} sessions at the end"));
             }
         }
+        self.check_nothing_is_left();
         self.check_site();
         for _ in 0..self.model.undelivered(self.unix()) {
             self.tally.count(Kind::ExpiredUndelivered);
+        }
+    }
+
+    /// No server holds an end of a connection or of a tunnel whose agent's end has been gone for longer than the server may take to notice.
+    fn check_nothing_is_left(&mut self) {
+        let now_ms = self.now_ms;
+        let silent_ms = u64::from(self.weather.keepalive_secs) * 1_500;
+        let is_left = |conn: &Conn| {
+            let most_ms = if conn.is_long_poll() { silent_ms.min(TUNNEL_LEFT_MS) } else { silent_ms };
+            let is_over =
+                conn.agent_closed_ms.is_some_and(|gone_ms| now_ms > gone_ms + most_ms + SILENT_MARGIN_MS);
+            conn.server_end == End::Open && is_over
+        };
+        if let Some((id, conn)) = self.network.conns.iter().find(|(_, conn)| is_left(conn)) {
+            let (server, gone_ms) =
+                (conn.server + 1, conn.agent_closed_ms.map_or(0, |gone_ms| now_ms - gone_ms));
+            self.violated(format!(
+                "server {server} holds {id:?}, whose agent has been gone for {gone_ms} ms"
+            ));
+        }
+        if let Some(made) = self.lingering_request() {
+            let what = format!("a {:?} is still under way, long after anybody waits for it", made.lane);
+            self.violated(what);
+        }
+        let is_nobodys =
+            |conn: ConnId| self.network.conns.get(&conn).is_none_or(|conn| conn.server_end != End::Open);
+        if let Some((slot, end)) =
+            self.network.tunnels.iter().find(|(_, end)| is_nobodys(end.conn) && end.is_overdue(now_ms))
+        {
+            let server = end.server + 1;
+            self.violated(format!(
+                "server {server} holds tunnel {slot}, of which nobody has a session, beyond its time"
+            ));
         }
     }
 
@@ -267,6 +314,11 @@ impl World {
         let conn = self.network.conns.get(&self.machines[agent].conn?)?;
         let (boot, session) = conn.session?;
         Some((conn.server, boot, session))
+    }
+
+    /// By which road it really comes.
+    fn road_of(&self, agent: usize) -> Option<RoadTaken> {
+        Some(self.network.conns.get(&self.machines[agent].conn?)?.road.clone())
     }
 
     /// The tasks of peace were done, and the site has counted them (invariant 5).
@@ -342,6 +394,7 @@ impl World {
             CloseReason::HelloTimedOut => Kind::HelloMissed,
             CloseReason::TooSlow => Kind::TooSlow,
             CloseReason::Superseded => Kind::SupersededBySite,
+            CloseReason::TunnelSilent => Kind::EndedTunnelSilent,
             CloseReason::Unavailable | CloseReason::OlderSession => return,
             other => return self.violated(format!("a session ends for a reason that cannot be: {other:?}")),
         };

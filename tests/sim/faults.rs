@@ -8,6 +8,7 @@ use crate::agents::{Certificate, Machine, Power, draw_skew};
 use crate::dice::Dice;
 use crate::hosts::SITE_HOST;
 use crate::network::{Farewell, RETRANSMISSION_MS};
+use crate::proxies::{PROXIES, Told, draw_idle};
 use crate::server_laws::HEEDED_WITHIN_MS;
 use crate::server_life::LOOK_MS;
 use crate::servers::{SERVERS, SLEWED_MS_MAX};
@@ -16,6 +17,9 @@ use crate::world::{Event, World};
 
 /// From the moment of healing, all links, machines and processes are back within this time.
 pub(crate) const MENDED_MS: u64 = RETRANSMISSION_MS;
+
+/// So many devices in a thousand that go somewhere else reach nobody from there.
+const OUT_OF_REACH_PER_MILLE: u64 = 300;
 
 /// So many connections in a thousand are lost by the network in its last moment of faults: those take the longest to be noticed.
 const FORGOTTEN_AT_HEALING_PER_MILLE: u64 = 250;
@@ -69,6 +73,12 @@ pub(crate) struct Weather {
     /// Devices that are switched off for good are targets no more.
     pub(crate) leaves_the_dead_alone: bool,
     pub(crate) jitter_seed: u64,
+    /// So many connections in a thousand take another road than the device's usual one, perhaps.
+    pub(crate) other_road_per_mille: u64,
+    /// So many requests of long-poll in a thousand meet with something.
+    pub(crate) request_fault_per_mille: u64,
+    /// After how long a silence each proxy cuts.
+    pub(crate) proxies_idle_ms: [Option<u64>; PROXIES],
 }
 
 impl Weather {
@@ -102,6 +112,9 @@ impl Weather {
             clock_off_ms_max: dice.pick(&[1_000, 60_000, 600_000]),
             leaves_the_dead_alone: dice.chance(500),
             jitter_seed: dice.next(),
+            other_road_per_mille: dice.pick(&[100, 400]),
+            request_fault_per_mille: dice.pick(&[10, 50, 200]),
+            proxies_idle_ms: draw_idle(dice),
         }
     }
 }
@@ -161,7 +174,7 @@ impl World {
         }
         let agent = self.dice.place(self.machines.len());
         let server = self.dice.place(self.servers.len());
-        match self.dice.below(100) {
+        match self.dice.below(106) {
             0..12 => self.cut_link(agent, server),
             12..15 => self.cut_server_off(server),
             15..22 => self.forget_connection(agent, Kind::ConnectionForgotten),
@@ -197,6 +210,11 @@ impl World {
             95 | 96 => self.let_certificate_end(agent),
             97 => self.clone_some_device(agent),
             98 => self.switch_off_for_good(agent),
+            99..104 => self.cut_at_some_proxy(agent),
+            104 => {
+                let for_ms = self.dice.around(4_000).min(self.left_ms());
+                self.restart_proxy(for_ms);
+            }
             // Its copy is kept for its hour.
             _ if self.weather.is_long => {}
             _ if self.copy.is_none() => self.back_up(),
@@ -256,9 +274,14 @@ impl World {
 
     /// A box on the way forgets the agent's connection.
     fn forget_connection(&mut self, agent: usize, kind: Kind) {
-        let conn = self.machines[agent].conn.and_then(|id| self.network.conns.get_mut(&id));
-        if let Some(conn) = conn.filter(|conn| !conn.is_forgotten) {
-            conn.is_forgotten = true;
+        let conn = self.machines[agent].conn.and_then(|id| Some((id, self.network.conns.get_mut(&id)?)));
+        if let Some((id, conn)) = conn.filter(|(_, conn)| !conn.is_forgotten) {
+            let is_long_poll = conn.is_long_poll();
+            // A tunnel is of no connection: those of its present requests are forgotten.
+            conn.is_forgotten = !is_long_poll;
+            if is_long_poll {
+                self.cut_requests(id, Told::Nobody);
+            }
             self.tally.count(kind);
             self.say(format_args!("the connection of agent {agent} is forgotten on its way"));
         }
@@ -268,9 +291,21 @@ impl World {
     fn roam(&mut self, agent: usize) {
         let conn = self.machines[agent].conn.and_then(|id| self.network.conns.get(&id));
         let Some(server) = conn.map(|conn| conn.server) else { return };
+        if self.dice.chance(OUT_OF_REACH_PER_MILLE) {
+            return self.go_out_of_reach(agent);
+        }
         self.forget_connection(agent, Kind::Roamed);
         let for_ms = self.dice.around(60_000);
         self.set_link(agent, server, false, false, for_ms);
+    }
+
+    /// The device goes where it reaches no server at all.
+    fn go_out_of_reach(&mut self, agent: usize) {
+        self.tally.count(Kind::OutOfReach);
+        let for_ms = self.dice.between(120_000, 300_000);
+        for server in 0..SERVERS {
+            self.set_link(agent, server, false, false, for_ms);
+        }
     }
 
     pub(crate) fn on_agent_dies(&mut self, agent: usize) {
@@ -463,6 +498,7 @@ impl World {
         for server in 0..SERVERS {
             self.heal_server(server);
         }
+        self.network.proxies.iter_mut().for_each(|proxy| proxy.is_up = true);
         self.retransmit();
         self.start_peace();
     }

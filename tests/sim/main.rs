@@ -18,15 +18,21 @@ mod administrator; // orders of all kinds, and what the model is told of them
 mod agents; // devices: boot, clock, disk, power and the agent on it
 mod checks; // what must have come about after the healing
 mod dice; // chance, from the seed
+mod ends; // how connections end, and how an end is found to be gone
 mod faults; // the weather of a seed, the faults that it brings, the healing
 mod forger; // a server in hostile hands
+mod frames; // a connection over a WebSocket
 mod hosts; // the machines of servers and manager: power, disks, the inbox that they share
+mod longpoll; // a connection by long-poll, at its agent's end
 mod model; // the plain model: what may be begun, pushed, ended and counted
 mod network; // links and connections that carry bytes, late, in pieces, and not always
 mod plants; // mistakes in the product, which test the simulator
 mod policies; // the policy documents in force
 mod processes; // many seeds in several processes
+mod proxies; // proxies that cut, and answer for others
+mod requests; // requests and answers of long-poll on their way
 mod restore; // copies of the database, and what putting one back means
+mod roads; // by which road connections come, and the ledger of what they carry
 mod seeds; // many seeds on many cores
 mod server_laws; // whom servers may hold, and what they may push
 mod server_life; // how servers are put together, follow the queue, stop and are killed
@@ -34,6 +40,7 @@ mod servers; // shards, their channels, the letters between threads
 mod site; // the manager on a real database, and what is compared with the model
 mod tally; // how often everything happened
 mod trace; // every step, one line, and the hash of all
+mod tunnels; // servers' ends of long-poll tunnels
 mod world; // virtual time and the order of what happens
 mod writers; // the turns of spool, presence list and courier
 

@@ -1,7 +1,9 @@
 //! The network between devices and servers: it carries bytes, late, in pieces, and not always.
 //!
 //! A connection is two pipes of bytes and two ends. What one side writes reaches the other in pieces cut at random places,
-//! after a random delay, in order. It models what TCP and the boxes on the way do, as far as the two sides can notice:
+//! after a random delay, in order. A WebSocket's frames go through the pipes as they are (`frames.rs`); by long-poll a connection has
+//! requests and answers instead (`longpoll.rs`), and of the pipes only what was heard. It models what TCP and the boxes on the way do, as far as the
+//! two sides can notice; what proxies do besides is in `proxies.rs`, and how an end is closed or found to be gone in `ends.rs`:
 //!
 //! - a link that is cut, one way or both, holds the bytes back; when it heals they come within two seconds. The server's end
 //!   dies when what it sent is not acknowledged for 30 s (TCP_USER_TIMEOUT), the agent's after a quarter of an hour;
@@ -18,22 +20,23 @@ use std::collections::{BTreeMap, VecDeque};
 use bgb_protocol::frame::Frame;
 use bgb_protocol::ids::{BootId, SessionNumber};
 
-use crate::tally::Kind;
+use crate::frames::Frames;
+use crate::longpoll::CLOSE_NOTIFY;
+use crate::proxies::{Proxy, Through};
+use crate::requests::{Exchange, ExchangeId};
+use crate::roads::Carriage;
+use crate::tunnels::ServerTunnel;
 use crate::world::{Event, World};
 use bgb_agent::agent::Input as AgentInput;
-use bgb_hub::{ChannelKey, CloseReason};
-use bgb_protocol::message::RoadTaken;
+use bgb_hub::ChannelKey;
+use bgb_protocol::message::{Road, RoadTaken};
 
 /// Bytes that the server sent and that are not acknowledged end the connection after this time (docs/promises.md, Presence).
 const SERVER_USER_TIMEOUT_MS: u64 = 30_000;
 /// And those that the agent sent after this time: Linux repeats them 15 times (tcp(7), tcp_retries2: 924 s at the least).
 const AGENT_USER_TIMEOUT_MS: u64 = 924_000;
-/// Silence after which the agent's TCP asks, how often it asks again and how many times (docs/promises.md, Presence).
-const PROBE_AFTER_MS: u64 = 200_000;
-const PROBE_EVERY_MS: u64 = 10_000;
-const PROBES_MAX: u32 = 3;
 /// A TCP connection is given up after this time (docs/promises.md, Presence).
-const CONNECT_MS: u64 = 5_000;
+pub(crate) const CONNECT_MS: u64 = 5_000;
 /// A TLS handshake is given up by the server after this time (docs/promises.md).
 const HANDSHAKE_MS: u64 = 10_000;
 /// Bytes that were held back by a link come within this time of its healing: TCP's next retransmission.
@@ -53,7 +56,7 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    fn back(self) -> Self {
+    pub(crate) fn back(self) -> Self {
         match self {
             Self::Up => Self::Down,
             Self::Down => Self::Up,
@@ -79,7 +82,9 @@ pub(crate) enum End {
 /// How a side ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Farewell {
-    /// What was written still goes out, then the end.
+    /// What was written still goes out, and the road's own last word behind it, then the end.
+    InOrder,
+    /// What was written still goes out, then the end: its process is gone, and its kernel sees to that.
     Flushed,
     /// What was written is dropped; the other side is told if it can be.
     Reset,
@@ -105,15 +110,15 @@ impl Default for Link {
 #[derive(Debug, Default)]
 pub(crate) struct Pipe {
     /// Written, not yet delivered.
-    waiting: VecDeque<u8>,
+    pub(crate) waiting: VecDeque<u8>,
     /// Delivered, not yet a whole frame.
-    heard: Vec<u8>,
+    pub(crate) heard: Vec<u8>,
     /// The sender has closed: the end comes after the bytes.
-    ends: bool,
+    pub(crate) ends: bool,
     /// A delivery is on its way.
     is_armed: bool,
     /// Since when the sender waits for an acknowledgement.
-    unacknowledged_since: Option<u64>,
+    pub(crate) unacknowledged_since: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -124,6 +129,13 @@ pub(crate) struct Conn {
     pub(crate) channel: Option<ChannelKey>,
     pub(crate) agent_end: End,
     pub(crate) server_end: End,
+    /// How its bytes travel, and what the agent has to say of that.
+    pub(crate) carriage: Carriage,
+    pub(crate) road: RoadTaken,
+    /// The proxy that it goes through.
+    pub(crate) proxy: Option<Through>,
+    /// When the agent's end was closed.
+    pub(crate) agent_closed_ms: Option<u64>,
     /// The session that its hello named.
     pub(crate) session: Option<(BootId, SessionNumber)>,
     /// Nothing of it passes any more.
@@ -131,26 +143,40 @@ pub(crate) struct Conn {
     pub(crate) is_choked: bool,
     /// The server does not read from it for now.
     pub(crate) is_held: bool,
-    up: Pipe,
-    down: Pipe,
-    agent_heard_ms: u64,
-    probes: u32,
+    pub(crate) up: Pipe,
+    pub(crate) down: Pipe,
+    pub(crate) agent_heard_ms: u64,
+    pub(crate) probes: u32,
 }
 
 impl Conn {
-    fn pipe(&mut self, way: Way) -> &mut Pipe {
+    pub(crate) fn pipe(&mut self, way: Way) -> &mut Pipe {
         match way {
             Way::Up => &mut self.up,
             Way::Down => &mut self.down,
         }
     }
 
-    /// Bytes that wait for the agent.
-    pub(crate) fn unsent_bytes(&self) -> usize {
-        self.down.waiting.len()
+    /// The stream of `way` ends with what was said in it.
+    pub(crate) fn note_end_of_stream(&mut self, way: Way) {
+        self.pipe(way).ends = true;
     }
 
-    fn receiver_end(&self, way: Way) -> End {
+    /// What was written and not delivered is lost; whether there was anything.
+    pub(crate) fn drop_waiting(&mut self, way: Way) -> bool {
+        let pipe = self.pipe(way);
+        pipe.ends = false;
+        let waited = !pipe.waiting.is_empty();
+        pipe.waiting.clear();
+        waited
+    }
+
+    /// Whether nothing on the way has cut it or forgotten it.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.is_forgotten && self.proxy.is_none_or(|through| !through.is_cut)
+    }
+
+    pub(crate) fn receiver_end(&self, way: Way) -> End {
         match way {
             Way::Up => self.server_end,
             Way::Down => self.agent_end,
@@ -162,11 +188,22 @@ impl Conn {
 #[derive(Debug, Default)]
 pub(crate) struct Network {
     pub(crate) conns: BTreeMap<ConnId, Conn>,
+    pub(crate) proxies: Vec<Proxy>,
+    /// Requests of long-poll of which anything is still under way.
+    pub(crate) exchanges: BTreeMap<ExchangeId, Exchange>,
+    pub(crate) requests_made: u64,
+    /// Servers' ends of long-poll tunnels, by slot.
+    pub(crate) tunnels: BTreeMap<u32, ServerTunnel>,
+    pub(crate) tunnels_begun: u32,
     links: BTreeMap<(usize, usize), Link>,
     opened: u64,
 }
 
 impl Network {
+    pub(crate) fn new(proxies: Vec<Proxy>) -> Self {
+        Self { proxies, ..Self::default() }
+    }
+
     pub(crate) fn link(&self, agent: usize, server: usize) -> Link {
         self.links.get(&(agent, server)).copied().unwrap_or_default()
     }
@@ -181,6 +218,13 @@ impl World {
     pub(crate) fn connect(&mut self, agent: usize, server: usize) -> ConnId {
         let id = ConnId(self.network.opened);
         self.network.opened += 1;
+        let (road, proxy) = self.draw_road(agent);
+        let carriage = match road.road {
+            Road::Tcp => Carriage::Straight,
+            Road::WebSocket => Carriage::Frames(Box::new(Frames::new(self.now_ms))),
+            Road::LongPoll => Carriage::Requests(Box::default()),
+        };
+        let passed_ms = self.now_ms;
         let conn = Conn {
             agent,
             server,
@@ -188,6 +232,10 @@ impl World {
             channel: None,
             agent_end: End::Opening,
             server_end: End::Opening,
+            carriage,
+            road,
+            proxy: proxy.map(|proxy| Through { proxy, is_cut: false, passed_ms }),
+            agent_closed_ms: None,
             session: None,
             is_forgotten: false,
             is_choked: false,
@@ -207,7 +255,8 @@ impl World {
     pub(crate) fn on_connect_meets(&mut self, id: ConnId) {
         let Some(conn) = self.network.conns.get(&id) else { return };
         let server = conn.server;
-        let passes = self.passes(id, Way::Up) && self.passes(id, Way::Down);
+        let has_proxy = conn.proxy.is_none_or(|through| self.network.proxies[through.proxy].is_up);
+        let passes = has_proxy && self.passes(id, Way::Up) && self.passes(id, Way::Down);
         let event = if passes && self.servers[server].is_listening() {
             Event::Connected { conn: id }
         } else {
@@ -226,17 +275,28 @@ impl World {
         if !self.servers[server].is_listening() || conn.server_end == End::Closed {
             return self.on_connect_fails(id);
         }
-        let now_ms = self.now_ms;
-        if let Some(conn) = self.network.conns.get_mut(&id) {
-            conn.agent_end = End::Open;
-            conn.agent_heard_ms = now_ms;
+        if conn.is_long_poll() {
+            return self.open_tunnel(id);
         }
-        self.after(PROBE_AFTER_MS, Event::Probe { conn: id });
+        self.begin_probes(id);
         self.after(HANDSHAKE_MS, Event::HandshakeOver { conn: id });
-        self.say(format_args!("agent {agent} is connected to server {}", server + 1));
+        self.begin_idleness(id);
+        self.begin_pings(id);
         // The handshake's last message is on its way; the hello follows it, or comes with it.
         self.arm(id, Way::Up);
-        self.tell_agent(agent, AgentInput::Connected { road: RoadTaken::tcp() });
+        self.say(format_args!("the way of agent {agent} leads to server {}", server + 1));
+        self.on_stands(id);
+    }
+
+    /// The agent's end stands.
+    pub(crate) fn on_stands(&mut self, id: ConnId) {
+        let now_ms = self.now_ms;
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        conn.agent_end = End::Open;
+        conn.agent_heard_ms = now_ms;
+        let (agent, server, road) = (conn.agent, conn.server, conn.road.clone());
+        self.say(format_args!("agent {agent} is connected to server {}: {:?}", server + 1, road.road));
+        self.tell_agent(agent, AgentInput::Connected { road });
     }
 
     pub(crate) fn on_connect_fails(&mut self, id: ConnId) {
@@ -248,13 +308,28 @@ impl World {
         }
     }
 
-    /// A side writes.
+    /// A side says something.
     pub(crate) fn write(&mut self, id: ConnId, way: Way, bytes: &[u8]) {
+        let Some(conn) = self.network.conns.get(&id) else { return };
+        match (&conn.carriage, way) {
+            (Carriage::Straight, _) => self.write_raw(id, way, bytes),
+            (Carriage::Frames(_), _) => {
+                let framed = self.frame(id, way, bytes);
+                self.write_raw(id, way, &framed);
+            }
+            (Carriage::Requests(_), Way::Up) => self.say_up(id, bytes),
+            (Carriage::Requests(_), Way::Down) => self.say_down(id, bytes),
+        }
+    }
+
+    /// A side writes.
+    pub(crate) fn write_raw(&mut self, id: ConnId, way: Way, bytes: &[u8]) {
         let now_ms = self.now_ms;
+        let is_acknowledged = self.reaches_proxy(id, way);
         let Some(conn) = self.network.conns.get_mut(&id) else { return };
         let pipe = conn.pipe(way);
         pipe.waiting.extend(bytes);
-        if pipe.unacknowledged_since.is_none() {
+        if pipe.unacknowledged_since.is_none() && !is_acknowledged {
             pipe.unacknowledged_since = Some(now_ms);
             self.after(way.user_timeout_ms(), Event::Unacknowledged { conn: id, way, since_ms: now_ms });
         }
@@ -262,12 +337,12 @@ impl World {
     }
 
     /// Sees to it that what waits is delivered.
-    fn arm(&mut self, id: ConnId, way: Way) {
+    pub(crate) fn arm(&mut self, id: ConnId, way: Way) {
         let latency_ms = self.latency_ms();
         self.arm_after(id, way, latency_ms);
     }
 
-    fn arm_after(&mut self, id: ConnId, way: Way, after_ms: u64) {
+    pub(crate) fn arm_after(&mut self, id: ConnId, way: Way, after_ms: u64) {
         let Some(conn) = self.network.conns.get_mut(&id) else { return };
         let pipe = conn.pipe(way);
         if !pipe.is_armed {
@@ -279,13 +354,17 @@ impl World {
     /// Whether a packet that is on its way now arrives.
     pub(crate) fn passes(&self, id: ConnId, way: Way) -> bool {
         let Some(conn) = self.network.conns.get(&id) else { return false };
-        let link = self.network.link(conn.agent, conn.server);
+        conn.is_whole() && self.way_passes(conn.agent, conn.server, way)
+    }
+
+    /// Whether anything that is on its way now arrives.
+    pub(crate) fn way_passes(&self, agent: usize, server: usize, way: Way) -> bool {
+        let link = self.network.link(agent, server);
         let link_passes = match way {
             Way::Up => link.up_passes,
             Way::Down => link.down_passes,
         };
-        let has_power = self.machines[conn.agent].has_power() && self.hosts[conn.server].has_power();
-        link_passes && !conn.is_forgotten && has_power
+        link_passes && self.machines[agent].has_power() && self.hosts[server].has_power()
     }
 
     /// Some of what waits arrives.
@@ -295,6 +374,7 @@ impl World {
         }
         let passes = self.passes(id, way);
         let answers_pass = self.passes(id, way.back());
+        let is_acknowledged = self.reaches_proxy(id, way);
         let trickles = way == Way::Down && self.machine_of(id).is_some_and(|machine| machine.reads_slowly);
         let Some(conn) = self.network.conns.get_mut(&id) else { return };
         conn.pipe(way).is_armed = false;
@@ -332,17 +412,37 @@ impl World {
         let Some(conn) = self.network.conns.get_mut(&id) else { return };
         let pipe = conn.pipe(way);
         let delivered: Vec<u8> = pipe.waiting.drain(..count).collect();
-        pipe.heard.extend(delivered);
         let is_left = !pipe.waiting.is_empty();
-        if answers_pass {
+        if is_acknowledged {
+            pipe.unacknowledged_since = None;
+        } else if answers_pass {
             pipe.unacknowledged_since = is_left.then_some(now_ms);
         }
         if way == Way::Down || answers_pass {
             conn.agent_heard_ms = now_ms;
             conn.probes = 0;
         }
+        self.note_passed(id);
+        let (data, is_closed) = self.unframe(id, way, delivered);
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        conn.pipe(way).heard.extend(data);
         self.hear_frames(id, way);
+        if is_closed {
+            return self.on_end(id, way);
+        }
         self.after_delivery(id, way, is_left, trickles);
+    }
+
+    /// Bytes of a stream have come by long-poll, its last ones perhaps.
+    pub(crate) fn hear_stream(&mut self, id: ConnId, way: Way, bytes: Vec<u8>, is_all: bool) {
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        let pipe = conn.pipe(way);
+        pipe.heard.extend(bytes);
+        let is_over = is_all && pipe.ends && pipe.heard.pop_if(|last| *last == CLOSE_NOTIFY).is_some();
+        self.hear_frames(id, way);
+        if is_over {
+            self.on_end(id, way);
+        }
     }
 
     /// The server reads on from a connection that it held.
@@ -394,159 +494,12 @@ impl World {
         }
     }
 
-    /// Something came for a connection that the receiver's machine does not know: it says so.
-    fn on_unknown_connection(&mut self, id: ConnId, way: Way) {
-        let Some(conn) = self.network.conns.get_mut(&id) else { return };
-        let pipe = conn.pipe(way);
-        pipe.waiting.clear();
-        pipe.ends = false;
-        let back = way.back();
-        let latency_ms = self.latency_ms();
-        self.after(latency_ms, Event::Reset { conn: id, way: back });
-        self.forget_if_over(id);
-    }
-
-    /// The other side's end has arrived.
-    fn on_end(&mut self, id: ConnId, way: Way) {
-        self.count_cut_frame(id, way);
-        match way {
-            Way::Up => self.lose_at_server(id, CloseReason::PeerClosed),
-            Way::Down => self.lose_at_agent(id, "the server closed"),
-        }
-    }
-
-    /// A reset arrives, or gets lost.
-    pub(crate) fn on_reset(&mut self, id: ConnId, way: Way) {
-        if !self.passes(id, way) {
-            return;
-        }
-        self.count_cut_frame(id, way);
-        match way {
-            Way::Up => self.lose_at_server(id, CloseReason::Reset),
-            Way::Down => self.lose_at_agent(id, "reset by the server"),
-        }
-    }
-
-    /// What a side sent was not acknowledged in time.
-    pub(crate) fn on_unacknowledged(&mut self, id: ConnId, way: Way, since_ms: u64) {
-        let Some(conn) = self.network.conns.get_mut(&id) else { return };
-        if conn.pipe(way).unacknowledged_since != Some(since_ms) {
-            return;
-        }
-        match way {
-            Way::Down if conn.server_end == End::Open => self.lose_at_server(id, CloseReason::Unreachable),
-            Way::Up if conn.agent_end == End::Open => self.lose_at_agent(id, "not acknowledged in time"),
-            _ => {}
-        }
-    }
-
-    /// The agent's TCP asks whether the other side is still there.
-    pub(crate) fn on_probe(&mut self, id: ConnId) {
-        let is_round_trip = self.passes(id, Way::Up) && self.passes(id, Way::Down);
-        let now_ms = self.now_ms;
-        let Some(conn) = self.network.conns.get_mut(&id).filter(|conn| conn.agent_end == End::Open) else {
-            return;
-        };
-        let silent_ms = now_ms - conn.agent_heard_ms;
-        if silent_ms < PROBE_AFTER_MS {
-            self.after(PROBE_AFTER_MS - silent_ms, Event::Probe { conn: id });
-        } else if conn.up.unacknowledged_since.is_some() {
-            // While bytes are under way TCP repeats those, and asks nothing.
-            self.after(PROBE_EVERY_MS, Event::Probe { conn: id });
-        } else if is_round_trip && conn.server_end != End::Closed {
-            conn.agent_heard_ms = now_ms;
-            conn.probes = 0;
-            self.after(PROBE_AFTER_MS, Event::Probe { conn: id });
-        } else if is_round_trip || conn.probes == PROBES_MAX {
-            self.tally.count(Kind::ProbeFoundDead);
-            self.lose_at_agent(id, "found dead by a probe");
-        } else {
-            conn.probes += 1;
-            self.after(PROBE_EVERY_MS, Event::Probe { conn: id });
-        }
-    }
-
-    /// The server waits no longer for a handshake.
-    pub(crate) fn on_handshake_over(&mut self, id: ConnId) {
-        let Some(conn) = self.network.conns.get_mut(&id) else { return };
-        if conn.server_end == End::Opening {
-            self.end_server_side(id, Farewell::Reset);
-        }
-    }
-
-    /// The server's end is gone for a reason that its hub hears of.
-    fn lose_at_server(&mut self, id: ConnId, reason: CloseReason) {
-        let Some(conn) = self.network.conns.get_mut(&id) else { return };
-        let (server, shard, was) = (conn.server, conn.shard, conn.server_end);
-        let channel = conn.channel;
-        self.end_server_side(id, Farewell::Reset);
-        if let (End::Open, Some(channel)) = (was, channel) {
-            self.lose_channel(server, shard, channel, reason);
-        }
-    }
-
-    /// The agent's end is gone and the agent hears of it.
-    fn lose_at_agent(&mut self, id: ConnId, reason: &str) {
-        let Some(conn) = self.network.conns.get_mut(&id) else { return };
-        let (agent, was) = (conn.agent, conn.agent_end);
-        self.end_agent_side(id, Farewell::Reset);
-        if was == End::Open {
-            self.machines[agent].conn = None;
-            self.say(format_args!("agent {agent} loses its connection: {reason}"));
-            self.tell_agent(agent, AgentInput::Disconnected { reason: reason.to_owned() });
-        }
-    }
-
-    /// The server's side closes.
-    pub(crate) fn end_server_side(&mut self, id: ConnId, farewell: Farewell) {
-        let Some(conn) = self.network.conns.get_mut(&id) else { return };
-        conn.server_end = End::Closed;
-        conn.up.waiting.clear();
-        self.end_side(id, Way::Down, farewell);
-    }
-
-    /// The agent's side closes.
-    pub(crate) fn end_agent_side(&mut self, id: ConnId, farewell: Farewell) {
-        let Some(conn) = self.network.conns.get_mut(&id) else { return };
-        conn.agent_end = End::Closed;
-        conn.down.waiting.clear();
-        self.end_side(id, Way::Up, farewell);
-    }
-
-    /// What the side that writes `way` does with its last bytes.
-    fn end_side(&mut self, id: ConnId, way: Way, farewell: Farewell) {
-        let latency_ms = self.latency_ms();
-        let Some(conn) = self.network.conns.get_mut(&id) else { return };
-        if conn.receiver_end(way) == End::Closed {
-            return self.forget_if_over(id);
-        }
-        let pipe = conn.pipe(way);
-        match farewell {
-            Farewell::Flushed => {
-                pipe.ends = true;
-                self.arm(id, way);
-            }
-            Farewell::Reset => {
-                pipe.waiting.clear();
-                self.after(latency_ms, Event::Reset { conn: id, way });
-            }
-            Farewell::Silent => {
-                pipe.waiting.clear();
-                pipe.ends = false;
-            }
-        }
-    }
-
-    fn count_cut_frame(&mut self, id: ConnId, way: Way) {
-        if self.network.conns.get_mut(&id).is_some_and(|conn| !conn.pipe(way).heard.is_empty()) {
-            self.tally.count(Kind::FrameCutShort);
-        }
-    }
-
-    fn forget_if_over(&mut self, id: ConnId) {
-        let is_over = |conn: &Conn| conn.agent_end == End::Closed && conn.server_end == End::Closed;
-        if self.network.conns.get(&id).is_some_and(is_over) {
-            self.network.conns.remove(&id);
+    /// Bytes that wait for the agent.
+    pub(crate) fn unsent_bytes(&self, id: ConnId) -> usize {
+        match self.network.conns.get(&id) {
+            Some(Conn { carriage: Carriage::Requests(poll), .. }) => self.kept_bytes(poll.slot),
+            Some(conn) => conn.down.waiting.len(),
+            None => 0,
         }
     }
 
@@ -556,11 +509,19 @@ impl World {
         for id in ids {
             for way in [Way::Up, Way::Down] {
                 let back = way.back();
+                if self.reaches_proxy(id, way)
+                    && let Some(conn) = self.network.conns.get_mut(&id)
+                {
+                    conn.pipe(way).unacknowledged_since = None;
+                }
                 if !self.passes(id, way) {
                     continue;
                 }
                 let answers_pass = self.passes(id, back);
                 let Some(conn) = self.network.conns.get_mut(&id) else { continue };
+                if conn.is_long_poll() {
+                    continue;
+                }
                 let is_opening =
                     way == Way::Up && conn.server_end == End::Opening && conn.agent_end == End::Open;
                 let pipe = conn.pipe(way);
@@ -573,6 +534,7 @@ impl World {
                 }
             }
         }
+        self.retransmit_requests();
     }
 
     /// The place of the machine at the agent's end.

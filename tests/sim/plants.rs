@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const PLANTS_MIN: usize = 25;
 
 /// Parts of the product of which each has a mistake at least, by how the names of their files begin.
-const PARTS: [(&str, &str); 8] = [
+const PARTS: [(&str, &str); 9] = [
     ("spool", "src/spool"),
     ("courier", "src/courier"),
     ("directory", "src/directory"),
@@ -19,6 +19,7 @@ const PARTS: [(&str, &str); 8] = [
     ("broker", "src/broker"),
     ("hub", "hub/src/hub"),
     ("wheel", "hub/src/wheel"),
+    ("tunnel", "http/src/tunnel"),
 ];
 
 /// A patch: the text above it, and for each file its hunks.

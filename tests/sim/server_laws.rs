@@ -260,13 +260,15 @@ impl World {
             row.session
         ));
         let now_ms = self.now_ms;
-        let channel = self.network.conns.values().find_map(|conn| {
+        let found = self.network.conns.values().find_map(|conn| {
             let is_here = (conn.server, conn.shard) == (server, shard) && conn.server_end == End::Open;
             let is_its =
                 self.machines[conn.agent].device == device && conn.session == Some((row.boot, row.session));
-            conn.channel.filter(|_| is_here && is_its)
+            let channel = conn.channel.filter(|_| is_here && is_its)?;
+            Some((channel, conn.road.clone()))
         });
-        let Some(channel) = channel else {
+        self.check_road(row, found.as_ref().map(|(_, road)| road));
+        let Some((channel, _)) = found else {
             return self.violated(format!("device {device} is said to be online, and no connection is its"));
         };
         let Some(process) = self.servers[server].process.as_mut() else { return };

@@ -273,7 +273,9 @@ impl World {
         let simulated = &self.servers[server];
         let Some(process) = simulated.process.as_ref().filter(|_| simulated.life == life) else { return };
         let left: usize = process.shards.iter().map(|own| own.shard.hub().sessions()).sum();
-        if left > 0 && looks < DRAIN_LOOKS_MAX {
+        // Those who wait for a tunnel's bytes get its last ones.
+        let has_tunnels = self.network.tunnels.values().any(|end| end.server == server);
+        if (left > 0 || has_tunnels) && looks < DRAIN_LOOKS_MAX {
             return self.after(DRAIN_LOOK_MS, Event::ServerDrained { server, life, looks: looks + 1 });
         }
         if left > 0 {
@@ -322,8 +324,11 @@ impl World {
             .conns
             .iter()
             .filter(|(_, conn)| conn.server == server && conn.server_end != End::Closed)
+            // A tunnel that is not open yet may still be opened: at the server's next start.
+            .filter(|(_, conn)| conn.server_end == End::Open || !conn.is_long_poll())
             .map(|(id, _)| *id)
             .collect();
+        self.drop_tunnels(server, farewell);
         for id in open {
             self.end_server_side(id, farewell);
         }

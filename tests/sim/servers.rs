@@ -546,9 +546,9 @@ impl World {
 
     fn write_down(&mut self, server: usize, shard: usize, channel: ChannelKey, id: ConnId, bytes: &[u8]) {
         self.write(id, Way::Down, bytes);
-        let high_bytes = self.weather.choked_bytes;
+        let is_above = self.unsent_bytes(id) > self.weather.choked_bytes;
         let Some(conn) = self.network.conns.get_mut(&id) else { return };
-        if !conn.is_choked && conn.unsent_bytes() > high_bytes {
+        if !conn.is_choked && is_above {
             conn.is_choked = true;
             self.tally.count(Kind::Choked);
             if let Some(process) = self.servers[server].process.as_mut() {
@@ -559,9 +559,9 @@ impl World {
 
     /// Bytes have gone out: perhaps there is room again.
     pub(crate) fn note_flow(&mut self, id: ConnId) {
-        let low_bytes = self.weather.choked_bytes / 4;
+        let is_below = self.unsent_bytes(id) < self.weather.choked_bytes / 4;
         let Some(conn) = self.network.conns.get_mut(&id) else { return };
-        if conn.is_choked && conn.unsent_bytes() < low_bytes && conn.server_end == End::Open {
+        if conn.is_choked && is_below && conn.server_end == End::Open {
             conn.is_choked = false;
             let (server, shard) = (conn.server, conn.shard);
             if let Some(channel) = conn.channel {
@@ -584,7 +584,10 @@ impl World {
             self.count_close(reason);
         }
         self.free_channel(server, shard, channel);
-        self.end_server_side(id, if reason.flushes() { Farewell::Flushed } else { Farewell::Reset });
+        self.end_server_side(
+            id,
+            if reason.flushes() || self.is_in_tunnel(id) { Farewell::InOrder } else { Farewell::Reset },
+        );
     }
 
     /// Why an older session ended: by a letter, by a newer one on its shard, or since the site said so.
@@ -605,10 +608,18 @@ impl World {
         }
     }
 
+    fn is_in_tunnel(&self, id: ConnId) -> bool {
+        self.network.conns.get(&id).is_some_and(Conn::is_long_poll)
+    }
+
     /// The shard takes no more from a channel for now.
     fn on_hold(&mut self, server: usize, shard: usize, channel: ChannelKey) {
         let Some(id) = self.conn_of(server, shard, channel) else { return };
         self.tally.count(Kind::ChannelHeld);
+        if self.is_in_tunnel(id) {
+            // Its requests are refused as long.
+            return;
+        }
         if let Some(conn) = self.network.conns.get_mut(&id) {
             conn.is_held = true;
         }

@@ -21,6 +21,7 @@ use bgb_manager::orders::{Answer, Order};
 use bgb_manager::verifier::Verifier;
 use bgb_protocol::api::{AddDevices, ErrorBody};
 use bgb_protocol::ids::{BootId, DeviceId, ServerId, SessionNumber, SiteCode, TaskId, UnixMillis};
+use bgb_protocol::message::RoadTaken;
 use bgb_protocol::signature::{SigningKey, TrustedKeys};
 use bgb_protocol::state::TaskState;
 use bgb_site::init::{InitOptions, ServerOptions, server_add, site_init};
@@ -247,6 +248,12 @@ impl Site {
         }
         let ServerId(server) = presence.server?;
         Some((server as usize - 1, presence.boot?, presence.session?))
+    }
+
+    /// By which road the site has the device come.
+    pub(crate) fn road_shown(&self, device: DeviceId) -> Option<RoadTaken> {
+        let reader = Reader::open(&self.folder.database()).expect("the database can be read");
+        reader.read().device(device).expect("the database can be read")?.presence.road
     }
 
     /// Devices that the site shows as online, or as gone, and with which session.

@@ -21,6 +21,8 @@ use crate::forger::HeardPush;
 use crate::hosts::Host;
 use crate::model::Model;
 use crate::network::{ConnId, Network, Way};
+use crate::proxies::Proxy;
+use crate::requests::ExchangeId;
 use crate::restore::Copy;
 use crate::servers::{SERVERS, SimServer};
 use crate::site::Site;
@@ -46,6 +48,24 @@ pub(crate) enum Event {
     Probe { conn: ConnId },
     HandshakeOver { conn: ConnId },
     LinkHeals { agent: usize, server: usize, cuts: u64 },
+    // frames.rs and proxies.rs
+    PingDue { conn: ConnId },
+    ProxyTiresOf { conn: ConnId },
+    ProxyTells { conn: ConnId, way: Way },
+    ProxyIsBack { proxy: usize },
+    // longpoll.rs and requests.rs
+    LaneTurn { conn: ConnId },
+    TunnelRead { conn: ConnId },
+    PartingOver { conn: ConnId },
+    RequestComes { exchange: ExchangeId, copy: usize },
+    RequestUnmet { exchange: ExchangeId },
+    RequestLost { exchange: ExchangeId, way: Way },
+    RequestOverdue { exchange: ExchangeId },
+    GatewayAnswers { exchange: ExchangeId, status: Option<u16> },
+    AnswerComes { exchange: ExchangeId },
+    // tunnels.rs
+    TunnelAnswers { slot: u32 },
+    TunnelTime { slot: u32 },
     // agents.rs
     DeviceStarts { agent: usize, starts: u64 },
     ActionEnds { agent: usize, task: TaskId, serial: u64 },
@@ -180,6 +200,7 @@ impl World {
         let servers = (0..SERVERS).map(|server| SimServer::new(server, &weather)).collect();
         let mut model = Model::default();
         model.devices.extend(machines.iter().map(|machine: &Machine| machine.device));
+        let network = Network::new(Proxy::all(&weather));
         let hosts = (0..SERVERS).map(|_| Host::new()).collect();
         Self {
             now_ms: 0,
@@ -188,7 +209,7 @@ impl World {
             machines,
             servers,
             hosts,
-            network: Network::default(),
+            network,
             site: Site::new(),
             model,
             peace_tasks: Vec::new(),
@@ -268,6 +289,21 @@ impl World {
             Event::Probe { conn } => self.on_probe(conn),
             Event::HandshakeOver { conn } => self.on_handshake_over(conn),
             Event::LinkHeals { agent, server, cuts } => self.on_link_heals(agent, server, cuts),
+            Event::PingDue { conn } => self.on_ping_due(conn),
+            Event::ProxyTiresOf { conn } => self.on_proxy_tires_of(conn),
+            Event::ProxyTells { conn, way } => self.on_proxy_tells(conn, way),
+            Event::ProxyIsBack { proxy } => self.on_proxy_is_back(proxy),
+            Event::LaneTurn { conn } => self.on_lane_turn(conn),
+            Event::TunnelRead { conn } => self.on_tunnel_read(conn),
+            Event::PartingOver { conn } => self.finish_parting(conn),
+            Event::RequestComes { exchange, copy } => self.on_request_comes(exchange, copy),
+            Event::RequestUnmet { exchange } => self.on_request_unmet(exchange),
+            Event::RequestLost { exchange, way } => self.on_request_lost(exchange, way),
+            Event::RequestOverdue { exchange } => self.on_request_overdue(exchange),
+            Event::GatewayAnswers { exchange, status } => self.on_gateway_answers(exchange, status),
+            Event::AnswerComes { exchange } => self.on_answer_comes(exchange),
+            Event::TunnelAnswers { slot } => self.on_tunnel_answers(slot),
+            Event::TunnelTime { slot } => self.on_tunnel_time(slot),
             Event::DeviceStarts { agent, starts } => self.on_device_starts(agent, starts),
             Event::ActionEnds { agent, task, serial } => self.on_action_ends(agent, task, serial),
             Event::PowerFails { agent } => self.on_power_fails(agent),

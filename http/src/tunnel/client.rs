@@ -121,6 +121,8 @@ pub struct Tunnel {
     /// What the server has not taken, the first byte with offset `up_from`.
     up: VecDeque<u8>,
     up_from: u64,
+    /// Where the last POST began.
+    posted_from: u64,
     post: Course,
     post_bytes_max: usize,
     stalls: u32,
@@ -146,6 +148,7 @@ impl Tunnel {
             id: None,
             up: VecDeque::new(),
             up_from: 0,
+            posted_from: 0,
             post: Course::Free,
             post_bytes_max: POST_BYTES_MAX,
             stalls: 0,
@@ -216,6 +219,7 @@ impl Tunnel {
             return None;
         }
         self.post = Course::UnderWay;
+        self.posted_from = self.up_from;
         let target = match &self.id {
             Some(id) => format!("{PATH}/{id}?from={}", self.up_from),
             None => PATH.to_owned(),
@@ -294,14 +298,14 @@ impl Tunnel {
     }
 
     fn on_posted(&mut self, head: &ResponseHead) -> Result<Next, Fault> {
-        let before = self.up_from;
         let received = self.note_received(head)?.ok_or(Fault::Field("Bgb-Received"))?;
-        if received < before {
+        // The answer to a GET may have come first and said as much: an answer is held against its own POST.
+        if received < self.posted_from {
             // What it took it has forgotten, and so have we.
             let most = self.up_from + self.up.len() as u64;
-            return Err(Fault::Received { received, least: before, most });
+            return Err(Fault::Received { received, least: self.posted_from, most });
         }
-        if self.up_from > before {
+        if received > self.posted_from {
             self.stalls = 0;
         } else if !self.up.is_empty() {
             self.stalls += 1;

@@ -13,6 +13,8 @@ use crate::arguments::{Command, RoadsArguments, RunArguments};
 const P99_MARGIN_MS: f64 = 2.0;
 /// How many times TCP's memory of a connection at rest a road's may be, by its name. Long-poll has no goal: its sockets are two, and there when they are needed.
 const MEMORY_TIMES: [(&str, f64); 2] = [("ws_http", 1.3), ("ws_https", 1.6)];
+/// How long connections have rested when memory is measured: as long as in the bench of that.
+const REST_SECONDS: u64 = 13;
 /// The roads through HTTP.
 const ROADS: [&str; 4] = ["ws_http", "ws_https", "longpoll_http", "longpoll_https"];
 
@@ -23,7 +25,7 @@ const ROADS: [&str; 4] = ["ws_http", "ws_https", "longpoll_http", "longpoll_http
 pub(super) fn measure(run: &RunArguments) -> anyhow::Result<Outcome> {
     // Its latencies are those of five roads: nobody could tell them apart in one picture.
     let run = RunArguments { plots: None, hgrm: None, ..run.clone() };
-    let arguments = RoadsArguments { run, rounds: 3, seconds: 13, rest_seconds: 10 };
+    let arguments = RoadsArguments { run, rounds: 3, seconds: 13, rest_seconds: REST_SECONDS };
     let result = whole(&Command::Roads(arguments))?;
     judge(&result["figures"]["roads"], &result["agents"])
 }

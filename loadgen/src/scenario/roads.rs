@@ -18,7 +18,7 @@ use crate::scenario::trickle::{Trickled, trickle};
 
 /// Connections of a server that is compared with, or half of all.
 const FEW: usize = 100;
-/// What connecting left behind settles within this.
+/// What connecting left behind settles within this, before tasks are ordered.
 const SETTLE_NS: u64 = 3 * SECOND_NS;
 /// Tasks to single devices are so far apart: each is valid for a minute, and a site has 1,000 at a time.
 const GAP_NS: u64 = SECOND_NS / 16;
@@ -65,7 +65,7 @@ pub(super) fn run(mut run: Run, arguments: &RoadsArguments) -> anyhow::Result<Va
     ensure!(run.lab.is_some(), "roads are compared at a site of the run's own: leave --site out");
     ensure!(run.agents() > 1, "--agents is 2 at least");
     let all = run.agents();
-    let rest_ns = SETTLE_NS + arguments.rest_seconds * SECOND_NS;
+    let rest_ns = arguments.rest_seconds * SECOND_NS;
     let tasks = (arguments.seconds * SECOND_NS / GAP_NS).max(1);
     let mut roads = Way::ALL.map(Measured::of);
     for road in &mut roads {

@@ -299,6 +299,23 @@ fn the_answer_to_a_get_tells_what_a_lost_post_has_brought() {
 }
 
 #[test]
+fn answers_to_gets_that_come_first_are_no_stall() {
+    let (mut tunnel, mut model) = open();
+    for _ in 0..=STALLS_MAX {
+        tunnel.send(b"result");
+        let post = tunnel.poll_request(Lane::Post, 60).unwrap();
+        let posted = model.answer(&post, post.body.len());
+        tunnel.send(b"more");
+        model.said.extend_from_slice(b"kept");
+        let get = tunnel.poll_request(Lane::Get, 60).unwrap();
+        let heard = model.answer(&get, 0);
+        assert_eq!(tunnel.handle_answer(Lane::Get, &heard.0, &heard.1), Ok(Next::GoOn));
+        assert_eq!(tunnel.handle_answer(Lane::Post, &posted.0, &posted.1), Ok(Next::GoOn));
+        assert!(!tunnel.is_taken(), "there is more to send");
+    }
+}
+
+#[test]
 fn less_is_sent_where_less_is_taken_and_nothing_where_nothing_is() {
     let (mut tunnel, _) = open();
     assert_eq!(tunnel.send(&vec![7; 2 * UP_BYTES_MAX]), UP_BYTES_MAX);
