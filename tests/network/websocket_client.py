@@ -22,8 +22,8 @@ async def garbage(socket):
 
 
 async def fragments(socket):
-    """The same in three frames of one message."""
-    return await say(socket, [b"this is ", b"no ", b"ClientHello"])
+    """The same in three frames of one message: a record of TLS whose last byte is at fault."""
+    return await say(socket, [b"\x16\x03", b"\x01\x00\x04\x01", b"\x00\x00\x00"])
 
 
 async def text(socket):
