@@ -18,19 +18,17 @@ TLS.verify_mode = ssl.CERT_NONE
 
 async def garbage(socket):
     """A binary message that is no TLS: an answer, and an end."""
-    await socket.send(b"this is no ClientHello")
-    return await rest(socket)
+    return await say(socket, b"this is no ClientHello")
 
 
 async def fragments(socket):
-    """The same in three frames of one message, with a ping among them."""
-    await socket.send([b"this is ", b"no ", b"ClientHello"])
-    return await rest(socket)
+    """The same in three frames of one message: a record of TLS whose last byte is at fault."""
+    return await say(socket, [b"\x16\x03", b"\x01\x00\x04\x01", b"\x00\x00\x00"])
 
 
 async def text(socket):
-    await socket.send("words")
-    return await rest(socket)
+    """A message of text, which there is none."""
+    return await say(socket, "words")
 
 
 async def ping(socket):
@@ -41,12 +39,8 @@ async def ping(socket):
 
 
 async def long(socket):
-    """One frame of more than 1 MiB; its end may come before all of it is sent."""
-    try:
-        await socket.send(b"x" * (1024 * 1024 + 1))
-    except websockets.ConnectionClosed:
-        pass
-    return await rest(socket)
+    """One frame of more than 1 MiB."""
+    return await say(socket, b"x" * (1024 * 1024 + 1))
 
 
 async def close(socket):
@@ -54,9 +48,13 @@ async def close(socket):
     return {"code": socket.close_code}
 
 
-async def rest(socket):
-    """All that comes until the server ends it."""
+async def say(socket, message):
+    """Sends a message, whose end may find the server gone; all that comes until it ends."""
     heard = b""
+    try:
+        await socket.send(message)
+    except websockets.ConnectionClosed:
+        pass
     try:
         while True:
             message = await asyncio.wait_for(socket.recv(), 20)
