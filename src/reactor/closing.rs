@@ -98,6 +98,7 @@ impl Reactor {
         if let ChannelState::Closing(reason) = channel.state {
             if let Some(socket) = channel.socket().and_then(|key| self.sockets.tenant_mut(key)) {
                 socket.shutdown();
+                socket.read_over(&mut self.scratch.received);
             }
             self.end(now, channel_key, reason);
         }

@@ -26,6 +26,9 @@ pub const UNSENT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes sent that a buffer may still hold at its front: moving what is behind them for less would cost more than it frees.
 const SENT_BYTES_KEPT: usize = 64 * 1024;
 
+/// Reads of what a peer said that is let go: as much as a kernel holds of it as a rule.
+const READ_OVER_MAX: usize = 4;
+
 /// How long the kernel may hold bytes that the peer does not acknowledge (TCP_USER_TIMEOUT, RFC 5482): so soon a peer
 /// that vanished without a word is found when something is sent to it.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -230,6 +233,17 @@ impl Socket {
         // It fails only where the connection is gone, which is what it is for.
         let _ = self.stream.shutdown(std::net::Shutdown::Write);
     }
+
+    /// Reads over what has come, by way of `room`. A kernel that closes a connection with bytes that nobody has read resets it, and the peer may
+    /// lose what was said to it last.
+    pub fn read_over(&mut self, room: &mut [u8]) {
+        for _ in 0..READ_OVER_MAX {
+            match self.stream.read(room) {
+                Ok(bytes) if bytes == room.len() => {}
+                _ => return,
+            }
+        }
+    }
 }
 
 impl Unsent {
@@ -316,6 +330,21 @@ mod tests {
             socket.flush();
         }
         assert_eq!(&read[written..], [[1; 10], [2; 10]].concat());
+    }
+
+    #[test]
+    fn whoever_has_said_more_than_was_read_hears_the_last_words_all_the_same() {
+        let (mut socket, mut reader) = connected();
+        std::io::Write::write_all(&mut reader, &[7; 10_000]).unwrap();
+        // It has come when a byte of it can be seen.
+        while !socket.stream.peek(&mut [0; 10_000]).is_ok_and(|bytes| bytes == 10_000) {}
+        assert!(matches!(socket.write(b"last words"), Flushed::Empty));
+        socket.shutdown();
+        socket.read_over(&mut [0; 64 * 1024]);
+        drop(socket);
+        let mut heard = Vec::new();
+        reader.read_to_end(&mut heard).unwrap();
+        assert_eq!(heard, b"last words");
     }
 
     #[test]

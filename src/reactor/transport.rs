@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What a socket speaks is settled step by step: a proxy says whose connection it is, HTTPS shakes hands, a request asks for a WebSocket. The steps are the
-//! reactor's ([`super::web`], [`super::tunnels`]); here is what is kept between two of them.
+//! reactor's (`web.rs`, `tunnels.rs`); here is what is kept between two of them.
 
 use bgb_http::requests::Requests;
 use bgb_http::tunnel::TunnelId;
