@@ -299,18 +299,16 @@ impl Ladder {
         is_recent && was_last && now.boot_ms < self.tcp_only_until_ms && allowed.contains(&Rung::TCP)
     }
 
-    /// What worked last, then the others, the best first; those that bear no silence are left out, unless nothing else is there.
+    /// What worked last, then the others, the best first; those that bear no silence come last, since they are better than none.
     fn order(&self, allowed: &[Rung], now: Moment) -> VecDeque<Rung> {
         let is_fit =
             |rung: &Rung| rung.road != Road::WebSocket || self.idle(*rung, now.own).ping_every().is_some();
-        let mut order: VecDeque<_> = allowed.iter().copied().filter(is_fit).collect();
-        if order.is_empty() {
-            order.extend(allowed);
-        }
+        let (mut order, unfit): (VecDeque<_>, VecDeque<_>) = allowed.iter().copied().partition(is_fit);
         let worked = self.memory.worked.and_then(|rung| order.iter().position(|other| *other == rung));
         if let Some(rung) = worked.and_then(|at| order.remove(at)) {
             order.push_front(rung);
         }
+        order.extend(unfit);
         order
     }
 
