@@ -3,7 +3,7 @@
 //! ```text
 //!            due           stands               the session asks to connect
 //!   (none) ------> trying --------> standing -------------------------------> the session's; the former one ends
-//!                    \  failed          \  8 s, or its end
+//!                    \  failed          \  8 s, or its end: the session stays
 //!                     +------------------+--> (none)
 //! ```
 //!

@@ -278,7 +278,10 @@ impl Ladder {
             Stage::Welcomed(since_ms) => {
                 let lasted_ms = now.boot_ms.saturating_sub(since_ms);
                 if rung == Rung::TCP {
-                    self.tcp_only = TcpOnly::FromNext;
+                    // Whoever has come from a good road over HTTP and is cut off at once goes back there.
+                    if lasted_ms >= HOLDS_MS || end == End::Wanted {
+                        self.tcp_only = TcpOnly::FromNext;
+                    }
                     self.note_tcp(now.own);
                     if lasted_ms >= TCP_IS_GOOD_MS {
                         self.probe_wait_ms = PROBE_MS;

@@ -271,6 +271,19 @@ fn a_probe_that_is_taken_and_never_welcomed_leads_back_to_what_worked() {
 }
 
 #[test]
+fn a_probe_that_is_welcomed_and_cut_off_at_once_does_not_have_tcp_waited_for() {
+    let mut ladder = ladder();
+    let moved_ms = 2 * TCP_ONLY_MS;
+    sign_in(&mut ladder, websocket(), at(moved_ms - 1_000));
+    ladder.on_probe_worked();
+    ladder.on_ended(End::Wanted, at(moved_ms));
+    ladder.on_connected(Rung::TCP, None);
+    ladder.on_welcome(at(moved_ms));
+    ladder.on_ended(End::Lost, at(moved_ms + HOLDS_MS - 1));
+    assert_eq!(climb(&mut ladder, at(moved_ms + HOLDS_MS)), all_from(0));
+}
+
+#[test]
 fn where_tcp_is_not_allowed_it_is_not_probed() {
     let mut ladder = ladder();
     ladder.begin(SERVER, &Rung::ALL[1..], at(0));
