@@ -166,6 +166,9 @@ fn whoever_had_tcp_within_a_day_waits_ten_minutes_for_it() {
     };
     assert_eq!(begin(DAY_MS - 2 * TCP_AT_STEP_MS), 1);
     assert_eq!(begin(DAY_MS), 9);
+    // Nor where the agent's own time was ahead when it was noted.
+    let now = Moment { boot_ms: 0, own: UnixMillis(at(lost_ms).own.0 - DAY_MS) };
+    assert_eq!(climb(&mut Ladder::new(ladder.memory().clone(), now, Random::new(1)), now).len(), 9);
 }
 
 #[test]
