@@ -102,6 +102,8 @@ pub enum Input {
     /// There is a better road to the server than the connection's: the session ends as soon as nothing that it has said waits for an answer, and
     /// asks to connect again at once.
     RoadBetter,
+    /// The better road is there no more: the session stays where it is.
+    RoadGone,
     /// An action that [`Output::Start`] began has ended.
     Finished {
         /// The task.
@@ -297,6 +299,7 @@ impl Agent {
             }
             Input::Said(message) => self.on_said(now, message)?,
             Input::RoadBetter => self.session.handle_better_road(now.boot_ms),
+            Input::RoadGone => self.session.handle_road_gone(),
             Input::Finished { task, outcome } => self.on_finished(now, task, outcome)?,
             Input::Stop => self.on_stop(),
         }

@@ -137,9 +137,11 @@ impl Driver {
         signals: &Receiver<Signal>,
     ) -> anyhow::Result<()> {
         loop {
-            self.carry_out()?;
             let now = Now::read();
-            self.connections.handle_time(self.agent.own_time(now), now);
+            if let Some(input) = self.connections.handle_time(self.agent.own_time(now), now) {
+                self.agent.handle(now, input)?;
+            }
+            self.carry_out()?;
             self.metrics.note(&self.agent);
             let deadlines = [self.agent.next_deadline(), self.connections.next_deadline()];
             let sleep = deadlines.into_iter().flatten().min().map_or(SLEEP_MAX, |deadline_ms| {

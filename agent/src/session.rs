@@ -34,9 +34,11 @@ const BACK_OFF_CAP_MS: u64 = 60_000;
 const SUPERSEDED_CAP_MS: u64 = 15 * 60_000;
 /// A session that lasted this long was a good one: the next back-off begins at its base again.
 const SESSION_IS_GOOD_MS: u64 = 60_000;
-/// Longest that a connection may take to be made: a climb begins its last attempt after 40 s, which has 5 s to connect, 10 s for a proxy's answer
-/// and the outer TLS, 10 s for the upgrade and 10 s for the session's own TLS (docs/protocol.md, 9.7).
-const CONNECT_MS: u64 = CLIMB_MS + 35_000;
+/// Longest that one road may take: 5 s to connect, 10 s for a proxy's answer and the outer TLS, 10 s for the upgrade and 10 s for the session's own
+/// TLS (docs/protocol.md, 9.7).
+const ROAD_MS: u64 = 35_000;
+/// Longest that a connection may take to be made: a climb begins its last attempt after 40 s.
+const CONNECT_MS: u64 = CLIMB_MS + ROAD_MS;
 /// Longest from hello to welcome: three times the 10 s that a server gives a hello.
 const WELCOME_MS: u64 = 30_000;
 /// Longest from a keepalive to its answer, as the server's TCP_USER_TIMEOUT (docs/promises.md, Presence).
@@ -83,10 +85,10 @@ struct Active {
     /// When the server is asked whether it is still there: something was said, and nothing heard since.
     ask_ms: Option<u64>,
     abilities: Abilities,
-    /// When the session is to make place for a new one.
+    /// When the session is to make place for one with a new ticket.
     renew_ms: u64,
-    /// What it is to be replaced for.
-    renew_for: Parting,
+    /// Since when there has been a better road, where there is one.
+    better_road_ms: Option<u64>,
     /// The moment within a drain's window that the server gave us.
     slot_secs: Option<u32>,
 }
@@ -175,8 +177,8 @@ impl Session {
                 self.handle_lost(now_ms);
                 Some(Act::Disconnect(Parting::KeepaliveUnanswered))
             }
-            State::Active(active) if now_ms >= active.renew_ms && active.is_quiet() => {
-                let reason = active.renew_for;
+            State::Active(active) if now_ms >= active.leave_ms() && active.is_quiet() => {
+                let reason = active.better_road_ms.map_or(Parting::TicketOld, |_| Parting::RoadBetter);
                 self.failing_since_ms = None;
                 self.state = State::Resting { until_ms: now_ms };
                 Some(Act::Disconnect(reason))
@@ -197,8 +199,8 @@ impl Session {
             State::Connecting { give_up_ms } | State::Greeting { give_up_ms } => Some(*give_up_ms),
             State::Active(active) => {
                 // While a word is on its way, the ticket waits for the answer, or for its being overdue.
-                let renew_ms = if active.is_quiet() { active.renew_ms } else { u64::MAX };
-                let word_ms = active.next_word_ms().min(renew_ms);
+                let leave_ms = if active.is_quiet() { active.leave_ms() } else { u64::MAX };
+                let word_ms = active.next_word_ms().min(leave_ms);
                 Some(active.answer_by_ms.map_or(word_ms, |by_ms| by_ms.min(word_ms)))
             }
             State::Stopped => None,
@@ -251,7 +253,7 @@ impl Session {
             ask_ms: None,
             abilities: welcome.abilities,
             renew_ms: now_ms + self.random.between(*RENEW_MS.start(), *RENEW_MS.end()),
-            renew_for: Parting::TicketOld,
+            better_road_ms: None,
             slot_secs: welcome.reconnect_slot_secs,
         });
         true
@@ -260,7 +262,14 @@ impl Session {
     /// There is a better road to the server: the session makes place for one on that.
     pub(crate) fn handle_better_road(&mut self, now_ms: u64) {
         if let State::Active(active) = &mut self.state {
-            (active.renew_ms, active.renew_for) = (now_ms, Parting::RoadBetter);
+            active.better_road_ms = Some(now_ms);
+        }
+    }
+
+    /// The better road is there no more: the session stays.
+    pub(crate) fn handle_road_gone(&mut self) {
+        if let State::Active(active) = &mut self.state {
+            active.better_road_ms = None;
         }
     }
 
@@ -380,6 +389,11 @@ impl Active {
     /// Whether nothing that was said waits for an answer.
     fn is_quiet(&self) -> bool {
         self.answer_by_ms.is_none() && self.ask_ms.is_none()
+    }
+
+    /// When the session is to make place for another.
+    fn leave_ms(&self) -> u64 {
+        self.better_road_ms.unwrap_or(self.renew_ms)
     }
 
     /// When a keepalive is due: by its interval, or because nothing was heard after what was said. One that waits for its answer

@@ -63,6 +63,7 @@ fn climb(
         }
         let patience = Patience { deadline: began, waker: Some(waker) };
         if patience.is_called_off() {
+            ladder.on_called_off();
             break;
         }
     }

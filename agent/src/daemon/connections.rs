@@ -3,7 +3,7 @@
 //! ```text
 //!            due           stands               the session asks to connect
 //!   (none) ------> trying --------> standing -------------------------------> the session's; the former one ends
-//!                    \  failed          \  8 s, or its end
+//!                    \  failed          \  8 s, or its end: the session stays
 //!                     +------------------+--> (none)
 //! ```
 //!
@@ -23,7 +23,7 @@ use crossbeam_channel::Sender;
 use crate::agent::Input;
 use crate::connection::{Attempt, Connection, Destination, Event, Network};
 use crate::parting::Parting;
-use crate::roads::{Ladder, MemoryFile, Moment, Rung};
+use crate::roads::{End, Ladder, MemoryFile, Moment, Rung};
 
 /// How long a connection that stands waits for its session: a server gives a hello 10 s from the handshake (docs/protocol.md, 5).
 const STANDING_MS: u64 = 8_000;
@@ -42,6 +42,10 @@ pub(super) struct Connections {
     destination: Option<Destination>,
     /// Of the connection that was opened last.
     number: u64,
+    /// That of the last climb which was given up; what it has learned may come yet.
+    given_up: Option<u64>,
+    /// What such a one has learned, while another climbs.
+    late: Option<Box<Ladder>>,
 }
 
 /// A connection, and the number that its events bear.
@@ -73,7 +77,8 @@ impl Connections {
         memory: MemoryFile,
     ) -> Self {
         let (session, probe, leaving, destination, number) = (None, Probe::None, None, None, 0);
-        Self { network, events, ladder, memory, session, probe, leaving, destination, number }
+        let (given_up, late) = (None, None);
+        Self { network, events, ladder, memory, session, probe, leaving, destination, number, given_up, late }
     }
 
     /// Connects, and says so at once where a connection stands already.
@@ -86,7 +91,7 @@ impl Connections {
                 self.ladder.on_connected(Rung::TCP, None);
                 return Some(Input::Connected { road });
             }
-            other => self.end_probe(other),
+            other => drop(self.end_probe(other)),
         }
         self.end_leaving();
         let attempt = Attempt::Climb(Box::new(self.ladder.clone()));
@@ -118,7 +123,14 @@ impl Connections {
 
     /// The session's connection, or the attempt at one, ends, after what was said on it.
     pub(super) fn disconnect(&mut self, reason: Parting, own: UnixMillis, now: Now) {
-        self.note_end(own, now);
+        if reason == Parting::ConnectTimedOut {
+            self.given_up = self.session.as_ref().map(|session| session.number);
+        }
+        let end = match reason {
+            Parting::HelloUnanswered | Parting::KeepaliveUnanswered | Parting::Lost => End::Lost,
+            _ => End::Wanted,
+        };
+        self.note_end(end, own, now);
         let session = self.session.take().map(|session| session.connection);
         if reason == Parting::RoadBetter && matches!(self.probe, Probe::Standing { .. }) {
             self.leaving = session;
@@ -130,10 +142,10 @@ impl Connections {
 
     /// All end: the thread of the session's connection, which has something to say still.
     pub(super) fn end(&mut self, own: UnixMillis, now: Now) -> Option<JoinHandle<()>> {
-        self.note_end(own, now);
+        self.note_end(End::Wanted, own, now);
         self.end_leaving();
         let probe = std::mem::replace(&mut self.probe, Probe::None);
-        self.end_probe(probe);
+        drop(self.end_probe(probe));
         self.session.take().map(|session| session.connection.end())
     }
 
@@ -143,6 +155,7 @@ impl Connections {
             return self.on_probe_event(event, now);
         }
         if self.session.as_ref().is_none_or(|session| session.number != number) {
+            self.on_late_event(number, event);
             return None;
         }
         match event {
@@ -166,7 +179,7 @@ impl Connections {
             }
             Event::Lost(reason) => {
                 self.session = None;
-                self.note_end(own, now);
+                self.note_end(End::Lost, own, now);
                 Some(Input::Disconnected { reason })
             }
         }
@@ -187,9 +200,20 @@ impl Connections {
                 None
             }
             // It has nothing to say before a hello but that it goes away.
-            (_, probe) => {
-                self.end_probe(probe);
-                None
+            (_, probe) => self.end_probe(probe),
+        }
+    }
+
+    /// A connection says something that is the session's no more: a climb that was given up has learned what the next one is to know.
+    fn on_late_event(&mut self, number: u64, event: Event) {
+        if self.given_up == Some(number)
+            && let Event::Failed { ladder: Some(ladder), .. } = event
+        {
+            self.given_up = None;
+            match &self.session {
+                // Its own ladder takes the place of this one when it comes back.
+                Some(_) => self.late = Some(ladder),
+                None => self.ladder.on_late(*ladder),
             }
         }
     }
@@ -197,15 +221,14 @@ impl Connections {
     fn note_said(&mut self, message: &ServerMessage, now: Moment) {
         self.ladder.on_heard();
         match message {
-            ServerMessage::Welcome(welcome) => self.ladder.on_welcome(welcome.reconnect_window_secs, now),
-            ServerMessage::Drain(drain) => self.ladder.on_window(drain.window_secs),
+            ServerMessage::Welcome(_) => self.ladder.on_welcome(now),
             _ => return,
         }
         self.memory.keep(self.ladder.memory());
     }
 
-    fn note_end(&mut self, own: UnixMillis, now: Now) {
-        self.ladder.on_ended(Moment { boot_ms: now.boot_ms, own });
+    fn note_end(&mut self, end: End, own: UnixMillis, now: Now) {
+        self.ladder.on_ended(end, Moment { boot_ms: now.boot_ms, own });
         self.memory.keep(self.ladder.memory());
     }
 
@@ -213,14 +236,18 @@ impl Connections {
         if let Some(ladder) = ladder {
             self.ladder = *ladder;
         }
+        if let Some(late) = self.late.take() {
+            self.ladder.on_late(*late);
+        }
         self.memory.keep(self.ladder.memory());
     }
 
-    /// Tries TCP when that is due, and gives up what waits too long.
-    pub(super) fn handle_time(&mut self, own: UnixMillis, now: Now) {
+    /// Tries TCP when that is due, and gives up what waits too long; what that means for the agent, if anything.
+    pub(super) fn handle_time(&mut self, own: UnixMillis, now: Now) -> Option<Input> {
+        let mut input = None;
         if matches!(&self.probe, Probe::Standing { until_ms, .. } if now.boot_ms >= *until_ms) {
             let probe = std::mem::replace(&mut self.probe, Probe::None);
-            self.end_probe(probe);
+            input = self.end_probe(probe);
         }
         let is_due = self.ladder.probe_due_ms().is_some_and(|due_ms| now.boot_ms >= due_ms);
         if is_due
@@ -231,6 +258,7 @@ impl Connections {
             let destination = Destination { now: own, ..destination };
             self.probe = self.open(destination, Attempt::Probe).map_or(Probe::None, Probe::Trying);
         }
+        input
     }
 
     /// When [`Self::handle_time`] has something to do, in milliseconds since boot.
@@ -246,11 +274,18 @@ impl Connections {
         drop(self.leaving.take().map(Connection::end));
     }
 
-    fn end_probe(&mut self, probe: Probe) {
+    /// Ends a probe; the agent is to know of it where it was told of a better road.
+    fn end_probe(&mut self, probe: Probe) -> Option<Input> {
         match probe {
-            Probe::None => {}
-            Probe::Trying(Numbered { connection, .. })
-            | Probe::Standing { connection: Numbered { connection, .. }, .. } => drop(connection.end()),
+            Probe::None => None,
+            Probe::Trying(Numbered { connection, .. }) => {
+                drop(connection.end());
+                None
+            }
+            Probe::Standing { connection: Numbered { connection, .. }, .. } => {
+                drop(connection.end());
+                Some(Input::RoadGone)
+            }
         }
     }
 }

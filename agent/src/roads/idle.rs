@@ -53,7 +53,7 @@ impl Idle {
 
     /// What still holds of it.
     pub(crate) fn at(self, now: UnixMillis) -> Self {
-        if now.0.saturating_sub(self.at.0) < BELIEVED_MS { self } else { Self::default() }
+        if now.0.abs_diff(self.at.0) < BELIEVED_MS { self } else { Self::default() }
     }
 
     /// How often a WebSocket is to be pinged; `None` where that would be too often.
@@ -109,5 +109,8 @@ mod tests {
         cut(&mut idle, 60);
         assert_eq!(idle.at(UnixMillis(BELIEVED_MS - 1)).hold_secs(), 40);
         assert_eq!(idle.at(UnixMillis(BELIEVED_MS)), Idle::default());
+        // The agent's own time was ahead when it was noted.
+        idle.at = UnixMillis(BELIEVED_MS);
+        assert_eq!(idle.at(UnixMillis(0)), Idle::default());
     }
 }

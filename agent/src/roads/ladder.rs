@@ -10,8 +10,8 @@
 //! It owns the order of the rungs, the limit of a climb, the rule that TCP has its time before anything else is tried, the moments of probes,
 //! and the reason that a hello gives. It reads no clock and touches no socket: time comes in with each call. Laws: a climb begins
 //! its last attempt within 40 s; one that was cut short goes on where it stopped, server by server; an agent that had TCP
-//! within a day tries nothing else in the reconnect window, so that a server's restart does not move its fleet; a road is known to
-//! work when a server has welcomed us on it, not before.
+//! within a day tries nothing else for 10 minutes, so that a server's restart does not move its fleet; a road is known to
+//! work when a server has welcomed us on it, not before, and no longer when it does not hold what it bore.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -27,9 +27,17 @@ use crate::random::Random;
 
 /// Whoever had TCP so long ago has it no more.
 const TCP_IS_RECENT_MS: u64 = 24 * 60 * 60 * 1_000;
-/// The reconnect window of a server that named none, and its bounds (docs/protocol.md, 5).
-const WINDOW_SECS: u32 = 600;
-const WINDOW_SECS_MIN: u32 = 5;
+/// Nothing but TCP is tried for so long: the longest reconnect window (docs/protocol.md, 5), in which a server's host is back, too.
+const TCP_ONLY_MS: u64 = 600_000;
+/// What worked last is tried first for so long; then a climb begins with the best again, which may work by now.
+const WORKED_IS_RECENT_MS: u64 = 24 * 60 * 60 * 1_000;
+/// A session that was lost before this was none, as the session machine has it, too …
+const HOLDS_MS: u64 = 60_000;
+/// … and a road that has lost so many in a row lets through how a session begins and nothing else. Servers that are started anew end one.
+const BRIEF_MAX: u32 = 3;
+/// A ping goes unanswered on a road that was cut by a timer, or by anything else. A timer cuts at the first silence that is long enough: whoever has
+/// had time for another, and for the words that a session begins with, was not cut by one.
+const FIRST_WORDS_MS: u64 = 60_000;
 /// From HTTP, TCP is tried after so long …
 const PROBE_MS: u64 = 5 * 60_000;
 /// … and, doubling, this at the most; each give or take a quarter.
@@ -55,14 +63,17 @@ pub(crate) struct Moment {
 pub(crate) struct Ladder {
     memory: Memory,
     climb: Option<Climb>,
+    /// Where the last climb led, and on what it might.
+    server: String,
+    allowed: Vec<Rung>,
     /// What is left of climbs that were cut short, by server.
     places: BTreeMap<String, VecDeque<Rung>>,
     /// What rungs above the one that is taken have told of who stands in between, the newest last.
     told: Vec<(Rung, RoadReason)>,
     current: Option<Current>,
-    /// Only TCP until then, in milliseconds since boot.
-    tcp_only_until_ms: u64,
-    window_ms: u64,
+    tcp_only: TcpOnly,
+    /// How many sessions in a row were lost before they had lasted, by rung.
+    brief: BTreeMap<Rung, u32>,
     probe_wait_ms: u64,
     /// When TCP is tried beside a session over HTTP.
     probe_due_ms: Option<u64>,
@@ -79,10 +90,27 @@ enum First {
     Tcp,
 }
 
+/// How long nothing but TCP is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TcpOnly {
+    /// For [`TCP_ONLY_MS`] from the next attempt on: a drain may have put that off by the whole of its window.
+    FromNext,
+    /// Until then, in milliseconds since boot.
+    Until(u64),
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It fell away, or nothing was heard on it any more.
+    Lost,
+    /// Server or agent wanted it so.
+    Wanted,
+}
+
 /// An attempt at one server.
 #[derive(Clone, Debug)]
 struct Climb {
-    server: String,
     until_ms: u64,
     left: VecDeque<Rung>,
 }
@@ -91,7 +119,6 @@ struct Climb {
 #[derive(Clone, Debug)]
 struct Current {
     rung: Rung,
-    server: String,
     /// The rungs below it that were not tried.
     left: VecDeque<Rung>,
     stage: Stage,
@@ -110,15 +137,16 @@ enum Stage {
 impl Ladder {
     /// With what was remembered; the process begins now.
     pub(crate) fn new(memory: Memory, now: Moment, random: Random) -> Self {
-        let window_ms = u64::from(WINDOW_SECS) * 1_000;
         Self {
             memory,
             climb: None,
+            server: String::new(),
+            allowed: Vec::new(),
             places: BTreeMap::new(),
             told: Vec::new(),
             current: None,
-            tcp_only_until_ms: now.boot_ms + window_ms,
-            window_ms,
+            tcp_only: TcpOnly::Until(now.boot_ms + TCP_ONLY_MS),
+            brief: BTreeMap::new(),
             probe_wait_ms: PROBE_MS,
             probe_due_ms: None,
             next_first: First::Worked,
@@ -131,27 +159,35 @@ impl Ladder {
         &self.memory
     }
 
-    /// The rung of the connection that there is.
-    pub(crate) fn current(&self) -> Option<Rung> {
-        self.current.as_ref().map(|current| current.rung)
-    }
-
     /// A climb to `server` begins, on the rungs that are `allowed` there.
     pub(crate) fn begin(&mut self, server: &str, allowed: &[Rung], now: Moment) {
         self.current = None;
+        if self.tcp_only == TcpOnly::FromNext {
+            self.tcp_only = TcpOnly::Until(now.boot_ms + TCP_ONLY_MS);
+        }
         let first = std::mem::replace(&mut self.next_first, First::Worked);
-        let left = match self.places.remove(server) {
+        let place = self.places.remove(server);
+        let goes_on = place.is_some();
+        let order = self.order(allowed, now);
+        let left: VecDeque<_> = match place {
             _ if self.is_tcp_only(allowed, now) => VecDeque::from([Rung::TCP]),
-            _ if first == First::Tcp && allowed.contains(&Rung::TCP) => {
-                let others = self.order(allowed, now).into_iter().filter(|rung| *rung != Rung::TCP);
-                std::iter::once(Rung::TCP).chain(others).collect()
+            _ if first == First::Tcp && allowed.contains(&Rung::TCP) => in_turn([Rung::TCP], order),
+            // What worked was tried longest ago, and is better than what nobody has tried.
+            Some(left) => {
+                let left = left.into_iter().filter(|rung| allowed.contains(rung));
+                in_turn(
+                    self.worked(now.own).filter(|rung| order.front() == Some(rung)).into_iter().chain(left),
+                    order,
+                )
             }
-            Some(left) if left.iter().any(|rung| allowed.contains(rung)) => {
-                left.into_iter().filter(|rung| allowed.contains(rung)).collect()
-            }
-            _ => self.order(allowed, now),
+            None => order,
         };
-        self.climb = Some(Climb { server: server.to_owned(), until_ms: now.boot_ms + CLIMB_MS, left });
+        // All that was told is told anew, or of somebody else.
+        if *server != *self.server || (!goes_on && left.front() == allowed.first()) {
+            self.told.clear();
+        }
+        (self.server, self.allowed) = (server.to_owned(), allowed.to_vec());
+        self.climb = Some(Climb { until_ms: now.boot_ms + CLIMB_MS, left });
     }
 
     /// The rung to be tried now; `None` when the climb is over, for this time or altogether.
@@ -162,9 +198,22 @@ impl Ladder {
         {
             return Some(rung);
         }
-        let Climb { server, left, .. } = self.climb.take()?;
-        self.keep_place(server, left);
+        self.on_called_off();
         None
+    }
+
+    /// The climb is over before its end: the next one goes on there.
+    pub(crate) fn on_called_off(&mut self) {
+        if let Some(Climb { left, .. }) = self.climb.take() {
+            self.keep_place(left);
+        }
+    }
+
+    /// What a climb has learned that was given up, and comes back when another may have begun.
+    pub(crate) fn on_late(&mut self, mut late: Self) {
+        if let Some(left) = late.places.remove(&late.server) {
+            self.places.insert(late.server, left);
+        }
     }
 
     /// The attempt on `rung` came to nothing.
@@ -181,9 +230,10 @@ impl Ladder {
 
     /// A connection stands on `rung`, which somebody has opened whose certificates bear `issuer`: what the hello says of it.
     pub(crate) fn on_connected(&mut self, rung: Rung, issuer: Option<String>) -> RoadTaken {
-        let climb = self.climb.take();
-        let (server, left) = climb.map_or_else(Default::default, |climb| (climb.server, climb.left));
-        self.current = Some(Current { rung, server, left, stage: Stage::Connected });
+        let left = self.climb.take().map_or_else(Default::default, |climb| climb.left);
+        self.current = Some(Current { rung, left, stage: Stage::Connected });
+        // A probe that came through and is taken has no climb that could do this.
+        self.next_first = First::Worked;
         if rung == Rung::TCP {
             return rung.taken(None);
         }
@@ -202,12 +252,13 @@ impl Ladder {
     }
 
     /// Signed in.
-    pub(crate) fn on_welcome(&mut self, window_secs: u32, now: Moment) {
-        self.on_window(window_secs);
+    pub(crate) fn on_welcome(&mut self, now: Moment) {
         let Some(current) = &mut self.current else { return };
         current.stage = Stage::Welcomed(now.boot_ms);
         let rung = current.rung;
-        self.memory.worked = Some(rung);
+        if self.worked(now.own) != Some(rung) {
+            (self.memory.worked, self.memory.worked_at) = (Some(rung), now.own);
+        }
         if rung == Rung::TCP {
             (self.memory.tcp_reason, self.probe_due_ms) = (None, None);
             self.told.clear();
@@ -217,33 +268,68 @@ impl Ladder {
         }
     }
 
-    /// The server said within what time its devices come back.
-    pub(crate) fn on_window(&mut self, window_secs: u32) {
-        self.window_ms = u64::from(window_secs.clamp(WINDOW_SECS_MIN, WINDOW_SECS)) * 1_000;
-    }
-
     /// The connection is over.
-    pub(crate) fn on_ended(&mut self, now: Moment) {
-        let Some(Current { rung, server, left, stage }) = self.current.take() else { return };
+    pub(crate) fn on_ended(&mut self, end: End, now: Moment) {
+        let Some(Current { rung, left, stage }) = self.current.take() else { return };
         match stage {
             // What answers there lets the handshake through and nothing else.
-            Stage::Connected => self.keep_place(server, left),
-            Stage::Heard => {}
-            Stage::Welcomed(since_ms) if rung == Rung::TCP => {
-                self.tcp_only_until_ms = now.boot_ms + self.window_ms;
-                self.note_tcp(now.own);
-                if now.boot_ms.saturating_sub(since_ms) >= TCP_IS_GOOD_MS {
-                    self.probe_wait_ms = PROBE_MS;
+            Stage::Connected if end == End::Lost => self.pass_over(rung, left, now),
+            Stage::Connected | Stage::Heard => {}
+            Stage::Welcomed(since_ms) => {
+                let lasted_ms = now.boot_ms.saturating_sub(since_ms);
+                if rung == Rung::TCP {
+                    // Whoever has come from a good road over HTTP and is cut off at once goes back there.
+                    if lasted_ms >= HOLDS_MS || end == End::Wanted {
+                        self.tcp_only = TcpOnly::FromNext;
+                    }
+                    self.note_tcp(now.own);
+                    if lasted_ms >= TCP_IS_GOOD_MS {
+                        self.probe_wait_ms = PROBE_MS;
+                    }
+                }
+                if self.is_no_good(rung, end, lasted_ms) {
+                    if rung == Rung::TCP {
+                        self.memory.tcp_at = None;
+                    }
+                    self.pass_over(rung, left, now);
                 }
             }
-            Stage::Welcomed(_) => {}
         }
+    }
+
+    /// Whether `rung` has lost one session after the other; what has lasted once begins anew.
+    fn is_no_good(&mut self, rung: Rung, end: End, lasted_ms: u64) -> bool {
+        if lasted_ms >= HOLDS_MS {
+            self.brief.remove(&rung);
+            return false;
+        }
+        if end == End::Wanted {
+            return false;
+        }
+        let brief = self.brief.entry(rung).or_default();
+        *brief = brief.saturating_add(1);
+        *brief >= BRIEF_MAX
+    }
+
+    /// The next climb begins with others than `rung`: those that are `left`, or all.
+    fn pass_over(&mut self, rung: Rung, left: VecDeque<Rung>, now: Moment) {
+        self.memory.worked = self.memory.worked.filter(|worked| *worked != rung);
+        let left = if left.is_empty() { self.order(&self.allowed, now) } else { left };
+        self.keep_place(left.into_iter().filter(|other| *other != rung).collect());
     }
 
     /// The road was cut after so long a silence.
     pub(crate) fn on_cut(&mut self, silence: Duration, now: Moment) {
-        let Some(rung) = self.current() else { return };
+        let Some(Current { rung, stage, .. }) = self.current else { return };
         let mut idle = self.idle(rung, now.own);
+        let is_by_ping =
+            rung.road == Road::WebSocket && idle.ping_every().is_some_and(|every| silence >= every);
+        if let Stage::Welcomed(since_ms) = stage
+            && is_by_ping
+            && now.boot_ms.saturating_sub(since_ms) >= 2 * silence.as_millis() as u64 + FIRST_WORDS_MS
+        {
+            return;
+        }
         if idle.note_cut(silence, now.own) {
             self.memory.idle.insert(rung, idle);
         }
@@ -260,7 +346,7 @@ impl Ladder {
             .current
             .as_ref()
             .is_some_and(|current| current.rung != Rung::TCP && matches!(current.stage, Stage::Welcomed(_)));
-        self.probe_due_ms.filter(|_| is_over_http)
+        self.probe_due_ms.filter(|_| is_over_http && self.allowed.contains(&Rung::TCP))
     }
 
     /// A probe begins, and counts as one that came to nothing until more is known.
@@ -292,37 +378,51 @@ impl Ladder {
     }
 
     fn is_tcp_only(&self, allowed: &[Rung], now: Moment) -> bool {
-        let is_recent =
-            self.memory.tcp_at.is_some_and(|at| now.own.0.saturating_sub(at.0) < TCP_IS_RECENT_MS);
+        let is_recent = self.memory.tcp_at.is_some_and(|at| now.own.0.abs_diff(at.0) < TCP_IS_RECENT_MS);
         // Whoever was on HTTP last has no TCP to come back to.
         let was_last = self.memory.worked.is_none_or(|rung| rung == Rung::TCP);
-        is_recent && was_last && now.boot_ms < self.tcp_only_until_ms && allowed.contains(&Rung::TCP)
+        let is_time = matches!(self.tcp_only, TcpOnly::Until(until_ms) if now.boot_ms < until_ms);
+        is_recent && was_last && is_time && allowed.contains(&Rung::TCP)
     }
 
-    /// What worked last, then the others, the best first; those that bear no silence are left out, unless nothing else is there.
+    /// What worked last, if that is not too long ago to be asked first.
+    fn worked(&self, own: UnixMillis) -> Option<Rung> {
+        self.memory.worked.filter(|_| own.0.abs_diff(self.memory.worked_at.0) < WORKED_IS_RECENT_MS)
+    }
+
+    /// What worked last, then the others, the best first; those that bear no silence come last, since they are better than none.
     fn order(&self, allowed: &[Rung], now: Moment) -> VecDeque<Rung> {
         let is_fit =
             |rung: &Rung| rung.road != Road::WebSocket || self.idle(*rung, now.own).ping_every().is_some();
-        let mut order: VecDeque<_> = allowed.iter().copied().filter(is_fit).collect();
-        if order.is_empty() {
-            order.extend(allowed);
-        }
-        let worked = self.memory.worked.and_then(|rung| order.iter().position(|other| *other == rung));
+        let (mut order, unfit): (VecDeque<_>, VecDeque<_>) = allowed.iter().copied().partition(is_fit);
+        let worked = self.worked(now.own).and_then(|rung| order.iter().position(|other| *other == rung));
         if let Some(rung) = worked.and_then(|at| order.remove(at)) {
             order.push_front(rung);
         }
+        order.extend(unfit);
         order
     }
 
-    fn keep_place(&mut self, server: String, left: VecDeque<Rung>) {
+    fn keep_place(&mut self, left: VecDeque<Rung>) {
         if left.is_empty() {
             return;
         }
         if self.places.len() == PLACES_MAX {
             self.places.clear();
         }
-        self.places.insert(server, left);
+        self.places.insert(self.server.clone(), left);
     }
+}
+
+/// Those that come `first`, then the `others`; each once.
+fn in_turn(first: impl IntoIterator<Item = Rung>, others: VecDeque<Rung>) -> VecDeque<Rung> {
+    let mut turn = VecDeque::new();
+    for rung in first.into_iter().chain(others) {
+        if !turn.contains(&rung) {
+            turn.push_back(rung);
+        }
+    }
+    turn
 }
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ const FILE_BYTES_MAX: u64 = 4 * 1024;
 pub(crate) struct Memory {
     /// On what a server welcomed us last.
     pub(crate) worked: Option<Rung>,
+    /// Since when, by the agent's own time.
+    pub(crate) worked_at: UnixMillis,
     /// Until when there was a session over TCP, by the agent's own time.
     pub(crate) tcp_at: Option<UnixMillis>,
     /// Why the last attempt at TCP came to nothing, where it did and that is known.
@@ -114,6 +116,7 @@ mod tests {
         assert_eq!(open().kept(), &Memory::default());
         let mut memory = Memory {
             worked: Some(Rung::ALL[4]),
+            worked_at: UnixMillis(u64::MAX),
             tcp_at: Some(UnixMillis(7)),
             tcp_reason: Some(RoadReason::Intercepted("x".repeat(256))),
             ..Memory::default()

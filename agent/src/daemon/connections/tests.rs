@@ -22,10 +22,15 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::where_tcp_is_allowed(true)
+    }
+
+    fn where_tcp_is_allowed(tcp: bool) -> Self {
         let (site, folder) = (Site::new(), tempfile::tempdir().unwrap());
         let roads = RoadsConfig {
             http_port: site.serve_websocket(Http::Plain),
             https_port: closed_port(),
+            tcp,
             ..RoadsConfig::default()
         };
         let (events, heard) = unbounded();
@@ -82,7 +87,7 @@ impl Bench {
     fn probe(&mut self) {
         let due_ms = self.connections.next_deadline().unwrap();
         self.ahead_ms += due_ms - self.now().boot_ms;
-        self.connections.handle_time(IN_2026, self.now());
+        assert!(self.connections.handle_time(IN_2026, self.now()).is_none());
     }
 
     /// The server answers in the session.
@@ -128,6 +133,55 @@ fn a_session_over_http_moves_over_to_tcp_once_that_leads_there() {
 }
 
 #[test]
+fn where_tcp_is_forbidden_nothing_is_tried_beside_a_session_over_http() {
+    let mut bench = Bench::where_tcp_is_allowed(false);
+    assert_eq!(bench.sign_in().road, Road::WebSocket);
+    assert_eq!(bench.connections.next_deadline(), None);
+}
+
+#[test]
+fn a_probe_that_ends_before_the_session_has_left_is_a_better_road_no_more() {
+    let mut bench = Bench::new();
+    bench.sign_in();
+    bench.connections.destination.as_mut().unwrap().server = format!("127.0.0.1:{}", bench.site.serve_tcp());
+    bench.probe();
+    assert!(matches!(bench.next(), Input::RoadBetter));
+    let lost = Event::Lost("the server is full".to_owned());
+    let input = bench.connections.on_event(bench.connections.number, lost, IN_2026, bench.now());
+    assert!(matches!(input, Some(Input::RoadGone)));
+    bench.is_alive();
+}
+
+#[test]
+fn a_climb_that_was_given_up_tells_the_next_one_where_to_go_on() {
+    for is_climbing in [false, true] {
+        let mut bench = Bench::new();
+        assert!(bench.connect().is_none());
+        let number = bench.connections.number;
+        let now = Moment { boot_ms: bench.now().boot_ms, own: IN_2026 };
+        let mut late = bench.connections.ladder.clone();
+        let server = bench.destination.server.clone();
+        late.begin(&server, &Rung::ALL, now);
+        assert_eq!(late.next(now.boot_ms), Some(Rung::TCP));
+        late.on_called_off();
+        bench.connections.disconnect(Parting::ConnectTimedOut, IN_2026, bench.now());
+        if is_climbing {
+            // To another server, where nothing answers.
+            bench.destination.server = "localhost".to_owned();
+            assert!(bench.connect().is_none());
+        }
+        let failed = Event::Failed { reason: String::new(), why: None, ladder: Some(Box::new(late)) };
+        assert!(bench.connections.on_event(number, failed, IN_2026, bench.now()).is_none());
+        if is_climbing {
+            while !matches!(bench.next(), Input::ConnectFailed { .. }) {}
+        }
+        let mut ladder = bench.connections.ladder.clone();
+        ladder.begin(&server, &Rung::ALL, now);
+        assert_eq!(ladder.next(now.boot_ms), Some(Rung::ALL[1]));
+    }
+}
+
+#[test]
 fn a_probe_that_waits_too_long_is_given_up_and_the_session_stays() {
     let mut bench = Bench::new();
     bench.sign_in();
@@ -135,7 +189,7 @@ fn a_probe_that_waits_too_long_is_given_up_and_the_session_stays() {
     bench.probe();
     assert!(matches!(bench.next(), Input::RoadBetter));
     bench.ahead_ms += STANDING_MS;
-    bench.connections.handle_time(IN_2026, bench.now());
+    assert!(matches!(bench.connections.handle_time(IN_2026, bench.now()), Some(Input::RoadGone)));
     assert!(matches!(bench.connections.probe, Probe::None));
     bench.is_alive();
     // When the session leaves all the same, the climb begins with TCP.

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -30,8 +32,15 @@ fn sign_in(ladder: &mut Ladder, rung: Rung, now: Moment) -> RoadTaken {
     ladder.begin(SERVER, &Rung::ALL, now);
     while ladder.next(now.boot_ms) != Some(rung) {}
     let taken = ladder.on_connected(rung, None);
-    ladder.on_welcome(60, now);
+    ladder.on_welcome(now);
     taken
+}
+
+/// All, those from `place` on before the others.
+fn all_from(place: usize) -> Vec<&'static str> {
+    let mut all = Rung::ALL.map(Rung::label).to_vec();
+    all.rotate_left(place);
+    all
 }
 
 fn websocket() -> Rung {
@@ -57,7 +66,7 @@ fn a_climb_that_is_cut_short_goes_on_where_it_stopped_with_each_server() {
     ladder.begin("b.example:1", &Rung::ALL, at(50_000));
     assert_eq!(ladder.next(50_000), Some(Rung::TCP));
     let tried = climb(&mut ladder, at(60_000));
-    assert_eq!(tried, Rung::ALL.map(Rung::label)[4..]);
+    assert_eq!(tried, all_from(4));
     assert_eq!(climb(&mut ladder, at(70_000)).len(), 9);
 }
 
@@ -66,22 +75,88 @@ fn what_worked_last_is_tried_first() {
     let mut ladder = ladder();
     let rung = Rung::ALL[6];
     sign_in(&mut ladder, rung, at(0));
-    ladder.on_ended(at(100_000));
+    ladder.on_ended(End::Lost, at(100_000));
     let tried = climb(&mut ladder, at(101_000));
     assert_eq!((tried[0], tried[1], tried.len()), (rung.label(), "tcp", 9));
     let mut again = Ladder::new(ladder.memory().clone(), at(0), Random::new(8));
     assert_eq!(climb(&mut again, at(0))[0], rung.label(), "also by the next process");
+    assert_eq!(climb(&mut ladder, at(WORKED_IS_RECENT_MS - 1))[0], rung.label());
+    assert_eq!(climb(&mut ladder, at(WORKED_IS_RECENT_MS)), all_from(0), "what is better may work by now");
 }
 
 #[test]
-fn whoever_had_tcp_within_a_day_waits_for_it_in_the_reconnect_window() {
+fn a_climb_that_goes_on_asks_what_worked_first_and_what_it_has_tried_last() {
+    let mut ladder = ladder();
+    sign_in(&mut ladder, websocket(), at(0));
+    ladder.on_ended(End::Lost, at(100_000));
+    ladder.begin(SERVER, &Rung::ALL, at(100_000));
+    for second in (0..40).step_by(5) {
+        assert!(ladder.next(100_000 + second * 1_000).is_some());
+    }
+    assert_eq!(ladder.next(100_000 + CLIMB_MS), None);
+    // The network is back: the worst road is not the one on which that is found out.
+    let tried = climb(&mut ladder, at(150_000));
+    assert_eq!(tried[..3], [websocket().label(), "long-poll-http-proxy", "tcp"]);
+    assert_eq!(tried.len(), 9);
+}
+
+#[test]
+fn what_a_climb_has_learned_that_was_given_up_is_known_to_the_next() {
+    let mut late = ladder();
+    late.begin(SERVER, &Rung::ALL, at(0));
+    assert_eq!([late.next(0), late.next(38_000)], [Some(Rung::TCP), Some(websocket())]);
+    late.on_called_off();
+    let mut ladder = ladder();
+    ladder.begin("b.example:1", &Rung::ALL, at(80_000));
+    ladder.on_late(late);
+    assert_eq!(ladder.next(80_000), Some(Rung::TCP));
+    assert_eq!(climb(&mut ladder, at(90_000)), all_from(2));
+}
+
+#[test]
+fn a_road_that_loses_each_session_at_once_is_passed_over() {
+    for rung in [Rung::TCP, websocket()] {
+        let mut ladder = ladder();
+        for round in 1..=BRIEF_MAX {
+            sign_in(&mut ladder, rung, at(0));
+            ladder.on_ended(End::Lost, at(HOLDS_MS - 1));
+            let first = ladder.clone().begin_first();
+            assert_eq!(first == rung, round < BRIEF_MAX, "{} {round}", rung.label());
+        }
+        let tried = climb(&mut ladder, at(HOLDS_MS));
+        assert_eq!((tried.len(), tried.contains(&rung.label())), (9, true), "no road is forgotten");
+        assert_eq!(climb(&mut ladder, at(HOLDS_MS)), all_from(0), "nor waited for");
+
+        // What has lasted once is as good as any, and what somebody wanted is nobody's fault.
+        sign_in(&mut ladder, rung, at(0));
+        ladder.on_ended(End::Lost, at(HOLDS_MS));
+        for _ in 0..=BRIEF_MAX {
+            sign_in(&mut ladder, rung, at(0));
+            ladder.on_ended(End::Wanted, at(1_000));
+        }
+        assert_eq!(ladder.begin_first(), rung);
+    }
+}
+
+impl Ladder {
+    /// What a climb begins with.
+    fn begin_first(mut self) -> Rung {
+        self.begin(SERVER, &Rung::ALL, at(HOLDS_MS));
+        self.next(HOLDS_MS).unwrap()
+    }
+}
+
+#[test]
+fn whoever_had_tcp_within_a_day_waits_ten_minutes_for_it() {
     let mut ladder = ladder();
     sign_in(&mut ladder, Rung::TCP, at(0));
-    ladder.on_window(300);
     let lost_ms = 5 * DAY_MS;
-    ladder.on_ended(at(lost_ms));
-    assert_eq!(climb(&mut ladder, at(lost_ms + 299_000)), ["tcp"]);
-    assert_eq!(climb(&mut ladder, at(lost_ms + 300_000)).len(), 9);
+    ladder.on_ended(End::Lost, at(lost_ms));
+    // A drain's window may be over when it is back.
+    let back_ms = lost_ms + 600_000;
+    assert_eq!(climb(&mut ladder, at(back_ms)), ["tcp"]);
+    assert_eq!(climb(&mut ladder, at(back_ms + 599_000)), ["tcp"]);
+    assert_eq!(climb(&mut ladder, at(back_ms + 600_000)).len(), 9);
 
     // A process that begins has lost it as well, unless it is long ago.
     let begin = |own_ms: u64| {
@@ -91,6 +166,9 @@ fn whoever_had_tcp_within_a_day_waits_for_it_in_the_reconnect_window() {
     };
     assert_eq!(begin(DAY_MS - 2 * TCP_AT_STEP_MS), 1);
     assert_eq!(begin(DAY_MS), 9);
+    // Nor where the agent's own time was ahead when it was noted.
+    let now = Moment { boot_ms: 0, own: UnixMillis(at(lost_ms).own.0 - DAY_MS) };
+    assert_eq!(climb(&mut Ladder::new(ladder.memory().clone(), now, Random::new(1)), now).len(), 9);
 }
 
 #[test]
@@ -99,15 +177,15 @@ fn tcp_that_answers_and_never_welcomes_is_not_waited_for() {
     ladder.begin(SERVER, &Rung::ALL, at(0));
     assert_eq!(ladder.next(0), Some(Rung::TCP));
     ladder.on_connected(Rung::TCP, None);
-    ladder.on_ended(at(30_000));
-    assert_eq!(climb(&mut ladder, at(31_000)), Rung::ALL.map(Rung::label)[1..]);
+    ladder.on_ended(End::Lost, at(30_000));
+    assert_eq!(climb(&mut ladder, at(31_000)), all_from(1));
 
     // One that refuses in so many words is another matter.
     ladder.begin(SERVER, &Rung::ALL, at(40_000));
     ladder.next(40_000);
     ladder.on_connected(Rung::TCP, None);
     ladder.on_heard();
-    ladder.on_ended(at(41_000));
+    ladder.on_ended(End::Lost, at(41_000));
     assert_eq!(climb(&mut ladder, at(42_000)).len(), 9);
 }
 
@@ -151,17 +229,18 @@ fn tcp_is_probed_ever_more_rarely_and_as_often_as_before_once_it_was_good() {
     }
     // A session that is lost and comes again puts no probe off.
     let due_ms = ladder.probe_due_ms();
-    ladder.on_ended(at(now_ms));
+    ladder.on_ended(End::Lost, at(now_ms));
     assert_eq!(ladder.probe_due_ms(), None);
     let taken = sign_in(&mut ladder, websocket(), at(now_ms));
     assert_eq!((ladder.probe_due_ms(), taken.reason), (due_ms, Some(RoadReason::TimedOut)));
 
     let wait_ms = |ladder: &mut Ladder, lasted_ms: u64| {
         ladder.on_connected(Rung::TCP, None);
-        ladder.on_welcome(5, at(now_ms));
+        ladder.on_welcome(at(now_ms));
         assert_eq!(ladder.probe_due_ms(), None);
-        ladder.on_ended(at(now_ms + lasted_ms));
-        let later_ms = now_ms + lasted_ms + 6_000;
+        ladder.on_ended(End::Lost, at(now_ms + lasted_ms));
+        climb(ladder, at(now_ms + lasted_ms));
+        let later_ms = now_ms + lasted_ms + TCP_ONLY_MS;
         sign_in(ladder, websocket(), at(later_ms));
         ladder.probe_due_ms().unwrap() - later_ms
     };
@@ -175,24 +254,99 @@ fn after_a_probe_that_came_through_the_next_climb_begins_with_tcp() {
     sign_in(&mut ladder, websocket(), at(0));
     ladder.on_probe(1_000);
     ladder.on_probe_worked();
-    ladder.on_ended(at(2_000));
+    ladder.on_ended(End::Lost, at(2_000));
     let tried = climb(&mut ladder, at(2_000));
     assert_eq!((tried[0], tried[1], tried.len()), ("tcp", websocket().label(), 9));
     assert_eq!(climb(&mut ladder, at(3_000))[0], websocket().label(), "once");
 }
 
 #[test]
-fn a_websocket_that_bears_no_silence_is_passed_over_for_a_day() {
+fn a_probe_that_is_taken_and_never_welcomed_leads_back_to_what_worked() {
+    let mut ladder = ladder();
+    sign_in(&mut ladder, websocket(), at(0));
+    ladder.on_probe(1_000);
+    ladder.on_probe_worked();
+    ladder.on_ended(End::Wanted, at(2_000));
+    ladder.on_connected(Rung::TCP, None);
+    ladder.on_ended(End::Lost, at(32_000));
+    let tried = climb(&mut ladder, at(33_000));
+    assert_eq!((tried[0], tried.last(), tried.len()), (websocket().label(), Some(&"tcp"), 9));
+}
+
+#[test]
+fn a_probe_that_is_welcomed_and_cut_off_at_once_does_not_have_tcp_waited_for() {
+    let mut ladder = ladder();
+    let moved_ms = 2 * TCP_ONLY_MS;
+    sign_in(&mut ladder, websocket(), at(moved_ms - 1_000));
+    ladder.on_probe_worked();
+    ladder.on_ended(End::Wanted, at(moved_ms));
+    ladder.on_connected(Rung::TCP, None);
+    ladder.on_welcome(at(moved_ms));
+    ladder.on_ended(End::Lost, at(moved_ms + HOLDS_MS - 1));
+    assert_eq!(climb(&mut ladder, at(moved_ms + HOLDS_MS)), all_from(0));
+}
+
+#[test]
+fn where_tcp_is_not_allowed_it_is_not_probed() {
+    let mut ladder = ladder();
+    ladder.begin(SERVER, &Rung::ALL[1..], at(0));
+    assert_eq!(ladder.next(0), Some(websocket()));
+    ladder.on_connected(websocket(), None);
+    ladder.on_welcome(at(0));
+    assert_eq!(ladder.probe_due_ms(), None);
+}
+
+#[test]
+fn what_was_told_of_another_network_is_not_told_of_this_one() {
+    let mut ladder = ladder();
+    let reason = |ladder: &mut Ladder, server: &str, answer: Option<RoadReason>, now: Moment| {
+        ladder.begin(server, &Rung::ALL, now);
+        while let Some(rung) = ladder.next(now.boot_ms) {
+            if rung == Rung::ALL[3] {
+                let reason = ladder.on_connected(rung, None).reason;
+                ladder.on_welcome(now);
+                ladder.on_ended(End::Lost, Moment { boot_ms: now.boot_ms + HOLDS_MS, ..now });
+                return reason;
+            }
+            ladder.on_failed(rung, answer.clone().filter(|_| rung == Rung::ALL[2]));
+        }
+        unreachable!("the rung is on the ladder")
+    };
+    let hotel = Some(RoadReason::ProxyAnswer(407));
+    assert_eq!(reason(&mut ladder, SERVER, hotel.clone(), at(0)), hotel);
+    assert_eq!(reason(&mut ladder, SERVER, None, at(100_000)), hotel, "nobody has tried that road again");
+    assert_eq!(reason(&mut ladder.clone(), "b.example:1", None, at(200_000)), None);
+    assert_eq!(reason(&mut ladder, SERVER, None, at(DAY_MS)), None);
+}
+
+#[test]
+fn a_ping_that_is_not_answered_proves_a_timer_only_where_that_was_the_first_silence() {
+    let mut ladder = ladder();
+    let mut cut_after = |lasted_secs: u64| {
+        sign_in(&mut ladder, websocket(), at(0));
+        let now = at(lasted_secs * 1_000);
+        ladder.on_cut(Duration::from_secs(200), now);
+        ladder.on_ended(End::Lost, now);
+        ladder.idle(websocket(), now.own).ping_every().map(|every| every.as_secs())
+    };
+    // Carried from one network to the next.
+    assert_eq!([cut_after(3_600), cut_after(7_200), cut_after(3_600)], [Some(200); 3]);
+    assert_eq!([cut_after(230), cut_after(250)], [Some(200), Some(133)]);
+}
+
+#[test]
+fn a_websocket_that_bears_no_silence_is_tried_last_for_a_day() {
     let mut ladder = ladder();
     for _ in 0..2 {
         sign_in(&mut ladder, websocket(), at(0));
         ladder.on_cut(Duration::from_secs(10), at(0));
-        ladder.on_ended(at(0));
+        ladder.on_ended(End::Lost, at(0));
     }
-    assert!(!climb(&mut ladder, at(1_000)).contains(&websocket().label()));
-    ladder.begin(SERVER, &[websocket()], at(2_000));
-    assert_eq!(ladder.next(2_000), Some(websocket()), "better than none");
-    assert!(climb(&mut ladder, at(DAY_MS)).contains(&websocket().label()));
+    let tried = climb(&mut ladder, at(1_000));
+    assert_eq!((tried.len(), tried.last()), (9, Some(&websocket().label())), "better than none");
+    ladder.begin(SERVER, &[Rung::TCP, websocket()], at(2_000));
+    assert_eq!([ladder.next(2_000), ladder.next(2_000)], [Some(Rung::TCP), Some(websocket())]);
+    assert_eq!(climb(&mut ladder, at(DAY_MS)), all_from(0));
 }
 
 #[derive(Clone, Debug)]
@@ -201,8 +355,8 @@ enum Step {
     Next,
     Fail(bool),
     Connect,
-    Welcome(u32),
-    End,
+    Welcome,
+    End(End),
     Cut(u64),
     Wait(u64),
 }
@@ -213,8 +367,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Next),
         3 => any::<bool>().prop_map(Step::Fail),
         2 => Just(Step::Connect),
-        2 => any::<u32>().prop_map(Step::Welcome),
-        2 => Just(Step::End),
+        2 => Just(Step::Welcome),
+        2 => prop_oneof![Just(End::Lost), Just(End::Wanted)].prop_map(Step::End),
         1 => (0u64..300).prop_map(Step::Cut),
         2 => (0u64..1_000_000).prop_map(Step::Wait),
     ]
@@ -243,12 +397,32 @@ proptest! {
                 Step::Connect => if let Some(rung) = rung.take() {
                     prop_assert_eq!(ladder.on_connected(rung, None).road, rung.road);
                 },
-                Step::Welcome(secs) => ladder.on_welcome(secs, at(now_ms)),
-                Step::End => ladder.on_ended(at(now_ms)),
+                Step::Welcome => ladder.on_welcome(at(now_ms)),
+                Step::End(end) => ladder.on_ended(end, at(now_ms)),
                 Step::Cut(secs) => ladder.on_cut(Duration::from_secs(secs), at(now_ms)),
                 Step::Wait(millis) => now_ms += millis,
             }
             prop_assert!(ladder.told.len() < Rung::ALL.len());
+            prop_assert!(ladder.probe_due_ms().is_none() || allowed.contains(&Rung::TCP));
         }
+        // Where all fail, each is tried once TCP has had its time.
+        let mut failing = ladder.clone();
+        let mut tried = BTreeSet::new();
+        for later_ms in [0, TCP_ONLY_MS] {
+            failing.begin(SERVER, &allowed, at(now_ms + later_ms));
+            tried.extend(std::iter::from_fn(|| failing.next(now_ms + later_ms)));
+        }
+        prop_assert_eq!(tried, allowed.iter().copied().collect());
+        // And no road that loses each session is the first for ever.
+        let mut firsts = BTreeSet::new();
+        for _ in 0..=BRIEF_MAX {
+            ladder.begin(SERVER, &allowed, at(now_ms));
+            let first = ladder.next(now_ms).unwrap();
+            ladder.on_connected(first, None);
+            ladder.on_welcome(at(now_ms));
+            ladder.on_ended(End::Lost, at(now_ms));
+            firsts.insert(first);
+        }
+        prop_assert!(firsts.len() > 1 || allowed.len() == 1);
     }
 }
