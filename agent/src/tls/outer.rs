@@ -31,6 +31,9 @@ const ALPN: &[u8] = b"http/1.1";
 /// Most bytes that wait to be sealed or written: what a socket takes at once.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
+/// Reads in a row that open nothing: tickets and empty records, which a peer could send without end. Each is some KiB, so this is some 256 KiB.
+const IN_VAIN_READS_MAX: u32 = 64;
+
 /// What all outer sessions share.
 pub(crate) struct OuterTls {
     config: Arc<ClientConfig>,
@@ -128,7 +131,7 @@ impl OuterSession {
     /// # Errors
     /// The socket's, `WouldBlock` among them, and what is wrong with the peer's records.
     pub(crate) fn read_from(&mut self, socket: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
+        for _ in 0..IN_VAIN_READS_MAX {
             match self.connection.reader().read(buffer) {
                 Ok(count) => {
                     self.opened -= count.min(self.opened);
@@ -143,6 +146,8 @@ impl OuterSession {
                 return Ok(0);
             }
         }
+        // The rest is with the socket, which tells.
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     /// Takes what `socket` has to give during the handshake; `false` at its end.
