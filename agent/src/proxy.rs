@@ -53,16 +53,11 @@ impl Proxy {
     /// # Errors
     /// What is wrong, without a word of the URL: it may hold a password.
     fn parse(url: &str, password: Option<&str>, port_default: Option<u16>) -> Result<Self, &'static str> {
-        let rest = match url.split_once("://") {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
-            Some(_) => return Err("is not of an HTTP proxy: write http://HOST:PORT"),
-            None => url,
-        };
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (user_info, address) = match rest.rsplit_once('@') {
-            Some((user_info, address)) => (Some(user_info), address),
-            None => (None, rest),
-        };
+        let Parts { scheme, user_info, address } = Parts::of(url);
+        if scheme.is_some_and(|scheme| !scheme.eq_ignore_ascii_case("http")) {
+            return Err("is not of an HTTP proxy: write http://HOST:PORT");
+        }
+        let address = address.strip_suffix('/').unwrap_or(address);
         let (host, port) = match address.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => {
                 let port = port.parse().ok().filter(|port| *port != 0);
@@ -79,6 +74,32 @@ impl Proxy {
         }
         Ok(Self { address: format!("{host}:{port}"), authorization })
     }
+}
+
+/// Of a proxy's URL.
+struct Parts<'a> {
+    scheme: Option<&'a str>,
+    user_info: Option<&'a str>,
+    address: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    fn of(url: &'a str) -> Self {
+        let is_scheme = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let (scheme, rest) = match url.split_once("://") {
+            Some((scheme, rest)) if is_scheme(scheme) => (Some(scheme), rest),
+            // It stands in a password that was not encoded.
+            _ => (None, url),
+        };
+        let (user_info, address) =
+            rest.rsplit_once('@').map_or((None, rest), |(user_info, address)| (Some(user_info), address));
+        Self { scheme, user_info, address }
+    }
+}
+
+/// Whether a proxy's URL has a password in it.
+pub(crate) fn has_password(url: &str) -> bool {
+    Parts::of(url).user_info.is_some_and(|user_info| user_info.contains(':'))
 }
 
 /// Basic credentials (RFC 7617) from the user information of a URL (RFC 3986, 3.2.1).
