@@ -250,12 +250,20 @@ impl Exchange {
                         }
                     };
                     if body.len() > DOWN_BYTES_MAX {
-                        return Err(RoadFault::new("an answer is longer than any of a tunnel's"));
+                        return Ok(self.cut_short());
                     }
                     return Ok(if is_whole { self.finish() } else { None });
                 }
             }
         }
+    }
+
+    /// The answer is longer than any of a tunnel's, a page of somebody between: its head says all that there is to learn.
+    fn cut_short(&mut self) -> Option<(ResponseHead, Vec<u8>)> {
+        let Course::Body { head, mut body, .. } = std::mem::take(&mut self.course) else { return None };
+        body.truncate(DOWN_BYTES_MAX + 1);
+        self.drop_connection();
+        Some((head, body))
     }
 
     /// The answer is whole: the connection is kept for the next one, if it may be.
@@ -276,9 +284,9 @@ fn left(head: &ResponseHead, method: &str) -> Result<Left, RoadFault> {
     let length = BodyLength::of_response(head, method).map_err(|error| RoadFault::new(error.to_string()))?;
     Ok(match length {
         BodyLength::None => Left::Bytes(0),
-        // What is longer than any answer is told as soon as it has come.
+        // How long it may be is judged by what has come.
         BodyLength::Length(bytes) => Left::Bytes(usize::try_from(bytes).unwrap_or(usize::MAX)),
-        BodyLength::Chunked => Left::Chunks(Box::new(ChunkDecoder::new(DOWN_BYTES_MAX as u64))),
+        BodyLength::Chunked => Left::Chunks(Box::new(ChunkDecoder::new(u64::MAX))),
         BodyLength::UntilClose => Left::UntilClose,
     })
 }

@@ -160,6 +160,31 @@ fn what_is_answered_with_nothing_at_once_is_not_asked_again_without_end() {
 }
 
 #[test]
+fn of_a_page_that_is_longer_than_any_answer_the_status_is_told() {
+    let page = "x".repeat(100_000);
+    for (field, body) in [
+        ("Content-Length: 100000", page.clone()),
+        ("Content-Length: 99999999999", page.clone()),
+        ("Transfer-Encoding: chunked", format!("186a0\n{page}\n")),
+        ("Connection: close", page.clone()),
+    ] {
+        let (mut road, listener) = open();
+        let mut post = listener.accept().unwrap().0;
+        assert_eq!(road.write(b"hello").unwrap(), 5);
+        road.go_on(Instant::now()).unwrap();
+        hear(&mut post);
+        let answer = format!("HTTP/1.1 403 Forbidden\n{field}\n\n{body}");
+        let server = std::thread::spawn(move || {
+            let _ = post.write_all(answer.replace('\n', "\r\n").as_bytes());
+            post
+        });
+        let error = go_on(&mut road, |_| false).unwrap_err();
+        assert_eq!(RoadFault::from(error).reason, Some(RoadReason::ProxyAnswer(403)), "{field}");
+        server.join().unwrap();
+    }
+}
+
+#[test]
 fn an_answer_that_is_announced_without_end_is_lost() {
     let (mut road, _listener, _post, mut get) = opened();
     say(&mut get, &"HTTP/1.1 100 Continue\n\n".repeat(9));
