@@ -108,6 +108,8 @@ impl WebSocket {
                 Control::Close(code) => {
                     if self.end == End::Open {
                         self.say(&Control::Close(code))?;
+                        // Now (RFC 6455, 5.5.1): nobody lets the road go on once its end was read. Whether it arrives is the peer's affair.
+                        let _ = self.stream.push(&mut self.waiting);
                     }
                     self.end = End::Heard;
                 }
