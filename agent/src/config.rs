@@ -15,6 +15,7 @@ use bgb_protocol::ids::SiteCode;
 use bgb_protocol::signature::TrustedKeys;
 use serde::Deserialize;
 
+use crate::proxy::has_password;
 use crate::session::is_address;
 
 /// Most servers that the file may name: more than a site has.
@@ -150,10 +151,7 @@ impl ProxyConfig {
     }
 
     fn has_password(&self) -> bool {
-        let user_info = self.url().and_then(|url| url.rsplit_once('@'));
-        user_info.is_some_and(|(before, _)| {
-            before.rsplit_once("//").map_or(before, |(_, user)| user).contains(':')
-        })
+        self.url().is_some_and(has_password)
     }
 }
 
@@ -390,6 +388,8 @@ mod tests {
             ("http://user:secret@proxy.example:3128", 0o600, true),
             ("http://user:secret@proxy.example:3128", 0o644, false),
             ("user:secret@proxy.example:3128", 0o640, false),
+            ("http://user:secret//w@proxy.example:3128", 0o644, false),
+            ("user:secret://w@proxy.example:3128", 0o644, false),
             ("http://user@proxy.example:3128", 0o644, true),
             ("http://proxy.example:3128", 0o644, true),
         ] {
@@ -406,6 +406,26 @@ mod tests {
                 }
             };
             assert!(!shown.contains("secret"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_in_the_wrong_place_is_refused_without_its_password() {
+        for line in [
+            "proxy = URL",
+            "[proxy]\nno_proxy = URL",
+            "[proxy]\nuse_environment = URL",
+            "[scan]\nengine = URL",
+        ] {
+            let line = line.replace("URL", r#""http://us\"er:secret@proxy.example:3128""#);
+            let text = if line.starts_with("proxy") {
+                format!("{line}\n{}", sound("[\"a:1\"]", ""))
+            } else {
+                sound("[\"a:1\"]", &line)
+            };
+            let fault = load(&text).1.unwrap_err();
+            let fault = format!("{fault:#} {fault:?}");
+            assert!(!fault.contains("secret") && fault.contains("agent.toml:"), "{fault}");
         }
     }
 

@@ -20,6 +20,10 @@ use bypass::Bypass;
 /// The port of a proxy whose URL in the environment names none: curl's (curl(1), --proxy).
 const PORT_DEFAULT: u16 = 1080;
 
+/// What is said of a word that excepts no host.
+const NO_WORD: &str =
+    "is no name, address or network: write example.org, 192.0.2.7 or 10.0.0.0/8, each with :PORT or without";
+
 /// One HTTP proxy.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Proxy {
@@ -53,16 +57,11 @@ impl Proxy {
     /// # Errors
     /// What is wrong, without a word of the URL: it may hold a password.
     fn parse(url: &str, password: Option<&str>, port_default: Option<u16>) -> Result<Self, &'static str> {
-        let rest = match url.split_once("://") {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
-            Some(_) => return Err("is not of an HTTP proxy: write http://HOST:PORT"),
-            None => url,
-        };
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (user_info, address) = match rest.rsplit_once('@') {
-            Some((user_info, address)) => (Some(user_info), address),
-            None => (None, rest),
-        };
+        let Parts { scheme, user_info, address } = Parts::of(url);
+        if scheme.is_some_and(|scheme| !scheme.eq_ignore_ascii_case("http")) {
+            return Err("is not of an HTTP proxy: write http://HOST:PORT");
+        }
+        let address = address.strip_suffix('/').unwrap_or(address);
         let (host, port) = match address.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => {
                 let port = port.parse().ok().filter(|port| *port != 0);
@@ -79,6 +78,32 @@ impl Proxy {
         }
         Ok(Self { address: format!("{host}:{port}"), authorization })
     }
+}
+
+/// Of a proxy's URL.
+struct Parts<'a> {
+    scheme: Option<&'a str>,
+    user_info: Option<&'a str>,
+    address: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    fn of(url: &'a str) -> Self {
+        let is_scheme = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let (scheme, rest) = match url.split_once("://") {
+            Some((scheme, rest)) if is_scheme(scheme) => (Some(scheme), rest),
+            // It stands in a password that was not encoded.
+            _ => (None, url),
+        };
+        let (user_info, address) =
+            rest.rsplit_once('@').map_or((None, rest), |(user_info, address)| (Some(user_info), address));
+        Self { scheme, user_info, address }
+    }
+}
+
+/// Whether a proxy's URL has a password in it.
+pub(crate) fn has_password(url: &str) -> bool {
+    Parts::of(url).user_info.is_some_and(|user_info| user_info.contains(':'))
 }
 
 /// Basic credentials (RFC 7617) from the user information of a URL (RFC 3986, 3.2.1).
@@ -142,11 +167,11 @@ impl Proxies {
         config: &ProxyConfig,
         environment: impl Fn(&str) -> Option<String>,
     ) -> anyhow::Result<Self> {
+        let bypass = configured_bypass(&config.no_proxy)?;
         if let Some(url) = config.url() {
             let password = config.password_file.as_deref().map(read_password).transpose()?;
             let proxy = Proxy::parse(url, password.as_deref(), None);
             let proxy = proxy.map_err(|fault| anyhow::anyhow!("proxy.url {fault}"))?;
-            let bypass = Bypass::new(config.no_proxy.iter().map(String::as_str));
             let proxy = Some(Arc::new(proxy));
             return Ok(Self { https: proxy.clone(), http: proxy, bypass });
         }
@@ -156,10 +181,10 @@ impl Proxies {
         if !config.use_environment {
             return Ok(Self::default());
         }
-        Ok(Self::of_environment(environment, &config.no_proxy))
+        Ok(Self::of_environment(environment, bypass))
     }
 
-    fn of_environment(environment: impl Fn(&str) -> Option<String>, no_proxy: &[String]) -> Self {
+    fn of_environment(environment: impl Fn(&str) -> Option<String>, mut bypass: Bypass) -> Self {
         // Upper case as well for HTTP: only in a CGI program could a peer set that (curl(1), ENVIRONMENT).
         let read = |names: [&str; 4]| {
             let set = names.into_iter().find_map(|name| {
@@ -173,11 +198,18 @@ impl Proxies {
                 .map(Arc::new)
         };
         let listed = ["no_proxy", "NO_PROXY"].into_iter().find_map(&environment).unwrap_or_default();
-        let words = listed.split([',', ' ']).chain(no_proxy.iter().map(String::as_str));
+        for (place, word) in listed.split([',', ' ']).filter(|word| !word.is_empty()).enumerate() {
+            if !bypass.add(word) {
+                tracing::warn!(
+                    "word {} of no_proxy in the environment {NO_WORD}; it is passed over",
+                    place + 1
+                );
+            }
+        }
         Self {
             https: read(["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]),
             http: read(["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"]),
-            bypass: Bypass::new(words),
+            bypass,
         }
     }
 
@@ -186,6 +218,17 @@ impl Proxies {
         let proxy = if is_https { &self.https } else { &self.http };
         proxy.as_ref().filter(|_| !self.bypass.has(host, port))
     }
+}
+
+/// What `proxy.no_proxy` excepts. Its words are not shown: one may be a URL, with a password.
+fn configured_bypass(words: &[String]) -> anyhow::Result<Bypass> {
+    let mut bypass = Bypass::default();
+    for (place, word) in words.iter().enumerate() {
+        if !bypass.add(word) {
+            bail!("word {} of proxy.no_proxy {NO_WORD}", place + 1);
+        }
+    }
+    Ok(bypass)
 }
 
 fn read_password(path: &Path) -> anyhow::Result<String> {
@@ -248,6 +291,18 @@ mod tests {
         assert_eq!(address(&proxies, "localhost", true), None);
         // One of another kind is passed over.
         assert_eq!(address(&of(&[("all_proxy", "socks5://socks.example:1")]), "bgb.example", true), None);
+    }
+
+    #[test]
+    fn an_exception_that_means_nothing_ends_the_start_and_in_the_environment_is_passed_over() {
+        for more in ["url = \"http://proxy.example:1\"", "", "use_environment = false"] {
+            let text = format!("no_proxy = [\"localhost\", \"http://u:secret@10.0.0.0/33\"]\n{more}");
+            let fault = configured(&text).unwrap_err().to_string();
+            assert!(fault.contains("word 2 of proxy.no_proxy") && !fault.contains("secret"), "{fault}");
+        }
+        let proxies = of(&[("http_proxy", "proxy.example:1"), ("no_proxy", "10.0.0.0/33, ,localhost")]);
+        assert_eq!(address(&proxies, "localhost", false), None);
+        assert_eq!(address(&proxies, "10.0.0.0", false).as_deref(), Some("proxy.example:1"));
     }
 
     #[test]

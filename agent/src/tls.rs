@@ -22,11 +22,11 @@ use rustls::CertificateError as Fault;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, SignatureVerificationAlgorithm, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::identity::DeviceIdentity;
-use issuer::issuer;
+use issuer::{is_signed_by, issuer};
 pub(crate) use outer::{OuterSession, OuterTls};
 
 /// The conversation's name (protocol.md).
@@ -98,7 +98,13 @@ impl Tls {
             .build()
             .context("the site's authority cannot be used")?;
         let strangers = Arc::default();
-        let verifier = ByOwnTime { chain, times: Arc::clone(&times), strangers: Arc::clone(&strangers) };
+        let verifier = ByOwnTime {
+            chain,
+            authority: identity.authority.clone(),
+            algorithms: provider.signature_verification_algorithms.all,
+            times: Arc::clone(&times),
+            strangers: Arc::clone(&strangers),
+        };
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .context("TLS 1.3 cannot be used")?
@@ -270,6 +276,8 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 struct ByOwnTime {
     chain: Arc<WebPkiServerVerifier>,
+    authority: CertificateDer<'static>,
+    algorithms: &'static [&'static dyn SignatureVerificationAlgorithm],
     times: Arc<Times>,
     /// The issuer of the last certificate that is not by the site's authority. One place for all sessions, since a ticket is only good with the
     /// verifier that it came with: of two that fail in one moment, which is rare, one is told of the other's, which is hardly another.
@@ -293,8 +301,7 @@ impl ServerCertVerifier for ByOwnTime {
             Err(error) if is_about_dates(&error) => verify(&self.times.floor),
             verified => verified,
         };
-        if let Err(rustls::Error::InvalidCertificate(Fault::UnknownIssuer | Fault::BadSignature)) = &verified
-        {
+        if verified.is_err() && !is_signed_by(end_entity, &self.authority, self.algorithms) {
             *lock(&self.strangers) = Some(issuer(end_entity));
         }
         verified

@@ -77,8 +77,29 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigEr
         let offset = error.span().map_or(0, |span| span.start);
         // Some of the parser's messages have several lines; a log line has one.
         let message = error.message().lines().map(str::trim).collect::<Vec<_>>().join(", ");
-        wrong(path, text, offset, message)
+        wrong(path, text, offset, without_credentials(&message))
     })
+}
+
+/// What stands in quotes is the file's own, and where there is an `@` in it, perhaps a URL with a password: errors go to logs, which more people read.
+fn without_credentials(message: &str) -> String {
+    let (mut cleared, mut rest) = (String::new(), message);
+    while let Some(at) = rest.find(['"', '`']) {
+        let (before, quoted) = rest.split_at(at + 1);
+        let quote = if before.ends_with('"') { '"' } else { '`' };
+        let mut is_escaped = false;
+        let end = quoted.char_indices().find(|(_, character)| {
+            let is_end = *character == quote && !is_escaped;
+            is_escaped = *character == '\\' && !is_escaped;
+            is_end
+        });
+        let (inside, behind) = end.map_or((quoted, ""), |(at, _)| (&quoted[..at], &quoted[at + 1..]));
+        cleared += before;
+        cleared += if inside.contains('@') { "…" } else { inside };
+        cleared.push(quote);
+        rest = behind;
+    }
+    cleared + rest
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
@@ -160,6 +181,16 @@ mod tests {
     fn a_value_of_the_wrong_kind_is_shown_where_it_stands() {
         let text = fault("listen = \"127.0.0.1:1\"\n[limits]\nconnections = \"many\"\n");
         assert!(text.starts_with("server.toml:3:15: invalid type: string \"many\", expected u32;"), "{text}");
+    }
+
+    #[test]
+    fn a_value_that_may_be_a_url_with_a_password_is_not_shown() {
+        let text = fault("listen = \"127.0.0.1:1\"\nlimits = \"http://us\\\"er:secret@example.org:1\"\n");
+        assert!(
+            text.starts_with("server.toml:2:10: invalid type: string \"…\", expected struct Limits"),
+            "{text}"
+        );
+        assert_eq!(without_credentials("a `b` c \"d\\\"@\" e `f@` g \"h"), "a `b` c \"…\" e `…` g \"h\"");
     }
 
     #[test]

@@ -25,6 +25,9 @@ const WAITING_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Most bytes that were heard and make no whole frame yet, and a read's worth more.
 const HEARD_BYTES_MAX: usize = HEADER_BYTES + BODY_BYTES_MAX + 64 * 1024;
 
+/// Most bytes that are read before orders and deadlines are looked at again.
+const RECEIVED_BYTES_MAX: usize = 256 * 1024;
+
 /// The road, the TLS session on it, and what is under way in either direction.
 pub(super) struct Line {
     road: Box<dyn Road>,
@@ -184,13 +187,16 @@ impl Line {
 
     /// Reads what is there, into `heard`.
     fn receive(&mut self) -> Result<(), RoadFault> {
-        while self.heard.len() < HEARD_BYTES_MAX {
+        // Tickets and empty records make nothing to hear: what is read in one turn has a bound of its own.
+        let mut read = 0;
+        while self.heard.len() < HEARD_BYTES_MAX && read < RECEIVED_BYTES_MAX {
             match self.session.read_from(&mut self.road) {
                 Ok(0) => {
                     self.peer = Peer::Finished;
                     return Ok(());
                 }
-                Ok(_) => {
+                Ok(count) => {
+                    read += count;
                     if !self.session.open(&mut self.heard).map_err(RoadFault::new)? {
                         self.peer = Peer::Finished;
                         return Ok(());

@@ -1,11 +1,11 @@
 //! The road over long-poll: numbered POSTs up, held GETs down (docs/protocol.md, 13.2).
 //!
 //! [`Tunnel`] knows what to ask for and what an answer means; here are the two connections, the limits of time, and what is done about losses.
-//! Where a connection has to be made anew, the other lane waits for it, some seconds at the most: both lead to the same place, so that one
-//! is hardly reached while the other is not. Laws: a lost request is made again, at once and then ever later, a few times in a
+//! Laws: nothing here waits, also where a connection has to be made anew; a lost request is made again, at once and then ever later, a few times in a
 //! row; what a proxy cuts or gives up is asked for more shortly from then on.
 
 mod exchange;
+mod opening;
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -24,8 +24,11 @@ use exchange::{Answer, Exchange};
 const OVERDUE: Duration = Duration::from_secs(30);
 /// After a second loss in a row a lane rests this long, and twice as long after each further one.
 const REST: Duration = Duration::from_millis(500);
-/// So many losses in a row, which take 15 s and what each of them takes, and the road is over.
+/// So many losses in a row, which take 7.5 s (no rest, then 0.5, 1, 2 and 4 s) and what each of them takes, and the road is over.
 const LOSSES_MAX: u32 = 6;
+/// A GET is held for 5 s at the least where there is nothing to say: one that is answered with nothing sooner than this was answered by somebody between,
+/// who would be asked again without end.
+const HELD_LEAST: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(super) struct LongPoll {
@@ -94,7 +97,7 @@ impl LongPoll {
         // What was heard is read before more is asked for: a tunnel whose session has ended is gone with its last bytes.
         while lane == Lane::Post || !self.tunnel.has_heard() {
             let (exchange, rest) = self.lane(lane);
-            if exchange.asked_at().is_none() && rest.until.is_none_or(|until| now >= until) {
+            if exchange.is_at_rest() && rest.until.is_none_or(|until| now >= until) {
                 self.ask(lane, now)?;
             }
             let (exchange, _) = self.lane(lane);
@@ -116,12 +119,6 @@ impl LongPoll {
         self.idle = self.idle.at(self.own(now));
         let hold_secs = self.idle.hold_secs();
         let Some(request) = self.tunnel.poll_request(lane, hold_secs) else { return Ok(()) };
-        if !self.lane(lane).0.is_standing() {
-            match self.way.open(Passage::Requests, None) {
-                Ok(stream) => self.lane(lane).0.stand(stream),
-                Err(fault) => return self.on_lost(lane, None, now, fault),
-            }
-        }
         // The same GET comes again and again: nothing between may answer it from memory.
         let mut fields = vec![("Cache-Control", "no-store".to_owned())];
         let mut limit = OVERDUE;
@@ -135,13 +132,24 @@ impl LongPoll {
         let mut bytes = Vec::new();
         let (method, target) = (request.method, &request.target);
         self.way.encode(Passage::Requests, method, target, &fields, &request.body, &mut bytes);
-        // It may have taken some time to get there.
-        self.lane(lane).0.begin(method, bytes, Instant::now().max(now), limit);
-        Ok(())
+        let exchange = match lane {
+            Lane::Post => &mut self.post,
+            Lane::Get => &mut self.get,
+        };
+        if exchange.is_standing() {
+            exchange.begin(method, bytes, now, limit);
+            return Ok(());
+        }
+        let begun = exchange.connect_and_begin(&self.way, method, bytes, limit);
+        begun.or_else(|fault| self.on_lost(lane, None, now, fault))
     }
 
     fn on_answer(&mut self, lane: Lane, answer: &Answer, now: Instant) -> Result<(), RoadFault> {
         match self.tunnel.handle_answer(lane, &answer.head, &answer.body) {
+            Ok(Next::GoOn) if lane == Lane::Get && answer.body.is_empty() && answer.took < HELD_LEAST => {
+                let fault = RoadFault::new("a GET is answered with nothing at once, as no server does");
+                self.on_lost(lane, None, now, fault)
+            }
             Ok(Next::GoOn) => {
                 *self.lane(lane).1 = Rest::default();
                 Ok(())
@@ -180,7 +188,8 @@ impl LongPoll {
         {
             let own = self.own(now);
             self.idle.note_cut(held, own);
-            self.cut = Some(held);
+            // The longest, where one turn has several: a GET that is asked for again and refused at once tells of no timer.
+            self.cut = self.cut.max(Some(held));
         }
         let (_, rest) = self.lane(lane);
         rest.losses += 1;
@@ -231,7 +240,7 @@ impl Road for LongPoll {
             [(&self.post, self.post_rest, !self.tunnel.is_taken()), (&self.get, self.get_rest, true)]
         {
             exchange.waits(waits);
-            if exchange.asked_at().is_none() && is_wanted {
+            if exchange.is_at_rest() && is_wanted {
                 rest.until.into_iter().for_each(|until| waits.until(until));
             }
         }

@@ -144,16 +144,25 @@ impl<'a> Patience<'a> {
     /// # Errors
     /// When time is up, or it was called off.
     pub(super) fn wait(&self, waits: Waits<'_>, what: &str) -> Result<(), RoadFault> {
+        self.check(what)?;
+        let mut waits = waits;
+        waits.until(self.deadline);
+        waits.fds.extend(self.waker.map(|waker| PollFd::new(waker, PollFlags::IN)));
+        waits.wait()
+    }
+
+    /// Looks whether there is any left; who reads without waiting asks in each turn, since a peer may send nothing of use without end.
+    ///
+    /// # Errors
+    /// As [`Self::wait`].
+    pub(super) fn check(&self, what: &str) -> Result<(), RoadFault> {
         if self.deadline <= Instant::now() {
             return Err(RoadFault::because(RoadReason::TimedOut, format!("{what} took too long")));
         }
         if self.is_called_off() {
             return Err(RoadFault::new("the attempt was called off"));
         }
-        let mut waits = waits;
-        waits.until(self.deadline);
-        waits.fds.extend(self.waker.map(|waker| PollFd::new(waker, PollFlags::IN)));
-        waits.wait()
+        Ok(())
     }
 
     /// Whether the owner has called it off.

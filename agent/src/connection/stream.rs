@@ -41,6 +41,7 @@ impl Stream {
             if !session.is_handshaking() {
                 break;
             }
+            patience.check("the outer TLS handshake")?;
             match session.take_from(&mut self.socket) {
                 Ok(true) => continue,
                 Ok(false) => {

@@ -50,8 +50,9 @@ fn connect_to(addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream, Ro
                 return Ok(socket);
             }
             Err(error) => {
-                fault = RoadFault::from(error);
-                fault.text = format!("{address}: {fault}");
+                let RoadFault { text, reason } = RoadFault::from(error);
+                // An address to which this machine has no way at all says nothing of the others.
+                fault = RoadFault { text: format!("{address}: {text}"), reason: fault.reason.or(reason) };
             }
         }
     }
@@ -161,6 +162,16 @@ mod tests {
         assert_eq!(socket.peer_addr().unwrap(), there);
         let fault = connect_to(&[nowhere], Duration::from_millis(100)).unwrap_err();
         assert!(fault.text.contains("timed out") && fault.reason == Some(RoadReason::TimedOut), "{fault}");
+    }
+
+    #[test]
+    fn an_address_without_a_way_does_not_hide_why_the_others_failed() {
+        let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let nowhere = SocketAddr::from((Ipv4Addr::BROADCAST, 1));
+        assert_eq!(connect_to(&[nowhere], CONNECT).unwrap_err().reason, None);
+        for addresses in [[refusing, nowhere], [nowhere, refusing]] {
+            assert_eq!(connect_to(&addresses, CONNECT).unwrap_err().reason, Some(RoadReason::Refused));
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub(crate) mod played;
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bgb_daemon::metrics::SharedCell;
 use bgb_protocol::message::Road;
@@ -261,6 +262,60 @@ fn a_server_that_lets_go_without_a_word_is_told_the_same_hello_again() {
     assert_eq!(hello(), first);
 }
 
+/// Ends it, and its thread ends within `limit`.
+fn end_within(limit: Duration, connection: Connection) {
+    let (thread, began) = (connection.end(), Instant::now());
+    while !thread.is_finished() {
+        assert!(began.elapsed() < limit, "it does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    thread.join().unwrap();
+}
+
+#[test]
+fn pings_without_end_keep_nobody_from_ending() {
+    let site = Site::new();
+    let http_port = played::flooding(true, &[0x8A, 0]);
+    let roads = RoadsConfig { websocket: true, http: true, tcp: false, http_port, ..none() };
+    let network = network(&site, roads, "");
+    let (connection, heard) = connect(&network, closed_port());
+    // Into the flood, since nothing is told before a session stands.
+    assert!(heard.recv_timeout(Duration::from_millis(300)).is_err());
+    end_within(Duration::from_secs(5), connection);
+}
+
+#[test]
+fn an_answer_that_is_announced_without_end_is_none() {
+    let site = Site::new();
+    let http_port = played::flooding(false, b"HTTP/1.1 100 Continue\r\n\r\n");
+    let roads = RoadsConfig { websocket: true, http: true, tcp: false, http_port, ..none() };
+    let fault = failure(&network(&site, roads, ""), closed_port());
+    assert!(fault.contains("again and again"), "{fault}");
+    let roads = RoadsConfig { websocket: true, http: true, tcp: false, ..none() };
+    let section = format!("url = \"http://127.0.0.1:{http_port}\"");
+    let fault = failure(&network(&site, roads, &section), closed_port());
+    assert!(fault.contains("again and again"), "{fault}");
+}
+
+#[test]
+fn a_long_poll_that_has_to_connect_anew_ends_in_the_time_that_an_end_has() {
+    let site = Site::new();
+    let tunnels = site.serve_tunnels(Http::Outer(site.authority()), None);
+    let https_port = tunnels.port();
+    let roads = RoadsConfig { long_poll: true, https: true, tcp: false, https_port, ..none() };
+    let (connection, heard) = connect(&network(&site, roads, ""), closed_port());
+    assert!(matches!(next(&heard), Event::Connected { .. }));
+    tunnels.is_silent.store(true, Ordering::Relaxed);
+    let deadline = Instant::now() + PATIENCE;
+    while tunnels.unanswered.lock().unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "it does not connect anew");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    connection.say(AgentMessage::Goodbye);
+    // Two seconds, and as many again for a busy machine; the connection by itself would wait for ten.
+    end_within(Duration::from_secs(4), connection);
+}
+
 #[test]
 fn an_attempt_that_is_called_off_ends_at_once() {
     let site = Site::new();
@@ -269,7 +324,5 @@ fn an_attempt_that_is_called_off_ends_at_once() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (connection, _heard) = connect(&network, listener.local_addr().unwrap().port());
     let _socket = listener.accept().unwrap();
-    let began = std::time::Instant::now();
-    connection.end().join().unwrap();
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    end_within(Duration::from_secs(2), connection);
 }

@@ -23,6 +23,9 @@ pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// Bytes that are read at a time.
 pub(super) const READ_BYTES: usize = 16 * 1024;
 
+/// Heads that announce one answer, at the most: 100, 102 and 103 are all that there are (RFC 9110, 15.2; RFC 8297), some of them perhaps twice.
+const INTERIM_HEADS_MAX: u32 = 8;
+
 /// Who asks.
 const USER_AGENT: &str = concat!("bgb-agent/", env!("CARGO_PKG_VERSION"));
 
@@ -154,13 +157,15 @@ pub(super) fn read_head(
     patience: &Patience<'_>,
     what: &str,
 ) -> Result<(ResponseHead, Vec<u8>), RoadFault> {
-    let mut heard = Vec::new();
+    let (mut heard, mut interim) = (Vec::new(), Interim::default());
     loop {
         while let Some(head) = take_head(&mut heard)? {
             if head.status == 101 || head.status >= 200 {
                 return Ok((head, heard));
             }
+            interim.count()?;
         }
+        patience.check(what)?;
         let mut buffer = [0; 1024];
         match stream.read(&mut buffer) {
             Ok(0) => {
@@ -176,6 +181,24 @@ pub(super) fn read_head(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// The heads that only announce an answer. HTTP sets them no bound, and whoever sends them without end keeps its reader busy.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Interim(u32);
+
+impl Interim {
+    /// One more.
+    ///
+    /// # Errors
+    /// When they were too many for one answer.
+    pub(super) fn count(&mut self) -> Result<(), RoadFault> {
+        self.0 += 1;
+        if self.0 > INTERIM_HEADS_MAX {
+            return Err(RoadFault::new("an answer is announced again and again, and does not come"));
+        }
+        Ok(())
     }
 }
 

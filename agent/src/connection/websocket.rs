@@ -21,6 +21,8 @@ const TARGET: &str = "/bgb/websocket";
 const WAITING_BYTES_MAX: usize = 64 * 1024;
 /// Most bytes of one frame: a TLS record's.
 const FRAME_BYTES: usize = 16 * 1024;
+/// Bytes that are read in vain at a time: whoever sends pings or empty frames faster than they are decoded must not keep its reader from the rest.
+const IN_VAIN_BYTES_MAX: usize = 256 * 1024;
 /// How long a ping waits for anything: as a keepalive does (docs/protocol.md, 5).
 const PONG: Duration = Duration::from_secs(30);
 /// A close frame that means what it says (RFC 6455, 7.4.1).
@@ -106,6 +108,8 @@ impl WebSocket {
                 Control::Close(code) => {
                     if self.end == End::Open {
                         self.say(&Control::Close(code))?;
+                        // Now (RFC 6455, 5.5.1): nobody lets the road go on once its end was read. Whether it arrives is the peer's affair.
+                        let _ = self.stream.push(&mut self.waiting);
                     }
                     self.end = End::Heard;
                 }
@@ -150,10 +154,15 @@ impl WebSocket {
 
 impl Read for WebSocket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut in_vain = 0;
         while self.read_from == self.heard.len() {
             (self.heard, self.read_from) = (Vec::new(), 0);
             if self.end == End::Heard {
                 return Ok(0);
+            }
+            if in_vain >= IN_VAIN_BYTES_MAX {
+                // What is left is with the socket, or opened already: either is told of by `waits`.
+                return Err(io::ErrorKind::WouldBlock.into());
             }
             let mut bytes = [0; READ_BYTES];
             match self.stream.read(&mut bytes) {
@@ -162,6 +171,7 @@ impl Read for WebSocket {
                     return Ok(0);
                 }
                 Ok(count) => {
+                    in_vain += count;
                     (self.heard_at, self.pinged) = (Instant::now(), None);
                     self.on_bytes(&mut bytes[..count])?;
                 }

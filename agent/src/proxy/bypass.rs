@@ -5,6 +5,8 @@
 
 use std::net::IpAddr;
 
+use super::is_host;
+
 /// A list of such words.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Bypass(Vec<Rule>);
@@ -27,9 +29,12 @@ enum Hosts {
 }
 
 impl Bypass {
-    /// Words that mean nothing match nothing.
-    pub(super) fn new<'a>(words: impl Iterator<Item = &'a str>) -> Self {
-        Self(words.filter_map(|word| Rule::parse(word.trim())).collect())
+    /// Adds a word; whether it means anything. One that does not matches nothing.
+    pub(super) fn add(&mut self, word: &str) -> bool {
+        let rule = Rule::parse(word.trim());
+        let is_rule = rule.is_some();
+        self.0.extend(rule);
+        is_rule
     }
 
     /// Whether `port` of `host` is on the list; an IPv6 address is in brackets.
@@ -64,7 +69,7 @@ impl Hosts {
             return (prefix <= bits).then_some(Self::Network { address, prefix });
         }
         let name = word.trim_matches('.').to_ascii_lowercase();
-        (!name.is_empty() && !name.contains([':', '/'])).then_some(Self::Name(name))
+        (!name.starts_with('[') && is_host(&name)).then_some(Self::Name(name))
     }
 
     fn have(&self, name: &str) -> bool {
@@ -115,7 +120,29 @@ mod tests {
             ("", "example.org", false),
             ("a,, localhost ,b", "localhost", true),
         ] {
-            assert_eq!(Bypass::new(words.split(',')).has(host, 8443), is_listed, "{words:?} and {host:?}");
+            let mut bypass = Bypass::default();
+            for word in words.split(',') {
+                bypass.add(word);
+            }
+            assert_eq!(bypass.has(host, 8443), is_listed, "{words:?} and {host:?}");
+        }
+    }
+
+    #[test]
+    fn a_word_that_means_nothing_is_known() {
+        for (word, is_one) in [
+            ("localhost", true),
+            (" .example.org:8443", true),
+            ("2001:db8::/32", true),
+            ("10.0.0.0/33", false),
+            ("10.0.0/8", false),
+            ("example.org:https", false),
+            ("*.example.org", false),
+            ("a b", false),
+            ("http://example.org", false),
+            ("", false),
+        ] {
+            assert_eq!(Bypass::default().add(word), is_one, "{word:?}");
         }
     }
 }

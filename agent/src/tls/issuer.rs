@@ -3,6 +3,7 @@
 //! Whoever stands between agent and server chooses these words: they are cut, and cleared of what a terminal would heed. They prove nothing.
 
 use bgb_protocol::message::TEXT_BYTES_MAX;
+use rustls::pki_types::SignatureVerificationAlgorithm;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// What is said of a certificate that cannot be read.
@@ -17,6 +18,22 @@ pub(super) fn issuer(certificate: &[u8]) -> String {
     text.retain(|character| !character.is_control());
     text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
     text
+}
+
+/// Whether `certificate` is by `authority`: it names it, and bears a signature of its key. Whatever else may be wrong with it (dates, purpose,
+/// that it is an authority itself) says nothing of who made it, and a verifier of whole chains finds that first.
+pub(super) fn is_signed_by(
+    certificate: &[u8],
+    authority: &[u8],
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
+) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
+    let Ok((_, authority)) = X509Certificate::from_der(authority) else { return false };
+    let key = &authority.public_key().subject_public_key.data;
+    let (signed, signature) = (certificate.tbs_certificate.as_ref(), &certificate.signature_value.data);
+    // By which algorithm is not asked: to those of another kind the key is none.
+    certificate.issuer().as_raw() == authority.subject().as_raw()
+        && algorithms.iter().any(|algorithm| algorithm.verify_signature(key, signed, signature).is_ok())
 }
 
 #[cfg(test)]

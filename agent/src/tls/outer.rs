@@ -8,22 +8,16 @@
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{
-    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::issuer::issuer;
+use super::issuer::{is_signed_by, issuer};
 
 /// The conversation's name (RFC 7301; docs/protocol.md, 13).
 const ALPN: &[u8] = b"http/1.1";
@@ -31,11 +25,14 @@ const ALPN: &[u8] = b"http/1.1";
 /// Most bytes that wait to be sealed or written: what a socket takes at once.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
+/// Reads in a row that open nothing: tickets and empty records, which a peer could send without end. Each is some KiB, so this is some 256 KiB.
+const IN_VAIN_READS_MAX: u32 = 64;
+
 /// What all outer sessions share.
 pub(crate) struct OuterTls {
     config: Arc<ClientConfig>,
     provider: Arc<CryptoProvider>,
-    roots: RootCertStore,
+    authority: CertificateDer<'static>,
     /// Who else signs what the site's servers show.
     issuers: Vec<String>,
 }
@@ -54,8 +51,7 @@ impl OuterTls {
     /// When the authority cannot be used.
     pub(crate) fn new(authority: &CertificateDer<'static>, issuers: Vec<String>) -> anyhow::Result<Self> {
         let provider = Arc::new(default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.clone()).context("the site's authority cannot be used")?;
+        RootCertStore::empty().add(authority.clone()).context("the site's authority cannot be used")?;
         let verifier = Whoever { schemes: provider.signature_verification_algorithms.supported_schemes() };
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -65,7 +61,7 @@ impl OuterTls {
             .with_no_client_auth();
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.resumption = Resumption::disabled();
-        Ok(Self { config: Arc::new(config), provider, roots, issuers })
+        Ok(Self { config: Arc::new(config), provider, authority: authority.clone(), issuers })
     }
 
     /// Begins a session with whoever answers as `host`, a name or an address.
@@ -89,21 +85,7 @@ impl OuterTls {
     }
 
     fn is_by_authority(&self, certificate: &CertificateDer<'_>) -> bool {
-        let Ok((_, dates)) = X509Certificate::from_der(certificate) else { return false };
-        let Ok(parsed) = ParsedCertificate::try_from(certificate) else { return false };
-        // Who has signed it is all that is asked: so at a time when it holds.
-        let seconds = u64::try_from(dates.validity().not_before.timestamp()).unwrap_or(0);
-        let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        let verified = verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, &[], time, algorithms);
-        !matches!(
-            verified,
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::UnknownIssuer
-                    | CertificateError::BadSignature
-                    | CertificateError::BadEncoding
-            ))
-        )
+        is_signed_by(certificate, &self.authority, self.provider.signature_verification_algorithms.all)
     }
 }
 
@@ -128,7 +110,7 @@ impl OuterSession {
     /// # Errors
     /// The socket's, `WouldBlock` among them, and what is wrong with the peer's records.
     pub(crate) fn read_from(&mut self, socket: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
+        for _ in 0..IN_VAIN_READS_MAX {
             match self.connection.reader().read(buffer) {
                 Ok(count) => {
                     self.opened -= count.min(self.opened);
@@ -143,6 +125,8 @@ impl OuterSession {
                 return Ok(0);
             }
         }
+        // The rest is with the socket, which tells.
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     /// Takes what `socket` has to give during the handshake; `false` at its end.
@@ -232,12 +216,12 @@ impl ServerCertVerifier for Whoever {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tls::tests::{Authority, outer_server};
+    use crate::tls::tests::{Authority, Issued, outer_server_with, self_signed, server};
 
-    /// Shakes hands in memory with a server that shows a certificate of `shown`; what an agent of `own` makes of it.
-    fn meet(own: &Authority, shown: &Authority) -> Option<String> {
+    /// Shakes hands in memory with a server that shows `shown`; what an agent of `own` makes of it.
+    fn meet(own: &Authority, shown: Issued) -> Option<String> {
         let tls = OuterTls::new(own.certificate(), Vec::new()).unwrap();
-        let mut server = outer_server(shown);
+        let mut server = outer_server_with(shown);
         let mut session = tls.session("server.example").unwrap();
         for _ in 0..5 {
             let mut wire = Vec::new();
@@ -280,9 +264,13 @@ mod tests {
     #[test]
     fn any_certificate_is_taken_and_a_strangers_issuer_is_told() {
         let (own, stranger) = (Authority::new(), Authority::named("Example Proxy CA"));
-        assert_eq!(meet(&own, &own), None);
-        assert_eq!(meet(&own, &stranger), Some("Example Proxy CA".to_owned()));
+        assert_eq!(meet(&own, server(&own)), None);
+        assert_eq!(meet(&own, server(&stranger)), Some("Example Proxy CA".to_owned()));
         // Also one that bears the same name as the site's.
-        assert!(meet(&own, &Authority::new()).is_some());
+        assert!(meet(&own, server(&Authority::new())).is_some());
+        // And one that would not do for a server, whoever signed it.
+        assert_eq!(meet(&own, self_signed("Example Proxy")), Some("Example Proxy".to_owned()));
+        assert_eq!(meet(&own, stranger.client()), Some("Example Proxy CA".to_owned()));
+        assert_eq!(meet(&own, own.client()), None);
     }
 }

@@ -13,6 +13,9 @@ use super::*;
 pub(crate) const IN_2026: UnixMillis = UnixMillis(1_780_272_000_000);
 const IN_2031: UnixMillis = UnixMillis(1_938_038_400_000);
 
+/// A certificate and its key.
+pub(crate) type Issued = (CertificateDer<'static>, Vec<u8>);
+
 pub(crate) struct Authority(Issuer<'static, KeyPair>, CertificateDer<'static>);
 
 impl Authority {
@@ -34,6 +37,11 @@ impl Authority {
         &self.1
     }
 
+    /// One that is no server's.
+    pub(crate) fn client(&self) -> Issued {
+        self.issue("server.example", "urn:bgb:LAB:server:3", ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
     /// A certificate that holds in 2026, its key, and its role.
     fn issue(
         &self,
@@ -51,6 +59,15 @@ impl Authority {
     }
 }
 
+/// A certificate such as appliances come with: its own authority.
+pub(crate) fn self_signed(name: &str) -> Issued {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["server.example".to_owned()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    (params.self_signed(&key).unwrap().der().clone(), key.serialize_der())
+}
+
 /// What sessions of a server that shows `issued` start from.
 fn server_config(issued: (CertificateDer<'static>, Vec<u8>), alpn: &[&[u8]]) -> Arc<ServerConfig> {
     let provider = Arc::new(default_provider());
@@ -66,7 +83,12 @@ fn server_config(issued: (CertificateDer<'static>, Vec<u8>), alpn: &[&[u8]]) -> 
 
 /// The end of an outer session that shows a certificate of `authority`.
 pub(crate) fn outer_server(authority: &Authority) -> ServerConnection {
-    ServerConnection::new(server_config(server(authority), &[b"http/1.1"])).unwrap()
+    outer_server_with(server(authority))
+}
+
+/// That of one that shows `issued`.
+pub(crate) fn outer_server_with(issued: Issued) -> ServerConnection {
+    ServerConnection::new(server_config(issued, &[b"http/1.1"])).unwrap()
 }
 
 /// The same on a stream of bytes that waits.
@@ -142,7 +164,7 @@ fn meet(
     session.verify_server()
 }
 
-fn server(authority: &Authority) -> (CertificateDer<'static>, Vec<u8>) {
+pub(crate) fn server(authority: &Authority) -> (CertificateDer<'static>, Vec<u8>) {
     authority.issue("server.example", "urn:bgb:LAB:server:3", ExtendedKeyUsagePurpose::ServerAuth)
 }
 
@@ -186,12 +208,17 @@ fn whoever_else_answers_is_refused_with_the_reason() {
 fn who_has_signed_a_strangers_certificate_is_told_once() {
     let (authority, stranger) = (Authority::new(), Authority::named("Example Firewall"));
     let tls = device(&authority);
-    for (issued, intercepted) in
-        [(server(&stranger), Some("Example Firewall".to_owned())), (server(&authority), None)]
-    {
+    let firewall = Some("Example Firewall".to_owned());
+    for (issued, is_server, intercepted) in [
+        (server(&stranger), false, firewall.clone()),
+        (self_signed("Example Firewall"), false, firewall.clone()),
+        (stranger.client(), false, firewall),
+        (authority.client(), false, None),
+        (server(&authority), true, None),
+    ] {
         let mut server = ServerConnection::new(server_config(issued, &[ALPN])).unwrap();
         let mut session = tls.session("server.example", IN_2026, IN_2026).unwrap();
-        assert_eq!(shake_hands(&mut session, &mut server).is_err(), intercepted.is_some());
+        assert_eq!(shake_hands(&mut session, &mut server).is_ok(), is_server);
         assert_eq!(session.take_stranger(), intercepted);
         assert_eq!(session.take_stranger(), None);
     }

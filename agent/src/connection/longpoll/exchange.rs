@@ -1,9 +1,9 @@
 //! One lane of a long-poll: request and answer, one after the other, over a connection that is kept.
 //!
 //! ```text
-//!   Rest --begin--> Head --head whole--> Body --body whole--> Rest
-//!                     \                    \
-//!                      +--------------------+--> an error: the connection is dropped, the request is lost
+//!   Rest --begin--> Connecting --it stands--> Head --head whole--> Body --body whole--> Rest
+//!      \                \                   ^   \                    \
+//!       +-- over a connection that stands --+     +--------------------+--> an error: the connection is dropped, the request is lost
 //! ```
 
 use std::io::{self, Read as _};
@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use bgb_http::tunnel::client::DOWN_BYTES_MAX;
 use bgb_http::{BodyLength, ChunkDecoder, ResponseHead};
 
+use super::opening::Opening;
 use crate::connection::road::{RoadFault, Waits};
 use crate::connection::stream::Stream;
-use crate::connection::way::{READ_BYTES, take_head};
+use crate::connection::way::{Interim, READ_BYTES, Way, take_head};
 
 /// A lane.
 #[derive(Default)]
@@ -30,7 +31,13 @@ pub(super) struct Exchange {
 enum Course {
     #[default]
     Rest,
-    Head(Asked),
+    /// The request waits for its connection.
+    Connecting {
+        opening: Opening,
+        method: &'static str,
+        limit: Duration,
+    },
+    Head(Asked, Interim),
     Body {
         asked: Asked,
         head: ResponseHead,
@@ -68,15 +75,20 @@ impl Exchange {
         Self { stream: Some(stream), ..Self::default() }
     }
 
-    /// When the request under way was made, if there is one.
+    /// Whether no request is under way.
+    pub(super) fn is_at_rest(&self) -> bool {
+        matches!(self.course, Course::Rest)
+    }
+
+    /// When the request under way was made, if there is one that has a connection.
     pub(super) fn asked_at(&self) -> Option<Instant> {
         self.asked().map(|asked| asked.at)
     }
 
     fn asked(&self) -> Option<Asked> {
         match &self.course {
-            Course::Rest => None,
-            Course::Head(asked) | Course::Body { asked, .. } => Some(*asked),
+            Course::Rest | Course::Connecting { .. } => None,
+            Course::Head(asked, _) | Course::Body { asked, .. } => Some(*asked),
         }
     }
 
@@ -91,15 +103,26 @@ impl Exchange {
         is_silent
     }
 
-    /// Has a new connection.
-    pub(super) fn stand(&mut self, stream: Stream) {
-        *self = Self::over(stream);
+    /// Makes a request once there is a connection along `way`; its answer is overdue after `limit` from then on.
+    ///
+    /// # Errors
+    /// Why that cannot even be begun.
+    pub(super) fn connect_and_begin(
+        &mut self,
+        way: &Way,
+        method: &'static str,
+        request: Vec<u8>,
+        limit: Duration,
+    ) -> Result<(), RoadFault> {
+        let course = Course::Connecting { opening: Opening::begin(way)?, method, limit };
+        *self = Self { waiting: request, course, ..Self::default() };
+        Ok(())
     }
 
-    /// Makes a request, whose answer is overdue after `limit`.
+    /// Makes a request over the connection that stands; its answer is overdue after `limit`.
     pub(super) fn begin(&mut self, method: &'static str, request: Vec<u8>, now: Instant, limit: Duration) {
         self.waiting = request;
-        self.course = Course::Head(Asked { method, at: now, by: now + limit });
+        self.course = Course::Head(Asked { method, at: now, by: now + limit }, Interim::default());
     }
 
     /// Sends and hears what can be; the answer when it is whole.
@@ -107,6 +130,7 @@ impl Exchange {
     /// # Errors
     /// Why the request is lost; the connection is dropped.
     pub(super) fn go_on(&mut self, now: Instant) -> Result<Option<Answer>, RoadFault> {
+        self.take_opened(now)?;
         let Some(asked) = self.asked() else { return Ok(None) };
         let gone_on = self.try_go_on();
         match gone_on {
@@ -127,8 +151,22 @@ impl Exchange {
         }
     }
 
+    /// Makes the request that has waited for a connection, if that is there now.
+    fn take_opened(&mut self, now: Instant) -> Result<(), RoadFault> {
+        let Course::Connecting { opening, method, limit } = &self.course else { return Ok(()) };
+        let Some(made) = opening.take() else { return Ok(()) };
+        let (method, limit, request) = (*method, *limit, std::mem::take(&mut self.waiting));
+        self.drop_connection();
+        *self = Self::over(made?);
+        self.begin(method, request, now, limit);
+        Ok(())
+    }
+
     /// Adds what there is to wait for.
     pub(super) fn waits<'a>(&'a self, waits: &mut Waits<'a>) {
+        if let Course::Connecting { opening, .. } = &self.course {
+            opening.waits(waits);
+        }
         if let (Some(stream), Some(asked)) = (&self.stream, self.asked()) {
             stream.waits(!self.waiting.is_empty(), waits);
             waits.until(asked.by);
@@ -181,14 +219,16 @@ impl Exchange {
     fn decode(&mut self) -> Result<Option<(ResponseHead, Vec<u8>)>, RoadFault> {
         loop {
             match &mut self.course {
-                Course::Rest => return Ok(None),
-                Course::Head(asked) => {
+                Course::Rest | Course::Connecting { .. } => return Ok(None),
+                Course::Head(asked, interim) => {
                     let asked = *asked;
                     let Some(head) = take_head(&mut self.heard)? else { return Ok(None) };
-                    if head.status >= 200 {
-                        let left = left(&head, asked.method)?;
-                        self.course = Course::Body { asked, head, left, body: Vec::new() };
+                    if head.status < 200 {
+                        interim.count()?;
+                        continue;
                     }
+                    let left = left(&head, asked.method)?;
+                    self.course = Course::Body { asked, head, left, body: Vec::new() };
                 }
                 Course::Body { left, body, .. } => {
                     let is_whole = match left {
@@ -210,12 +250,20 @@ impl Exchange {
                         }
                     };
                     if body.len() > DOWN_BYTES_MAX {
-                        return Err(RoadFault::new("an answer is longer than any of a tunnel's"));
+                        return Ok(self.cut_short());
                     }
                     return Ok(if is_whole { self.finish() } else { None });
                 }
             }
         }
+    }
+
+    /// The answer is longer than any of a tunnel's, a page of somebody between: its head says all that there is to learn.
+    fn cut_short(&mut self) -> Option<(ResponseHead, Vec<u8>)> {
+        let Course::Body { head, mut body, .. } = std::mem::take(&mut self.course) else { return None };
+        body.truncate(DOWN_BYTES_MAX + 1);
+        self.drop_connection();
+        Some((head, body))
     }
 
     /// The answer is whole: the connection is kept for the next one, if it may be.
@@ -236,9 +284,9 @@ fn left(head: &ResponseHead, method: &str) -> Result<Left, RoadFault> {
     let length = BodyLength::of_response(head, method).map_err(|error| RoadFault::new(error.to_string()))?;
     Ok(match length {
         BodyLength::None => Left::Bytes(0),
-        // What is longer than any answer is told as soon as it has come.
+        // How long it may be is judged by what has come.
         BodyLength::Length(bytes) => Left::Bytes(usize::try_from(bytes).unwrap_or(usize::MAX)),
-        BodyLength::Chunked => Left::Chunks(Box::new(ChunkDecoder::new(DOWN_BYTES_MAX as u64))),
+        BodyLength::Chunked => Left::Chunks(Box::new(ChunkDecoder::new(u64::MAX))),
         BodyLength::UntilClose => Left::UntilClose,
     })
 }

@@ -76,7 +76,7 @@ fn a_body_in_chunks_is_heard_and_the_next_get_asks_behind_it() {
 fn a_lost_request_is_made_again_over_another_connection() {
     let (mut road, listener, post, get) = opened();
     drop(get);
-    go_on(&mut road, |road| road.get_rest.losses == 1).unwrap();
+    go_on(&mut road, |road| road.get_rest.losses == 1 && road.get.asked_at().is_some()).unwrap();
     let mut get = listener.accept().unwrap().0;
     assert_eq!(hear(&mut get), format!("GET /bgb/tunnel/{ID}?from=0&hold=60 HTTP/1.1"));
     // One that was closed while nothing was asked is no loss.
@@ -131,16 +131,97 @@ fn a_pause_is_kept_and_losses_in_a_row_are_the_end() {
     assert!(road.post.asked_at().is_some());
 
     drop((get, post, listener));
-    let began = Instant::now();
-    let mut ahead = Duration::ZERO;
-    let error = loop {
-        ahead += Duration::from_millis(250);
-        if let Err(error) = road.go_on(began + ahead) {
-            break error;
-        }
-        assert!(ahead < Duration::from_secs(60));
-    };
+    let error = go_on(&mut road, |_| false).unwrap_err();
     assert_eq!(RoadFault::from(error).reason, Some(RoadReason::Refused));
+}
+
+#[test]
+fn what_is_answered_with_nothing_at_once_is_not_asked_again_without_end() {
+    let (mut road, listener, _post, mut get) = opened();
+    drop(listener);
+    let began = Instant::now();
+    get.set_read_timeout(Some(PATIENCE)).unwrap();
+    let server = std::thread::spawn(move || {
+        let mut asked = 1;
+        loop {
+            say(&mut get, "HTTP/1.1 204 No Content\nBgb-From: 0\nBgb-Received: 5\n\n");
+            if hear(&mut get).is_empty() {
+                return asked;
+            }
+            asked += 1;
+        }
+    });
+    let error = go_on(&mut road, |_| false).unwrap_err();
+    assert!(error.to_string().contains("at once"), "{error}");
+    assert!(began.elapsed() > Duration::from_secs(7), "{:?}", began.elapsed());
+    assert_eq!(road.take_cut(), None, "that tells of no timer");
+    drop(road);
+    assert_eq!(server.join().unwrap(), LOSSES_MAX);
+}
+
+#[test]
+fn of_a_page_that_is_longer_than_any_answer_the_status_is_told() {
+    let page = "x".repeat(100_000);
+    for (field, body) in [
+        ("Content-Length: 100000", page.clone()),
+        ("Content-Length: 99999999999", page.clone()),
+        ("Transfer-Encoding: chunked", format!("186a0\n{page}\n")),
+        ("Connection: close", page.clone()),
+    ] {
+        let (mut road, listener) = open();
+        let mut post = listener.accept().unwrap().0;
+        assert_eq!(road.write(b"hello").unwrap(), 5);
+        road.go_on(Instant::now()).unwrap();
+        hear(&mut post);
+        let answer = format!("HTTP/1.1 403 Forbidden\n{field}\n\n{body}");
+        let server = std::thread::spawn(move || {
+            let _ = post.write_all(answer.replace('\n', "\r\n").as_bytes());
+            post
+        });
+        let error = go_on(&mut road, |_| false).unwrap_err();
+        assert_eq!(RoadFault::from(error).reason, Some(RoadReason::ProxyAnswer(403)), "{field}");
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn an_answer_that_is_announced_without_end_is_lost() {
+    let (mut road, _listener, _post, mut get) = opened();
+    say(&mut get, &"HTTP/1.1 100 Continue\n\n".repeat(9));
+    go_on(&mut road, |road| road.get_rest.losses == 1).unwrap();
+}
+
+#[test]
+fn a_lane_that_connects_anew_keeps_nobody_waiting() {
+    let (mut road, _listener, mut post, get) = opened();
+    // Whoever is there takes the connection, and never shakes hands.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let authority = crate::tls::tests::Authority::new();
+    let outer = crate::tls::OuterTls::new(authority.certificate(), Vec::new()).unwrap();
+    let port = silent.local_addr().unwrap().port();
+    road.way = Way::new("127.0.0.1", port, Some(std::sync::Arc::new(outer)), None).unwrap();
+    let began = Instant::now();
+    drop(get);
+    go_on(&mut road, |road| road.get_rest.losses == 1 && !road.get.is_at_rest()).unwrap();
+    assert_eq!(road.write(b"more").unwrap(), 4);
+    road.go_on(Instant::now()).unwrap();
+    assert_eq!(hear(&mut post), format!("POST /bgb/tunnel/{ID}?from=5 HTTP/1.1"));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // And whoever ends calls the connection off.
+    let (mut socket, _) = silent.accept().unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    drop(road);
+    io::copy(&mut socket, &mut io::sink()).unwrap();
+}
+
+#[test]
+fn of_several_cuts_in_a_turn_the_longest_is_told() {
+    let (mut road, ..) = opened();
+    for secs in [60, 0] {
+        let lost = RoadFault::new("lost");
+        road.on_lost(Lane::Get, Some(Duration::from_secs(secs)), Instant::now(), lost).unwrap();
+    }
+    assert_eq!(road.take_cut(), Some(Duration::from_secs(60)));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -69,6 +69,19 @@ pub(crate) fn answering(answer: &'static [u8]) -> u16 {
     serve(move |mut socket| {
         first_record(&mut socket);
         socket.write_all(answer).unwrap();
+    })
+}
+
+/// A port that answers with this, again and again and without end: a request, or what comes on a WebSocket.
+pub(crate) fn flooding(is_websocket: bool, answer: &'static [u8]) -> u16 {
+    let answers = answer.repeat(32 * 1024);
+    serve(move |mut socket| {
+        if is_websocket {
+            tungstenite::accept(socket.try_clone().unwrap()).unwrap();
+        } else {
+            read_request(&mut socket).unwrap();
+        }
+        while socket.write_all(&answers).is_ok() {}
     })
 }
 
@@ -147,20 +160,28 @@ impl Site {
             let session = session.clone();
             std::thread::spawn(move || session(&mut End(pipe)));
         };
-        let (lose_every, lost, requests) = Default::default();
+        let (lose_every, lost, requests, is_silent, unanswered) = Default::default();
         let begin = Box::new(begin);
         let tunnels = Tunnels {
             port: AtomicU16::default(),
             lose_every,
             lost,
             requests,
+            is_silent,
+            unanswered,
             authorization,
             begin,
             pipes: Mutex::default(),
         };
         let tunnels = Arc::new(tunnels);
         let served = Arc::clone(&tunnels);
-        let port = serve(move |socket| served.serve(&mut *http.on(socket)));
+        let port = serve(move |socket| {
+            if served.is_silent.load(Ordering::Relaxed) {
+                served.unanswered.lock().unwrap().push(socket);
+                return;
+            }
+            served.serve(&mut *http.on(socket));
+        });
         tunnels.port.store(port, Ordering::Relaxed);
         tunnels
     }
@@ -307,6 +328,9 @@ pub(crate) struct Tunnels {
     pub(crate) lose_every: AtomicU32,
     pub(crate) lost: AtomicU32,
     requests: AtomicU32,
+    /// Connections are closed, and new ones not answered.
+    pub(crate) is_silent: AtomicBool,
+    pub(crate) unanswered: Mutex<Vec<TcpStream>>,
     authorization: Option<&'static str>,
     begin: Box<dyn Fn(Arc<Pipe>) + Send + Sync>,
     pipes: Mutex<HashMap<String, Arc<Pipe>>>,
@@ -380,7 +404,7 @@ impl Tunnels {
                 return;
             }
             let (answer, down) = self.answer(&head, &body);
-            if is_lost {
+            if is_lost || self.is_silent.load(Ordering::Relaxed) {
                 return;
             }
             let mut bytes = Vec::new();
@@ -437,8 +461,8 @@ impl Tunnels {
         streams.gets += 1;
         let turn = streams.gets;
         pipe.moved.notify_all();
-        // A short one, so that some are answered with nothing.
-        let limit = Duration::from_millis(50);
+        // A short one, though no shorter than an agent believes.
+        let limit = Duration::from_millis(1_200);
         let waits = |streams: &mut Streams| streams.down.len() == from && streams.gets == turn;
         let (streams, _) = pipe.moved.wait_timeout_while(streams, limit, waits).unwrap();
         let down = streams.down[from..streams.down.len().min(from + 65_536)].to_vec();

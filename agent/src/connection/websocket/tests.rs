@@ -75,6 +75,16 @@ fn text_is_refused_with_its_code_and_what_we_close_is_closed_in_good_order() {
 }
 
 #[test]
+fn a_close_is_answered_before_the_road_is_dropped() {
+    let (mut road, mut peer) = open();
+    peer.close(Some(CloseFrame { code: CloseCode::Away, reason: "".into() })).unwrap();
+    assert_eq!(read(&mut road).unwrap(), b"");
+    drop(road);
+    let Message::Close(Some(CloseFrame { code, .. })) = peer.read().unwrap() else { panic!("no close") };
+    assert_eq!(code, CloseCode::Away);
+}
+
+#[test]
 fn after_a_silence_it_pings_and_a_peer_that_answers_none_is_gone() {
     let (mut road, mut peer) = open();
     road.ping_every = Duration::from_millis(20);
