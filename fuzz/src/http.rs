@@ -2,7 +2,9 @@
 
 use std::fmt::Debug;
 
-use bgb_http::{BodyLength, ChunkDecoder, Decoded, HeadError, Part, RequestHead, Requests, ResponseHead};
+use bgb_http::{
+    BodyLength, ChunkDecoder, Decoded, HEAD_BYTES_MAX, HeadError, Part, RequestHead, Requests, ResponseHead,
+};
 
 use crate::bytes::Bytes;
 
@@ -30,7 +32,14 @@ pub(crate) fn http(data: &[u8]) {
         let mut bytes = Vec::new();
         head.encode(&mut bytes).expect("a head that was decoded can be sent");
         let consumed = bytes.len();
-        assert_eq!(ResponseHead::decode(&bytes), Ok(Decoded::Complete { head, consumed }));
+        // Written our way it may be longer: a blank behind each colon, a reason where there was none.
+        let again = ResponseHead::decode(&bytes);
+        let is_as_it_was = if consumed > HEAD_BYTES_MAX {
+            again == Err(HeadError::TooLarge)
+        } else {
+            again == Ok(Decoded::Complete { head, consumed })
+        };
+        assert!(is_as_it_was, "a head is not what it was when it is sent");
     }
     chunks(data, cut);
     requests(data, cut);
