@@ -95,7 +95,7 @@ fn a_second_server_on_the_spool_of_a_running_one_is_refused() {
     site.start_server(1);
     let config = site.folder().server_config(ServerId(1));
     edit_toml(&config, |table| {
-        for key in ["listen", "admin"] {
+        for key in ["listen", "listen_http", "listen_https", "admin"] {
             table.insert(key.into(), Value::String(format!("{}:0", site.address())));
         }
     });
@@ -120,7 +120,7 @@ fn a_second_manager_of_the_same_site_is_refused() {
     site.start_manager();
     let config = site.folder().manager_config();
     edit_toml(&config, |table| {
-        for key in ["listen", "admin"] {
+        for key in ["listen", "listen_http", "listen_https", "admin"] {
             table.insert(key.into(), Value::String(format!("{}:0", site.address())));
         }
     });
