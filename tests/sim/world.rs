@@ -344,7 +344,7 @@ impl World {
             Event::CheckSilent => self.check_silent(),
             Event::CheckSteady => self.check_steady(),
             Event::CheckAll if self.is_somebody_on_the_way_back() => {
-                self.after(BACK_WITHIN_MS, Event::CheckAll)
+                self.after(BACK_WITHIN_MS, Event::CheckAll);
             }
             Event::CheckAll => self.check_all(),
             Event::CheckPresence => self.check_presence(),
