@@ -40,6 +40,9 @@ const VALID_IN_PEACE_MS: u64 = 2 * (ANYBODY_WITHIN_MS + OVER_AFTER_MS);
 /// tick and a turn may end it.
 pub(crate) const SILENT_CHECK_MS: u64 = 10_000;
 const SILENT_MARGIN_MS: u64 = 1_000;
+/// A device whose connection a proxy has cut since it was idle, as proxies do in peace, too, is back within this time and has told everything: a
+/// back-off, a connection, and what the site needs to hear of it.
+pub(crate) const BACK_WITHIN_MS: u64 = 90_000;
 /// A tunnel whose agent is gone may be held for a last GET's time, and be silent for its own.
 const TUNNEL_LEFT_MS: u64 = HOLD_MS_MAX + SILENT_MS;
 /// A result is counted within this time when nothing is broken: spool, file, its way, and the next file's turn.
@@ -217,6 +220,12 @@ impl World {
                 None => self.violated(format!("agent {agent} is not online 300 s after the healing")),
             }
         }
+    }
+
+    /// Whether a proxy has cut somebody's idle connection a moment ago. Devices learn of that, so it happens to each a few times at the most.
+    pub(crate) fn is_somebody_on_the_way_back(&self) -> bool {
+        let mut cuts = self.machines.iter().filter_map(|machine| machine.habits.cut_ms);
+        cuts.any(|cut_ms| self.now_ms < cut_ms + BACK_WITHIN_MS)
     }
 
     /// Every server can read the queue, so it takes sign-ins (invariant 2, for those who have no other server).

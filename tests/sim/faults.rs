@@ -415,6 +415,14 @@ impl World {
         }
     }
 
+    /// The server is killed, and started again by a clock that was set meanwhile.
+    pub(crate) fn on_server_comes_anew(&mut self, server: usize) {
+        if !self.has_healed() {
+            self.kill_some_server(server);
+            self.set_server_clock(server);
+        }
+    }
+
     fn cut_host_now(&mut self, host: usize) {
         if self.hosts[host].has_power() {
             self.tally.count(Kind::HostPowerCut);

@@ -162,7 +162,9 @@ impl World {
         }
         let agent = conn.agent;
         let told = self.draw_told(IDLE_UNTOLD_PER_MILLE);
-        self.machines[agent].habits.idle.note_cut(silent_ms);
+        let habits = &mut self.machines[agent].habits;
+        habits.idle.note_cut(silent_ms);
+        habits.cut_ms = Some(self.now_ms);
         self.tally.count(Kind::ProxyCutsIdle);
         self.cut_at_proxy(id, told);
     }

@@ -42,6 +42,8 @@ pub(crate) struct Habits {
     /// The proxy that its HTTP goes through.
     proxy: Option<usize>,
     pub(crate) idle: Idle,
+    /// When a proxy last cut its connection since that was idle.
+    pub(crate) cut_ms: Option<u64>,
     last: Option<Road>,
 }
 
@@ -50,7 +52,7 @@ impl Habits {
         // Neighbours differ, so that a world with three devices has all roads from the beginning on.
         let usual = ROADS[agent % ROADS.len()];
         let proxy = (!dice.chance(DIRECT_PER_MILLE)).then(|| dice.place(PROXIES));
-        Self { usual, proxy, idle: Idle::default(), last: None }
+        Self { usual, proxy, idle: Idle::default(), cut_ms: None, last: None }
     }
 }
 

@@ -48,6 +48,8 @@ pub(crate) const NUMBERS_OF_NOBODY: u64 = SECOND_BLOCK as u64 - 5;
 const SCAN_MS: u64 = 10_000;
 /// A change of the inbox is noticed within this.
 const NOTICED_MS_MAX: u64 = 30;
+/// So many files in a thousand that are held up are so while their server is started anew, by another clock.
+const OUTLIVES_ITS_SERVER_PER_MILLE: u64 = 400;
 /// A late file that the disk refuses tries again after this.
 const LATE_FILE_AGAIN_MS: u64 = 500;
 /// Whoever starts a manager that could not start tries again within this.
@@ -536,6 +538,10 @@ impl World {
             self.say(format_args!("file {name} of server {} is held up", server + 1));
             let after_ms = self.dice.around(20_000).min(left_ms);
             self.after(after_ms, Event::LateFileComes { server, name });
+            if self.dice.chance(OUTLIVES_ITS_SERVER_PER_MILLE) {
+                let comes_ms = self.dice.below(after_ms / 2 + 1);
+                self.after(comes_ms, Event::ServerComesAnew { server });
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use bgb_hub::{Now as HubNow, TICK_MS, Tick};
 use bgb_protocol::ids::{DeviceId, TaskId, UnixMillis};
 
 use crate::agents::Machine;
-use crate::checks::SILENT_CHECK_MS;
+use crate::checks::{BACK_WITHIN_MS, SILENT_CHECK_MS};
 use crate::dice::Dice;
 use crate::faults::Weather;
 use crate::forger::HeardPush;
@@ -98,6 +98,7 @@ pub(crate) enum Event {
     ManagerStarts { starts: u64 },
     InboxNoticed,
     LateFileComes { server: usize, name: String },
+    ServerComesAnew { server: usize },
     AdministratorActs,
     ReleaseDue { task: TaskId },
     UnblockDue { device: DeviceId },
@@ -330,6 +331,7 @@ impl World {
             Event::ManagerStarts { starts } => self.on_manager_starts(starts),
             Event::InboxNoticed => self.on_inbox_noticed(),
             Event::LateFileComes { server, name } => self.on_late_file_comes(server, name),
+            Event::ServerComesAnew { server } => self.on_server_comes_anew(server),
             Event::AdministratorActs => self.on_administrator_acts(),
             Event::ReleaseDue { task } => self.on_release_due(task),
             Event::UnblockDue { device } => self.on_unblock_due(device),
@@ -341,8 +343,12 @@ impl World {
             Event::PeaceTasks => self.start_peace_tasks(),
             Event::CheckSilent => self.check_silent(),
             Event::CheckSteady => self.check_steady(),
+            Event::CheckAll if self.is_somebody_on_the_way_back() => {
+                self.after(BACK_WITHIN_MS, Event::CheckAll);
+            }
             Event::CheckAll => self.check_all(),
             Event::CheckPresence => self.check_presence(),
+            Event::End if self.is_somebody_on_the_way_back() => self.after(BACK_WITHIN_MS, Event::End),
             Event::End => {
                 self.check_end();
                 self.is_over = true;
