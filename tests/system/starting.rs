@@ -120,7 +120,7 @@ fn a_second_manager_of_the_same_site_is_refused() {
     site.start_manager();
     let config = site.folder().manager_config();
     edit_toml(&config, |table| {
-        for key in ["listen", "listen_http", "listen_https", "admin"] {
+        for key in ["listen", "admin"] {
             table.insert(key.into(), Value::String(format!("{}:0", site.address())));
         }
     });
