@@ -157,7 +157,9 @@ fn what_is_lost_on_a_connection_that_was_kept_is_made_again() {
         for number in 0..6 {
             bench.echo(&bytes(1_000 + number));
         }
-        assert_eq!(server.posts(), 7, "one was made twice");
+        // The one that was lost is made twice, unless a GET's answer has told before that it was taken.
+        let posts = server.posts();
+        assert!(matches!(posts, 6 | 7), "{posts} POSTs");
     }
 }
 
