@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 
 use thiserror::Error;
 
+use super::{TunnelId, TunnelRequest};
 use crate::response::ResponseHead;
 
 /// Most bytes that wait to be taken by the server: two POSTs, so that one can gather while the other is under way.
@@ -26,10 +27,6 @@ const POST_BYTES_MAX: usize = 64 * 1024;
 const POST_BYTES_MIN: usize = 1024;
 /// How often in a row a POST is answered without any byte of it being taken.
 const STALLS_MAX: u32 = 3;
-/// Digits of a tunnel's id.
-const ID_DIGITS: usize = 52;
-/// Where tunnels are.
-const PATH: &str = "/bgb/tunnel";
 /// How long a 503 is waited for that does not say it, and how long at the most, in seconds.
 const PAUSE_SECS: u32 = 5;
 const PAUSE_SECS_MAX: u32 = 60;
@@ -117,7 +114,7 @@ enum Course {
 #[derive(Debug)]
 pub struct Tunnel {
     /// Known from the answer to the first POST on.
-    id: Option<String>,
+    id: Option<TunnelId>,
     /// What the server has not taken, the first byte with offset `up_from`.
     up: VecDeque<u8>,
     up_from: u64,
@@ -220,12 +217,9 @@ impl Tunnel {
         }
         self.post = Course::UnderWay;
         self.posted_from = self.up_from;
-        let target = match &self.id {
-            Some(id) => format!("{PATH}/{id}?from={}", self.up_from),
-            None => PATH.to_owned(),
-        };
+        let asked = self.id.map_or(TunnelRequest::Open, |id| TunnelRequest::Up { id, from: self.up_from });
         let body = self.up.iter().take(self.post_bytes_max).copied().collect();
-        Some(Request { method: "POST", target, body })
+        Some(Request { method: "POST", target: asked.target(), body })
     }
 
     fn poll_get(&mut self, hold_secs: u32) -> Option<Request> {
@@ -233,9 +227,9 @@ impl Tunnel {
         if self.get == Course::UnderWay || self.down.len() >= DOWN_BYTES_MAX {
             return None;
         }
-        let id = self.id.as_ref()?;
+        let id = self.id?;
         self.get = Course::UnderWay;
-        let target = format!("{PATH}/{id}?from={}&hold={hold_secs}", self.down_from);
+        let target = TunnelRequest::Down { id, from: self.down_from, hold_secs }.target();
         Some(Request { method: "GET", target, body: Vec::new() })
     }
 
@@ -292,8 +286,8 @@ impl Tunnel {
     }
 
     fn on_opened(&mut self, head: &ResponseHead) -> Result<Next, Fault> {
-        let id = head.header("bgb-tunnel").filter(|id| is_id(id)).ok_or(Fault::Field("Bgb-Tunnel"))?;
-        self.id = Some(String::from_utf8_lossy(id).into_owned());
+        let id = head.header("bgb-tunnel").and_then(|id| std::str::from_utf8(id).ok()?.parse().ok());
+        self.id = Some(id.ok_or(Fault::Field("Bgb-Tunnel"))?);
         self.on_posted(head)
     }
 
@@ -347,10 +341,6 @@ impl Tunnel {
         }
         Ok(Some(received))
     }
-}
-
-fn is_id(text: &[u8]) -> bool {
-    text.len() == ID_DIGITS && text.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Digits only: no sign, no white space.
