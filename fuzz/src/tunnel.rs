@@ -196,6 +196,8 @@ fn among_strangers(bytes: &mut Bytes<'_>) {
     let mut server = ServerEnd::<u8>::default();
     let mut agent = AgentEnd::new();
     let (mut pushed, mut received) = (0_u64, 0_u64);
+    // Who is held: of two who ask, the later.
+    let mut held: Option<u8> = None;
     while !bytes.is_empty() {
         match bytes.below(6) {
             0 => {
@@ -207,8 +209,12 @@ fn among_strangers(bytes: &mut Bytes<'_>) {
                 assert_eq!(server.received(), received);
             }
             1 => {
-                let _ = server.ask(offset(bytes, pushed), bytes.byte());
-                if let Some((_, from, given)) = server.answer() {
+                let (from, asker) = (offset(bytes, pushed), bytes.byte());
+                if let Ok(before) = server.ask(from, asker) {
+                    assert_eq!(before, held.replace(asker), "who is held no more is told");
+                }
+                if let Some((asker, from, given)) = server.answer() {
+                    assert_eq!(Some(asker), held.take(), "somebody else is answered");
                     assert!(from + given.len() as u64 <= pushed, "more is given than there is");
                 }
             }

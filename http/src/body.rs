@@ -86,15 +86,7 @@ fn declared(headers: &[(String, Vec<u8>)]) -> Result<Option<BodyLength>, HeadErr
             Err(HeadError::TransferCodingUnknown)
         };
     }
-    length.map(|text| decimal(text).map(BodyLength::Length).ok_or(HeadError::ContentLength)).transpose()
-}
-
-/// Digits only: no sign, no white space, no list.
-fn decimal(text: &[u8]) -> Option<u64> {
-    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(text).ok()?.parse().ok()
+    length.map(|text| head::decimal(text).map(BodyLength::Length).ok_or(HeadError::ContentLength)).transpose()
 }
 
 /// The longest line with a chunk's size, extensions included, in bytes. 16 digits are the size; nobody

@@ -30,6 +30,14 @@ pub enum Decoded<T> {
 /// Header fields, in the order in which they came: names as sent, values without surrounding white space.
 pub(crate) type Headers = Vec<(String, Vec<u8>)>;
 
+/// A number in a field or a target. Digits only: no sign, no white space, no list.
+pub(crate) fn decimal(text: &[u8]) -> Option<u64> {
+    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
 /// What is wrong with a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum HeadError {

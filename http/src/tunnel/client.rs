@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use thiserror::Error;
 
 use super::{TunnelId, TunnelRequest};
+use crate::head::decimal;
 use crate::response::ResponseHead;
 
 /// Most bytes that wait to be taken by the server: two POSTs, so that one can gather while the other is under way.
@@ -341,14 +342,6 @@ impl Tunnel {
         }
         Ok(Some(received))
     }
-}
-
-/// Digits only: no sign, no white space.
-fn decimal(text: &[u8]) -> Option<u64> {
-    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 #[cfg(test)]

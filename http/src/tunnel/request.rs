@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use super::id::TunnelId;
+use crate::head::decimal;
 use crate::request::RequestHead;
 use crate::response::ResponseHead;
 
@@ -120,9 +121,9 @@ impl Query {
         let mut query = Self::default();
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             let is_repeated = match pair.split_once('=') {
-                Some(("from", value)) => query.from.replace(decimal(value)?).is_some(),
+                Some(("from", value)) => query.from.replace(decimal(value.as_bytes())?).is_some(),
                 Some(("hold", value)) => {
-                    let secs = u32::try_from(decimal(value)?).ok()?;
+                    let secs = u32::try_from(decimal(value.as_bytes())?).ok()?;
                     let secs = Some(secs).filter(|secs| (1..=HOLD_SECS_MAX).contains(secs))?;
                     query.hold_secs.replace(secs).is_some()
                 }
@@ -134,11 +135,6 @@ impl Query {
         }
         Some(query)
     }
-}
-
-/// Digits only.
-fn decimal(text: &str) -> Option<u64> {
-    text.bytes().all(|digit| digit.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 #[cfg(test)]
