@@ -30,7 +30,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bgb_protocol::ids::UnixMillis;
-use bgb_protocol::message::{AgentMessage, RoadReason, RoadTaken, ServerMessage};
+use bgb_protocol::message::{AgentMessage, RoadTaken, ServerMessage};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -46,16 +46,11 @@ pub(crate) enum Event {
     /// It stands, and the server is one.
     Connected {
         road: RoadTaken,
-        /// The climb's, with what it has learned.
-        ladder: Option<Box<Ladder>>,
+        /// The attempt's, with what it has learned.
+        ladder: Box<Ladder>,
     },
     /// It did not come about.
-    Failed {
-        reason: String,
-        /// What a hello says of it.
-        why: Option<RoadReason>,
-        ladder: Option<Box<Ladder>>,
-    },
+    Failed { reason: String, ladder: Box<Ladder> },
     /// The server said something.
     Said(ServerMessage),
     /// The road, or a request on it, was cut after so long a silence.
@@ -88,13 +83,13 @@ pub(crate) struct Destination {
     pub(crate) floor: UnixMillis,
 }
 
-/// How to connect.
+/// How to connect: by the roads that the ladder names, which is given back with the first event.
 #[derive(Debug)]
 pub(crate) enum Attempt {
-    /// By the roads that the ladder names, which is given back with the first event.
+    /// By a climb that begins now.
     Climb(Box<Ladder>),
-    /// By TCP, beside another connection.
-    Probe,
+    /// By the better roads of a probe, beside another connection.
+    Probe(Box<Ladder>),
 }
 
 /// What all connections of an agent share.
@@ -150,22 +145,15 @@ impl Connection {
 /// What the thread does.
 fn connect_and_run(
     destination: &Destination,
-    mut attempt: Attempt,
+    attempt: Attempt,
     network: &Network,
     orders: &Receiver<Command>,
     waker: &OwnedFd,
     tell: &dyn Fn(Event) -> bool,
 ) {
-    let made = climb::make(&mut attempt, destination, network, waker);
-    let ladder = match attempt {
-        Attempt::Climb(ladder) => Some(ladder),
-        Attempt::Probe => None,
-    };
+    let (made, ladder) = climb::make(attempt, destination, network, waker);
     let last_word = match made {
-        Err(fault) => {
-            let reason = format!("{}: {fault}", destination.server);
-            Event::Failed { reason, why: fault.reason, ladder }
-        }
+        Err(fault) => Event::Failed { reason: format!("{}: {fault}", destination.server), ladder },
         Ok((line, road)) => {
             if !tell(Event::Connected { road, ladder }) {
                 return;

@@ -143,7 +143,8 @@ impl Driver {
             }
             self.carry_out()?;
             self.metrics.note(&self.agent);
-            let deadlines = [self.agent.next_deadline(), self.connections.next_deadline()];
+            let of_connections = self.connections.next_deadline(self.agent.own_time(now));
+            let deadlines = [self.agent.next_deadline(), of_connections];
             let sleep = deadlines.into_iter().flatten().min().map_or(SLEEP_MAX, |deadline_ms| {
                 Duration::from_millis(deadline_ms.saturating_sub(Now::read().boot_ms)).min(SLEEP_MAX)
             });

@@ -25,7 +25,7 @@ pub enum Parting {
     NoRoom,
     /// The session's ticket is old, and a new session brings a new one.
     TicketOld,
-    /// The server can be reached over TCP again.
+    /// A better road leads to the server.
     RoadBetter,
     /// The agent ends.
     Stopped,
@@ -78,7 +78,7 @@ impl Parting {
             Self::TicketOld => {
                 ("ticket-old", "its session ticket is old, and a new session brings a new one")
             }
-            Self::RoadBetter => ("road-better", "the session moves over to TCP"),
+            Self::RoadBetter => ("road-better", "the session moves over to a better road"),
             Self::Stopped => ("stopped", "the agent ends"),
         }
     }

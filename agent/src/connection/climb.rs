@@ -19,41 +19,29 @@ use crate::roads::{self, Idle, Ladder, Moment, Rung};
 /// Time for the TLS handshake: what a server gives it (docs/promises.md).
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Makes the attempt, and what was learned by it goes into its ladder.
-///
-/// # Errors
-/// Why there is no connection, for each road that was tried.
+/// Makes the attempt; what was learned by it is in the ladder that comes back. Where there is no connection, it is said why for each road that was tried.
 pub(super) fn make(
-    attempt: &mut Attempt,
+    attempt: Attempt,
     destination: &Destination,
     network: &Network,
     waker: &OwnedFd,
-) -> Result<(Line, RoadTaken), RoadFault> {
-    match attempt {
-        Attempt::Climb(ladder) => climb(ladder, destination, network, waker),
-        Attempt::Probe => {
-            let line = try_rung(Rung::TCP, Idle::default(), destination, network, waker)?;
-            Ok((line, Rung::TCP.taken(None)))
-        }
-    }
-}
-
-fn climb(
-    ladder: &mut Ladder,
-    destination: &Destination,
-    network: &Network,
-    waker: &OwnedFd,
-) -> Result<(Line, RoadTaken), RoadFault> {
-    let allowed = roads::allowed(&network.roads, &network.proxies, &destination.server);
+) -> (Result<(Line, RoadTaken), RoadFault>, Box<Ladder>) {
     let began = Instant::now();
     let own = || UnixMillis(destination.now.0.saturating_add(began.elapsed().as_millis() as u64));
-    ladder.begin(&destination.server, &allowed, Moment { boot_ms: Now::read().boot_ms, own: own() });
+    let mut ladder = match attempt {
+        Attempt::Climb(mut ladder) => {
+            let allowed = roads::allowed(&network.roads, &network.proxies, &destination.server);
+            ladder.begin(&destination.server, &allowed, Moment { boot_ms: Now::read().boot_ms, own: own() });
+            ladder
+        }
+        Attempt::Probe(ladder) => ladder,
+    };
     let mut faults: Vec<String> = Vec::new();
     while let Some(rung) = ladder.next(Now::read().boot_ms) {
         match try_rung(rung, ladder.idle(rung, own()), destination, network, waker) {
             Ok(line) => {
                 let taken = ladder.on_connected(rung, line.road().intercepted_by());
-                return Ok((line, taken));
+                return (Ok((line, taken)), ladder);
             }
             Err(fault) => {
                 tracing::debug!(road = rung.label(), %fault, "a road does not lead to the server");
@@ -67,7 +55,7 @@ fn climb(
             break;
         }
     }
-    Err(RoadFault::new(faults.join("; ")))
+    (Err(RoadFault::new(faults.join("; "))), ladder)
 }
 
 /// Tries one road: its connection, the session's TLS on it, and whether it is a server that answers.
@@ -102,7 +90,7 @@ fn try_road(
         Way::new(host, port, outer, proxy.cloned())
     };
     let road: Box<dyn Road> = match rung.road {
-        RoadKind::Tcp => Box::new(Tcp::new(tcp::connect(&destination.server)?)),
+        RoadKind::Tcp => Box::new(Tcp::new(tcp::connect(&destination.server, Some(waker))?)),
         RoadKind::WebSocket => Box::new(WebSocket::open(&way()?, idle, Some(waker))?),
         RoadKind::LongPoll => Box::new(LongPoll::open(way()?, idle, destination.now, Some(waker))?),
     };

@@ -2,12 +2,13 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
-use socket2::{SockRef, TcpKeepalive};
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use super::road::{Road, RoadFault, Waits};
+use super::road::{Patience, Road, RoadFault, Waits};
 
 /// Time to connect on a road (docs/protocol.md, 5).
 const CONNECT: Duration = Duration::from_secs(5);
@@ -22,35 +23,34 @@ const KEEPALIVE_RETRIES: u32 = 3;
 /// Bytes that tell an answer in HTTP: `HTTP/1.1 403`.
 const STATUS_LINE_BYTES: usize = 12;
 
-/// Connects to `address`, `host:port`; reading and writing do not wait.
+/// Connects to `address`, `host:port`; reading and writing do not wait. Whoever wakes `waker` calls it off, but for the look-up of the name, which
+/// is the system's affair and takes as long as its resolver does.
 ///
 /// # Errors
 /// Why there is no connection.
-pub(super) fn connect(address: &str) -> Result<TcpStream, RoadFault> {
+pub(super) fn connect(address: &str, waker: Option<&OwnedFd>) -> Result<TcpStream, RoadFault> {
     let addresses = address
         .to_socket_addrs()
         .map_err(|error| RoadFault::new(format!("the name {address} cannot be resolved: {error}")))?;
-    connect_to(&addresses.collect::<Vec<_>>(), CONNECT)
+    connect_to(&addresses.collect::<Vec<_>>(), &Patience::of(CONNECT, waker))
 }
 
-/// Tries each address in its turn, within `limit` for all of them. Each has an equal part of what is left, so that one from
+/// Tries each address in its turn, as long as patience for all of them lasts. Each has an equal part of what is left, so that one from
 /// which nothing comes back (a road that IPv6 does not lead along) does not take the time of those behind it.
-fn connect_to(addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream, RoadFault> {
-    let deadline = Instant::now() + limit;
+fn connect_to(addresses: &[SocketAddr], patience: &Patience<'_>) -> Result<TcpStream, RoadFault> {
     let mut fault = RoadFault::new("the name has no address");
     for (at, address) in addresses.iter().enumerate() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let share = left / (addresses.len() - at) as u32;
-        if share.is_zero() {
+        let now = Instant::now();
+        let share = patience.deadline.saturating_duration_since(now) / (addresses.len() - at) as u32;
+        if share.is_zero() || patience.is_called_off() {
             break;
         }
-        match TcpStream::connect_timeout(address, share) {
+        match reach(*address, &Patience { deadline: now + share, ..*patience }) {
             Ok(socket) => {
                 prepare(&socket)?;
                 return Ok(socket);
             }
-            Err(error) => {
-                let RoadFault { text, reason } = RoadFault::from(error);
+            Err(RoadFault { text, reason }) => {
                 // An address to which this machine has no way at all says nothing of the others.
                 fault = RoadFault { text: format!("{address}: {text}"), reason: fault.reason.or(reason) };
             }
@@ -59,14 +59,35 @@ fn connect_to(addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream, Ro
     Err(fault)
 }
 
+/// Connects to one address.
+fn reach(address: SocketAddr, patience: &Patience<'_>) -> Result<TcpStream, RoadFault> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => {
+            return Err(error.into());
+        }
+        _ => {}
+    }
+    loop {
+        if let Some(error) = socket.take_error()? {
+            return Err(error.into());
+        }
+        if socket.peer_addr().is_ok() {
+            return Ok(socket.into());
+        }
+        let mut waits = Waits::default();
+        waits.socket(socket.as_fd(), true);
+        patience.wait(waits, "connecting")?;
+    }
+}
+
 fn prepare(socket: &TcpStream) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_RETRIES);
     SockRef::from(socket).set_tcp_keepalive(&keepalive)?;
-    socket.set_nodelay(true)?;
-    socket.set_nonblocking(true)
+    socket.set_nodelay(true)
 }
 
 /// The road straight over TCP.
@@ -131,8 +152,11 @@ mod tests {
     use std::net::{Ipv4Addr, TcpListener};
 
     use bgb_protocol::message::RoadReason;
+    use rustix::event::{EventfdFlags, eventfd};
 
     use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
 
     /// A listener whose backlog is full, so that nothing comes back to whoever connects: as silent as a road to nowhere. It is
     /// so while the sockets live.
@@ -158,26 +182,43 @@ mod tests {
         let (nowhere, _held) = silent();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let there = listener.local_addr().unwrap();
-        let socket = connect_to(&[nowhere, nowhere, there], Duration::from_millis(900)).unwrap();
+        let patience = |millis| Patience::of(Duration::from_millis(millis), None);
+        let socket = connect_to(&[nowhere, nowhere, there], &patience(900)).unwrap();
         assert_eq!(socket.peer_addr().unwrap(), there);
-        let fault = connect_to(&[nowhere], Duration::from_millis(100)).unwrap_err();
-        assert!(fault.text.contains("timed out") && fault.reason == Some(RoadReason::TimedOut), "{fault}");
+        let fault = connect_to(&[nowhere], &patience(100)).unwrap_err();
+        assert!(fault.text.contains("too long") && fault.reason == Some(RoadReason::TimedOut), "{fault}");
+    }
+
+    #[test]
+    fn whoever_wants_no_connection_any_more_does_not_wait_for_one() {
+        let (nowhere, _held) = silent();
+        let waker = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        std::thread::scope(|scope| {
+            let attempt = scope.spawn(|| connect_to(&[nowhere, nowhere], &Patience::of(HOUR, Some(&waker))));
+            std::thread::sleep(Duration::from_millis(50));
+            rustix::io::write(&waker, &1_u64.to_ne_bytes()).unwrap();
+            let fault = attempt.join().unwrap().unwrap_err();
+            assert!(fault.text.contains("called off") && fault.reason.is_none(), "{fault}");
+        });
     }
 
     #[test]
     fn an_address_without_a_way_does_not_hide_why_the_others_failed() {
         let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let nowhere = SocketAddr::from((Ipv4Addr::BROADCAST, 1));
-        assert_eq!(connect_to(&[nowhere], CONNECT).unwrap_err().reason, None);
+        let reason = |addresses: &[SocketAddr]| {
+            connect_to(addresses, &Patience::of(CONNECT, None)).unwrap_err().reason
+        };
+        assert_eq!(reason(&[nowhere]), None);
         for addresses in [[refusing, nowhere], [nowhere, refusing]] {
-            assert_eq!(connect_to(&addresses, CONNECT).unwrap_err().reason, Some(RoadReason::Refused));
+            assert_eq!(reason(&addresses), Some(RoadReason::Refused));
         }
     }
 
     #[test]
     fn a_port_where_nobody_listens_has_refused() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert_eq!(connect(&address.to_string()).unwrap_err().reason, Some(RoadReason::Refused));
-        assert_eq!(connect("nowhere.invalid:1").unwrap_err().reason, None);
+        assert_eq!(connect(&address.to_string(), None).unwrap_err().reason, Some(RoadReason::Refused));
+        assert_eq!(connect("nowhere.invalid:1", None).unwrap_err().reason, None);
     }
 }

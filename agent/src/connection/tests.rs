@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bgb_daemon::metrics::SharedCell;
-use bgb_protocol::message::Road;
+use bgb_protocol::message::{Road, RoadReason};
 use crossbeam_channel::unbounded;
 
 use super::*;
@@ -54,7 +54,7 @@ fn next(heard: &Receiver<(u64, Event)>) -> Event {
 fn converse(network: &Arc<Network>, port: u16, site: &Site) -> RoadTaken {
     let (connection, heard) = connect(network, port);
     let road = match next(&heard) {
-        Event::Connected { road, ladder: Some(_) } => road,
+        Event::Connected { road, .. } => road,
         other => panic!("{other:?}"),
     };
     for round in 0..20 {

@@ -71,7 +71,7 @@ impl Way {
     /// Why there is none.
     pub(super) fn open(&self, passage: Passage, waker: Option<&OwnedFd>) -> Result<Stream, RoadFault> {
         let first = self.proxy.as_ref().map_or(&*self.authority, |proxy| proxy.address());
-        let mut stream = Stream::new(tcp::connect(first)?);
+        let mut stream = Stream::new(tcp::connect(first, waker)?);
         let patience = Patience::of(ANSWER, waker);
         if let Some(proxy) = &self.proxy
             && (passage == Passage::Tunnel || self.outer.is_some())

@@ -1,4 +1,4 @@
-//! The connections that the agent has: that of its session, and at times one that tries TCP beside it.
+//! The connections that the agent has: that of its session, and at times one that tries better roads beside it.
 //!
 //! ```text
 //!            due           stands               the session asks to connect
@@ -7,7 +7,7 @@
 //!                     +------------------+--> (none)
 //! ```
 //!
-//! A session over HTTP moves over to TCP in the order that loses nothing: the new connection is made beside the old one, the session is asked to
+//! A session over HTTP moves over to a better road in the order that loses nothing: the new connection is made beside the old one, the session is asked to
 //! leave as soon as nothing that it has said waits for an answer, its hello is said on the new connection, and then the old one ends. The server lets the
 //! newest session win; results wait in the outbox until they are kept, and tasks are in the journal. So a probe costs no session, and one that stands is
 //! not made twice. It owns the ladder and its memory, and decides nothing about the session.
@@ -88,7 +88,7 @@ impl Connections {
         match std::mem::replace(&mut self.probe, Probe::None) {
             Probe::Standing { connection, road, until_ms } if is_there && now.boot_ms < until_ms => {
                 self.session = Some(connection);
-                self.ladder.on_connected(Rung::TCP, None);
+                self.ladder.on_connected(Rung::of(&road), None);
                 return Some(Input::Connected { road });
             }
             other => drop(self.end_probe(other)),
@@ -163,7 +163,7 @@ impl Connections {
                 self.take_back(ladder);
                 Some(Input::Connected { road })
             }
-            Event::Failed { reason, ladder, .. } => {
+            Event::Failed { reason, ladder } => {
                 self.session = None;
                 self.take_back(ladder);
                 Some(Input::ConnectFailed { reason })
@@ -187,15 +187,16 @@ impl Connections {
 
     fn on_probe_event(&mut self, event: Event, now: Now) -> Option<Input> {
         match (event, std::mem::replace(&mut self.probe, Probe::None)) {
-            (Event::Connected { road, .. }, Probe::Trying(connection)) => {
-                tracing::info!("the server can be reached over TCP again; the session moves over");
-                self.ladder.on_probe_worked();
+            (Event::Connected { road, ladder }, Probe::Trying(connection)) => {
+                let better = Rung::of(&road).label();
+                tracing::info!(road = better, "a better road leads to the server; the session moves over");
+                self.ladder.on_probed(*ladder);
                 self.probe = Probe::Standing { connection, road, until_ms: now.boot_ms + STANDING_MS };
                 Some(Input::RoadBetter)
             }
-            (Event::Failed { reason, why, .. }, _) => {
-                tracing::debug!(%reason, "the server cannot be reached over TCP yet");
-                self.ladder.on_probe_failed(why);
+            (Event::Failed { reason, ladder }, _) => {
+                tracing::debug!(%reason, "no better road leads to the server yet");
+                self.ladder.on_probed(*ladder);
                 self.memory.keep(self.ladder.memory());
                 None
             }
@@ -207,7 +208,7 @@ impl Connections {
     /// A connection says something that is the session's no more: a climb that was given up has learned what the next one is to know.
     fn on_late_event(&mut self, number: u64, event: Event) {
         if self.given_up == Some(number)
-            && let Event::Failed { ladder: Some(ladder), .. } = event
+            && let Event::Failed { ladder, .. } = event
         {
             self.given_up = None;
             match &self.session {
@@ -232,39 +233,38 @@ impl Connections {
         self.memory.keep(self.ladder.memory());
     }
 
-    fn take_back(&mut self, ladder: Option<Box<Ladder>>) {
-        if let Some(ladder) = ladder {
-            self.ladder = *ladder;
-        }
+    fn take_back(&mut self, ladder: Box<Ladder>) {
+        self.ladder = *ladder;
         if let Some(late) = self.late.take() {
             self.ladder.on_late(*late);
         }
         self.memory.keep(self.ladder.memory());
     }
 
-    /// Tries TCP when that is due, and gives up what waits too long; what that means for the agent, if anything.
+    /// Tries better roads when that is due, and gives up what waits too long; what that means for the agent, if anything.
     pub(super) fn handle_time(&mut self, own: UnixMillis, now: Now) -> Option<Input> {
         let mut input = None;
         if matches!(&self.probe, Probe::Standing { until_ms, .. } if now.boot_ms >= *until_ms) {
             let probe = std::mem::replace(&mut self.probe, Probe::None);
             input = self.end_probe(probe);
         }
-        let is_due = self.ladder.probe_due_ms().is_some_and(|due_ms| now.boot_ms >= due_ms);
+        let is_due = self.ladder.probe_due_ms(own).is_some_and(|due_ms| now.boot_ms >= due_ms);
         if is_due
             && matches!(self.probe, Probe::None)
             && let Some(destination) = self.destination.clone()
         {
-            self.ladder.on_probe(now.boot_ms);
+            let ladder = self.ladder.on_probe(Moment { boot_ms: now.boot_ms, own });
             let destination = Destination { now: own, ..destination };
-            self.probe = self.open(destination, Attempt::Probe).map_or(Probe::None, Probe::Trying);
+            self.probe =
+                self.open(destination, Attempt::Probe(Box::new(ladder))).map_or(Probe::None, Probe::Trying);
         }
         input
     }
 
     /// When [`Self::handle_time`] has something to do, in milliseconds since boot.
-    pub(super) fn next_deadline(&self) -> Option<u64> {
+    pub(super) fn next_deadline(&self, own: UnixMillis) -> Option<u64> {
         match &self.probe {
-            Probe::None => self.ladder.probe_due_ms(),
+            Probe::None => self.ladder.probe_due_ms(own),
             Probe::Trying(_) => None,
             Probe::Standing { until_ms, .. } => Some(*until_ms),
         }

@@ -38,7 +38,7 @@ const BRIEF_MAX: u32 = 3;
 /// A ping goes unanswered on a road that was cut by a timer, or by anything else. A timer cuts at the first silence that is long enough: whoever has
 /// had time for another, and for the words that a session begins with, was not cut by one.
 const FIRST_WORDS_MS: u64 = 60_000;
-/// From HTTP, TCP is tried after so long …
+/// From HTTP, better roads are tried after so long …
 const PROBE_MS: u64 = 5 * 60_000;
 /// … and, doubling, this at the most; each give or take a quarter.
 const PROBE_MS_MAX: u64 = 6 * 60 * 60_000;
@@ -75,7 +75,7 @@ pub(crate) struct Ladder {
     /// How many sessions in a row were lost before they had lasted, by rung.
     brief: BTreeMap<Rung, u32>,
     probe_wait_ms: u64,
-    /// When TCP is tried beside a session over HTTP.
+    /// When better roads are tried beside a session over HTTP.
     probe_due_ms: Option<u64>,
     next_first: First,
     random: Random,
@@ -86,8 +86,8 @@ pub(crate) struct Ladder {
 enum First {
     /// What worked last.
     Worked,
-    /// TCP: a probe has just come through.
-    Tcp,
+    /// A better road: a probe has just come through.
+    Probed(Rung),
 }
 
 /// How long nothing but TCP is tried.
@@ -171,7 +171,11 @@ impl Ladder {
         let order = self.order(allowed, now);
         let left: VecDeque<_> = match place {
             _ if self.is_tcp_only(allowed, now) => VecDeque::from([Rung::TCP]),
-            _ if first == First::Tcp && allowed.contains(&Rung::TCP) => in_turn([Rung::TCP], order),
+            _ if let First::Probed(rung) = first
+                && allowed.contains(&rung) =>
+            {
+                in_turn([rung], order)
+            }
             // What worked was tried longest ago, and is better than what nobody has tried.
             Some(left) => {
                 let left = left.into_iter().filter(|rung| allowed.contains(rung));
@@ -340,29 +344,35 @@ impl Ladder {
         self.memory.idle.get(&rung).copied().unwrap_or_default().at(now)
     }
 
-    /// When TCP is to be tried beside the session, in milliseconds since boot.
-    pub(crate) fn probe_due_ms(&self) -> Option<u64> {
-        let is_over_http = self
-            .current
-            .as_ref()
-            .is_some_and(|current| current.rung != Rung::TCP && matches!(current.stage, Stage::Welcomed(_)));
-        self.probe_due_ms.filter(|_| is_over_http && self.allowed.contains(&Rung::TCP))
+    /// When better roads are to be tried beside the session, in milliseconds since boot.
+    pub(crate) fn probe_due_ms(&self, own: UnixMillis) -> Option<u64> {
+        self.probe_due_ms.filter(|_| !self.better(own).is_empty())
     }
 
-    /// A probe begins, and counts as one that came to nothing until more is known.
-    pub(crate) fn on_probe(&mut self, now_ms: u64) {
+    /// A probe begins, and counts as one that came to nothing until more is known: a climb of its own, on the rungs that are better than the session's.
+    pub(crate) fn on_probe(&mut self, now: Moment) -> Self {
         self.probe_wait_ms = (2 * self.probe_wait_ms).min(PROBE_MS_MAX);
-        self.plan_probe(now_ms);
+        self.plan_probe(now.boot_ms);
+        let climb = Climb { until_ms: now.boot_ms + CLIMB_MS, left: self.better(now.own) };
+        Self { climb: Some(climb), current: None, ..self.clone() }
     }
 
-    /// TCP was tried for nothing.
-    pub(crate) fn on_probe_failed(&mut self, reason: Option<RoadReason>) {
-        self.memory.tcp_reason = reason;
+    /// A probe is over, or stands: what it has learned of TCP, and where it came through the next climb begins there.
+    pub(crate) fn on_probed(&mut self, probe: Self) {
+        self.memory.tcp_reason = probe.memory.tcp_reason;
+        if let Some(Current { rung, .. }) = probe.current {
+            self.next_first = First::Probed(rung);
+        }
     }
 
-    /// TCP was tried, and a server answered: the next climb begins there.
-    pub(crate) fn on_probe_worked(&mut self) {
-        self.next_first = First::Tcp;
+    /// The rungs that a session over HTTP would rather have: those of a road that is better than its own, as far as they bear silence.
+    fn better(&self, own: UnixMillis) -> VecDeque<Rung> {
+        let Some(Current { rung: taken, stage: Stage::Welcomed(_), .. }) = &self.current else {
+            return VecDeque::new();
+        };
+        let is_better =
+            |rung: &Rung| rung.road != taken.road && rung.place() < taken.place() && self.is_fit(*rung, own);
+        self.allowed.iter().copied().filter(is_better).collect()
     }
 
     fn plan_probe(&mut self, now_ms: u64) {
@@ -390,11 +400,15 @@ impl Ladder {
         self.memory.worked.filter(|_| own.0.abs_diff(self.memory.worked_at.0) < WORKED_IS_RECENT_MS)
     }
 
+    /// Whether a WebSocket there would not have to be pinged all the time.
+    fn is_fit(&self, rung: Rung, own: UnixMillis) -> bool {
+        rung.road != Road::WebSocket || self.idle(rung, own).ping_every().is_some()
+    }
+
     /// What worked last, then the others, the best first; those that bear no silence come last, since they are better than none.
     fn order(&self, allowed: &[Rung], now: Moment) -> VecDeque<Rung> {
-        let is_fit =
-            |rung: &Rung| rung.road != Road::WebSocket || self.idle(*rung, now.own).ping_every().is_some();
-        let (mut order, unfit): (VecDeque<_>, VecDeque<_>) = allowed.iter().copied().partition(is_fit);
+        let (mut order, unfit): (VecDeque<_>, VecDeque<_>) =
+            allowed.iter().copied().partition(|rung| self.is_fit(*rung, now.own));
         let worked = self.worked(now.own).and_then(|rung| order.iter().position(|other| *other == rung));
         if let Some(rung) = worked.and_then(|at| order.remove(at)) {
             order.push_front(rung);

@@ -51,6 +51,12 @@ impl Rung {
         }
     }
 
+    /// The one that a hello speaks of.
+    pub(crate) fn of(taken: &RoadTaken) -> Self {
+        let RoadTaken { road, outer_tls, proxied, .. } = *taken;
+        Self { road, outer_tls, proxied }
+    }
+
     /// As a hello says it.
     pub(crate) fn taken(self, reason: Option<RoadReason>) -> RoadTaken {
         RoadTaken { road: self.road, outer_tls: self.outer_tls, proxied: self.proxied, reason }

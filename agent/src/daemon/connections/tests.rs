@@ -85,7 +85,7 @@ impl Bench {
 
     /// The time of the next probe has come.
     fn probe(&mut self) {
-        let due_ms = self.connections.next_deadline().unwrap();
+        let due_ms = self.connections.next_deadline(IN_2026).unwrap();
         self.ahead_ms += due_ms - self.now().boot_ms;
         assert!(self.connections.handle_time(IN_2026, self.now()).is_none());
     }
@@ -126,7 +126,7 @@ fn a_session_over_http_moves_over_to_tcp_once_that_leads_there() {
     bench.is_alive();
     assert!(bench.connections.leaving.is_none());
     assert!(bench.site.hears_goodbye());
-    assert_eq!(bench.connections.next_deadline(), None, "there is nothing better than TCP");
+    assert_eq!(bench.connections.next_deadline(IN_2026), None, "there is nothing better than TCP");
     bench.connections.say(AgentMessage::Goodbye);
     bench.connections.end(IN_2026, bench.now()).unwrap().join().unwrap();
     assert!(bench.site.hears_goodbye());
@@ -136,7 +136,7 @@ fn a_session_over_http_moves_over_to_tcp_once_that_leads_there() {
 fn where_tcp_is_forbidden_nothing_is_tried_beside_a_session_over_http() {
     let mut bench = Bench::where_tcp_is_allowed(false);
     assert_eq!(bench.sign_in().road, Road::WebSocket);
-    assert_eq!(bench.connections.next_deadline(), None);
+    assert_eq!(bench.connections.next_deadline(IN_2026), None);
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_climb_that_was_given_up_tells_the_next_one_where_to_go_on() {
             bench.destination.server = "localhost".to_owned();
             assert!(bench.connect().is_none());
         }
-        let failed = Event::Failed { reason: String::new(), why: None, ladder: Some(Box::new(late)) };
+        let failed = Event::Failed { reason: String::new(), ladder: Box::new(late) };
         assert!(bench.connections.on_event(number, failed, IN_2026, bench.now()).is_none());
         if is_climbing {
             while !matches!(bench.next(), Input::ConnectFailed { .. }) {}

@@ -47,6 +47,30 @@ fn websocket() -> Rung {
     Rung::ALL[1]
 }
 
+fn long_poll() -> Rung {
+    Rung::ALL[5]
+}
+
+/// Better roads are tried beside the session: those that are, the last of which leads to a server where one `works`.
+fn probe(ladder: &mut Ladder, now: Moment, works: Option<Rung>, reason: Option<RoadReason>) -> Vec<Rung> {
+    let mut probe = ladder.on_probe(now);
+    let mut tried = Vec::new();
+    while let Some(rung) = probe.next(now.boot_ms) {
+        tried.push(rung);
+        if works == Some(rung) {
+            probe.on_connected(rung, None);
+            break;
+        }
+        probe.on_failed(rung, reason.clone());
+    }
+    ladder.on_probed(probe);
+    tried
+}
+
+fn probe_due_ms(ladder: &Ladder) -> Option<u64> {
+    ladder.probe_due_ms(at(0).own)
+}
+
 #[test]
 fn an_agent_that_knows_nothing_tries_all_from_the_best_on() {
     let mut ladder = ladder();
@@ -216,33 +240,33 @@ fn a_hello_says_why_it_is_not_on_tcp_and_who_stands_in_between() {
 #[test]
 fn tcp_is_probed_ever_more_rarely_and_as_often_as_before_once_it_was_good() {
     let mut ladder = ladder();
-    assert_eq!(ladder.probe_due_ms(), None);
+    assert_eq!(probe_due_ms(&ladder), None);
     sign_in(&mut ladder, websocket(), at(0));
     let mut now_ms = 0;
     for doubling in 0..10 {
         let wait_ms = (PROBE_MS << doubling).min(PROBE_MS_MAX);
-        let due_ms = ladder.probe_due_ms().unwrap();
+        let due_ms = probe_due_ms(&ladder).unwrap();
         assert!((wait_ms * 3 / 4..=wait_ms * 5 / 4).contains(&(due_ms - now_ms)), "{doubling}");
         now_ms = due_ms;
-        ladder.on_probe(now_ms);
-        ladder.on_probe_failed(Some(RoadReason::TimedOut));
+        let tried = probe(&mut ladder, at(now_ms), None, Some(RoadReason::TimedOut));
+        assert_eq!(tried, [Rung::TCP]);
     }
     // A session that is lost and comes again puts no probe off.
-    let due_ms = ladder.probe_due_ms();
+    let due_ms = probe_due_ms(&ladder);
     ladder.on_ended(End::Lost, at(now_ms));
-    assert_eq!(ladder.probe_due_ms(), None);
+    assert_eq!(probe_due_ms(&ladder), None);
     let taken = sign_in(&mut ladder, websocket(), at(now_ms));
-    assert_eq!((ladder.probe_due_ms(), taken.reason), (due_ms, Some(RoadReason::TimedOut)));
+    assert_eq!((probe_due_ms(&ladder), taken.reason), (due_ms, Some(RoadReason::TimedOut)));
 
     let wait_ms = |ladder: &mut Ladder, lasted_ms: u64| {
         ladder.on_connected(Rung::TCP, None);
         ladder.on_welcome(at(now_ms));
-        assert_eq!(ladder.probe_due_ms(), None);
+        assert_eq!(probe_due_ms(ladder), None);
         ladder.on_ended(End::Lost, at(now_ms + lasted_ms));
         climb(ladder, at(now_ms + lasted_ms));
         let later_ms = now_ms + lasted_ms + TCP_ONLY_MS;
         sign_in(ladder, websocket(), at(later_ms));
-        ladder.probe_due_ms().unwrap() - later_ms
+        probe_due_ms(ladder).unwrap() - later_ms
     };
     assert!(wait_ms(&mut ladder, TCP_IS_GOOD_MS - 1) > PROBE_MS_MAX / 2);
     assert!(wait_ms(&mut ladder, TCP_IS_GOOD_MS) <= PROBE_MS * 5 / 4);
@@ -252,8 +276,7 @@ fn tcp_is_probed_ever_more_rarely_and_as_often_as_before_once_it_was_good() {
 fn after_a_probe_that_came_through_the_next_climb_begins_with_tcp() {
     let mut ladder = ladder();
     sign_in(&mut ladder, websocket(), at(0));
-    ladder.on_probe(1_000);
-    ladder.on_probe_worked();
+    probe(&mut ladder, at(1_000), Some(Rung::TCP), None);
     ladder.on_ended(End::Lost, at(2_000));
     let tried = climb(&mut ladder, at(2_000));
     assert_eq!((tried[0], tried[1], tried.len()), ("tcp", websocket().label(), 9));
@@ -264,8 +287,7 @@ fn after_a_probe_that_came_through_the_next_climb_begins_with_tcp() {
 fn a_probe_that_is_taken_and_never_welcomed_leads_back_to_what_worked() {
     let mut ladder = ladder();
     sign_in(&mut ladder, websocket(), at(0));
-    ladder.on_probe(1_000);
-    ladder.on_probe_worked();
+    probe(&mut ladder, at(1_000), Some(Rung::TCP), None);
     ladder.on_ended(End::Wanted, at(2_000));
     ladder.on_connected(Rung::TCP, None);
     ladder.on_ended(End::Lost, at(32_000));
@@ -278,7 +300,7 @@ fn a_probe_that_is_welcomed_and_cut_off_at_once_does_not_have_tcp_waited_for() {
     let mut ladder = ladder();
     let moved_ms = 2 * TCP_ONLY_MS;
     sign_in(&mut ladder, websocket(), at(moved_ms - 1_000));
-    ladder.on_probe_worked();
+    probe(&mut ladder, at(moved_ms - 1), Some(Rung::TCP), None);
     ladder.on_ended(End::Wanted, at(moved_ms));
     ladder.on_connected(Rung::TCP, None);
     ladder.on_welcome(at(moved_ms));
@@ -293,7 +315,36 @@ fn where_tcp_is_not_allowed_it_is_not_probed() {
     assert_eq!(ladder.next(0), Some(websocket()));
     ladder.on_connected(websocket(), None);
     ladder.on_welcome(at(0));
-    assert_eq!(ladder.probe_due_ms(), None);
+    assert_eq!(probe_due_ms(&ladder), None);
+    // But it is not the only road that is better than long-poll.
+    ladder.on_ended(End::Wanted, at(0));
+    ladder.begin(SERVER, &Rung::ALL[1..], at(0));
+    while ladder.next(0) != Some(long_poll()) {}
+    ladder.on_connected(long_poll(), None);
+    ladder.on_welcome(at(0));
+    assert_eq!(probe(&mut ladder, at(0), None, None), Rung::ALL[1..5]);
+}
+
+#[test]
+fn from_long_poll_websockets_are_probed_as_well_but_for_those_that_bear_no_silence() {
+    let mut ladder = ladder();
+    for _ in 0..2 {
+        sign_in(&mut ladder, Rung::ALL[3], at(0));
+        ladder.on_cut(Duration::from_secs(10), at(0));
+        ladder.on_ended(End::Wanted, at(0));
+    }
+    sign_in(&mut ladder, long_poll(), at(0));
+    let better = [Rung::TCP, websocket(), Rung::ALL[2], Rung::ALL[4]];
+    assert_eq!(probe(&mut ladder, at(1_000), None, None), better);
+    assert_eq!(probe(&mut ladder, at(2_000), Some(websocket()), Some(RoadReason::Refused)), better[..2]);
+    ladder.on_ended(End::Wanted, at(3_000));
+    ladder.begin(SERVER, &Rung::ALL, at(3_000));
+    assert_eq!(ladder.next(3_000), Some(websocket()));
+    assert_eq!(ladder.on_connected(websocket(), None).reason, Some(RoadReason::Refused));
+    ladder.on_welcome(at(3_000));
+    // Pauses go on growing: nothing is known of TCP by that.
+    assert!(probe_due_ms(&ladder).unwrap() > 2 * PROBE_MS);
+    assert_eq!(probe(&mut ladder, at(4_000), None, None), [Rung::TCP]);
 }
 
 #[test]
@@ -403,7 +454,9 @@ proptest! {
                 Step::Wait(millis) => now_ms += millis,
             }
             prop_assert!(ladder.told.len() < Rung::ALL.len());
-            prop_assert!(ladder.probe_due_ms().is_none() || allowed.contains(&Rung::TCP));
+            let better = ladder.better(at(now_ms).own);
+            prop_assert!(better.iter().all(|rung| allowed.contains(rung)));
+            prop_assert!(!better.is_empty() || ladder.probe_due_ms(at(now_ms).own).is_none());
         }
         // Where all fail, each is tried once TCP has had its time.
         let mut failing = ladder.clone();
