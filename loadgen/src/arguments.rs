@@ -297,6 +297,9 @@ pub(crate) struct RoadsArguments {
     /// How long connections have rested when memory is measured
     #[arg(long, default_value_t = 13)]
     pub(crate) rest_seconds: u64,
+    /// In a last round some agents are so far away from the server: a relay holds what they say, and what they hear, for half of it; 0 leaves it out
+    #[arg(long, default_value_t = 50)]
+    pub(crate) round_trip_ms: u64,
 }
 
 /// `bgb-loadgen soak`.

@@ -145,9 +145,32 @@ impl Fleet {
         fleet.finish(folder, devices)
     }
 
+    /// The same devices once more, in `folder`, which must not be there yet, who find the servers elsewhere: at `servers`, and at `web` through HTTP.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub(crate) fn with_servers_at(
+        from: &Path,
+        folder: &Path,
+        servers: Vec<String>,
+        web: Web,
+    ) -> anyhow::Result<()> {
+        let fleet = Self { servers, http: web.http, https: web.https, ..Self::read(from)? };
+        fs::DirBuilder::new().mode(0o700).create(folder).with_context(|| format!("{}", folder.display()))?;
+        for name in ["devices.bin", "devices.at"] {
+            fs::hard_link(from.join(name), folder.join(name))
+                .with_context(|| format!("{}", folder.display()))?;
+        }
+        fleet.write(folder)
+    }
+
     /// Writes `fleet.toml`: the fleet is whole by that.
     fn finish(&self, folder: &Path, devices: Devices) -> anyhow::Result<()> {
         devices.finish()?;
+        self.write(folder)
+    }
+
+    fn write(&self, folder: &Path) -> anyhow::Result<()> {
         Ok(create(&folder.join("fleet.toml"))?.write_all(toml::to_string(self)?.as_bytes())?)
     }
 

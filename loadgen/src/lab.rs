@@ -14,6 +14,7 @@ use anyhow::{Context as _, bail};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
+use crate::distance::Distance;
 use crate::fleet::{Fleet, Web};
 use crate::interrupt;
 use crate::manager::Manager;
@@ -72,6 +73,9 @@ pub(crate) struct Lab {
     manager: Option<Running>,
     address: Ipv4Addr,
     days_ago: u32,
+    has_web: bool,
+    /// Between the fleet and its servers, where they are far apart.
+    distance: Option<Distance>,
     folder: TempDir,
 }
 
@@ -129,8 +133,9 @@ impl Lab {
                 }
             })?;
         }
-        let days_ago = options.days_ago;
-        let mut lab = Self { servers: Vec::new(), manager: None, address, days_ago, folder };
+        let (days_ago, has_web) = (options.days_ago, options.has_web);
+        let (servers, manager, distance) = (Vec::new(), None, None);
+        let mut lab = Self { servers, manager, address, days_ago, has_web, distance, folder };
         lab.start_manager()?;
         lab.start_servers(options.servers)?;
         let manager = lab.api()?;
@@ -171,7 +176,26 @@ impl Lab {
 
     /// The fleet's folder.
     pub(crate) fn fleet(&self) -> PathBuf {
-        self.folder.path().join("fleet")
+        self.folder.path().join(if self.distance.is_some() { "fleet-afar" } else { "fleet" })
+    }
+
+    /// Who connects from now on is so far away from the servers.
+    ///
+    /// # Errors
+    /// When there is no relay, or this was done before.
+    pub(crate) fn move_afar(&mut self, round_trip: Duration) -> anyhow::Result<()> {
+        let (near, count) = (self.fleet(), self.servers.len());
+        let ports: &[u16] = if self.has_web { &[SERVER_PORT, HTTP_PORT, HTTPS_PORT] } else { &[SERVER_PORT] };
+        let all =
+            |port: &u16| (1..=count).map(|number| port_of(self.address, *port, number)).collect::<Vec<_>>();
+        let distance =
+            Distance::start(self.address.into(), ports.iter().flat_map(all).collect(), round_trip)?;
+        let mut at =
+            distance.addresses().chunks(count).map(|part| part.iter().map(SocketAddr::to_string).collect());
+        let mut next = || at.next().unwrap_or_default();
+        let (servers, web) = (next(), Web { http: next(), https: next() });
+        self.distance = Some(distance);
+        Fleet::with_servers_at(&near, &self.fleet(), servers, web)
     }
 
     /// The manager's API.

@@ -13,6 +13,7 @@ mod capacity; // what a site of so many devices needs
 mod client; // one agent: what it says, over which TLS and socket
 mod clock; // time that all processes share
 mod crew; // the workers, as their coordinator has them
+mod distance; // agents that are far away
 mod fleet; // devices made in bulk, in a folder
 mod flood; // strangers who begin handshakes and never end them
 mod floor; // what the machine does at its best

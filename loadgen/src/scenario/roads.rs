@@ -3,9 +3,12 @@
 //!
 //! Servers and agents begin anew each time: no road finds what another has left in an allocator. First comes memory, before there are tasks, which would
 //! be in it: of a server that holds all, less that of one that holds few, each configured for as many. Then come rounds, in each of which every road has its
-//! turn, so that the machine's pace is common to all. What it does now and then is in single rounds: the median of the rounds counts.
+//! turn, so that the machine's pace is common to all. What it does now and then is in single rounds: the median of the rounds counts. In the last round
+//! some agents are far away (`distance.rs`): on loopback a round trip more, or less, is nothing that could be told.
 
-use anyhow::ensure;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -18,6 +21,8 @@ use crate::scenario::trickle::{Trickled, trickle};
 
 /// Connections of a server that is compared with, or half of all.
 const FEW: usize = 100;
+/// Agents that are far away, at the most.
+const AFAR: usize = 200;
 /// What connecting left behind settles within this, before tasks are ordered.
 const SETTLE_NS: u64 = 3 * SECOND_NS;
 /// Tasks to single devices are so far apart: each is valid for a minute, and a site has 1,000 at a time.
@@ -40,6 +45,19 @@ struct Figures {
     p50_ms: f64,
     p99_ms: f64,
     p99_ms_by_round: Vec<f64>,
+    /// The same from afar.
+    afar: Option<Afar>,
+}
+
+/// Tasks for some of those who are far away.
+#[derive(Serialize)]
+struct Afar {
+    agents: usize,
+    round_trip_ms: u64,
+    tasks: u64,
+    missing: u64,
+    lost: u64,
+    latency: Summary,
 }
 
 /// What is known of a road so far.
@@ -53,6 +71,7 @@ struct Measured {
     p50_ms: Vec<f64>,
     p99_ms: Vec<f64>,
     lost: u64,
+    afar: Option<Afar>,
 }
 
 /// What a server and the kernel have for connections at rest.
@@ -82,6 +101,14 @@ pub(super) fn run(mut run: Run, arguments: &RoadsArguments) -> anyhow::Result<Va
             road.play_round(&mut run, tasks)?;
         }
     }
+    if arguments.round_trip_ms > 0 && !run.is_partial {
+        let lab = run.lab.as_mut().context("the site is not the run's own")?;
+        lab.move_afar(Duration::from_millis(arguments.round_trip_ms))?;
+        for road in &mut roads {
+            eprintln!("bgb-loadgen: {} ms away, {}", arguments.round_trip_ms, road.way.name());
+            road.play_afar(&mut run, tasks, arguments.round_trip_ms)?;
+        }
+    }
     let figures: Map<String, Value> = roads
         .into_iter()
         .map(|road| Ok((road.way.name().to_owned(), serde_json::to_value(road.figures())?)))
@@ -104,6 +131,7 @@ impl Measured {
             p50_ms: Vec::new(),
             p99_ms: Vec::new(),
             lost: 0,
+            afar: None,
         }
     }
 
@@ -162,6 +190,22 @@ impl Measured {
         Ok(())
     }
 
+    /// Some connect from afar, and have tasks.
+    fn play_afar(&mut self, run: &mut Run, tasks: u64, round_trip_ms: u64) -> anyhow::Result<()> {
+        let agents = run.agents().min(AFAR);
+        let begun = run.begin_anew(self.way, agents);
+        if run.is_partial || run.or_partial(begun).is_none() {
+            return Ok(());
+        }
+        run.connect_upto(agents, false, true);
+        run.rest_until(now_ns() + SETTLE_NS);
+        let Trickled { tasks, missing, latencies } = trickle(run, tasks, GAP_NS)?;
+        let lost = run.crew.progress().lost;
+        self.afar = Some(Afar { agents, round_trip_ms, tasks, missing, lost, latency: latencies.summary() });
+        run.disconnect();
+        Ok(())
+    }
+
     /// Everybody goes, and is counted who was lost before.
     fn go(&mut self, run: &mut Run) {
         self.lost += run.crew.progress().lost;
@@ -183,6 +227,7 @@ impl Measured {
             p50_ms: median(&mut self.p50_ms),
             p99_ms: median(&mut self.p99_ms),
             p99_ms_by_round,
+            afar: self.afar,
         }
     }
 }
