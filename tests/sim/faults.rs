@@ -30,6 +30,8 @@ const DIES_IN_STALL_PER_MILLE: u64 = 300;
 /// What has just begun is this young at most: a disk's delay, and an action's first moments.
 const BAD_LUCK_MS: u64 = 300;
 
+/// How often a file that is to be late is dated by a clock that is ahead.
+const AHEAD_AND_LATE_PER_MILLE: u64 = 700;
 /// A server whose clock was behind looks at what is due by the wall clock once a minute (bgb_hub): so long before the healing its
 /// clock is set right.
 const CLOCK_SET_BEFORE_MS: u64 = 61_000;
@@ -139,11 +141,16 @@ impl World {
 
     /// A server's wall clock is wrong from now on, by something else than before.
     pub(crate) fn set_server_clock(&mut self, server: usize) {
+        let is_ahead = self.dice.chance(500);
+        self.set_server_clock_wrong(server, is_ahead);
+    }
+
+    fn set_server_clock_wrong(&mut self, server: usize, is_ahead: bool) {
         if self.left_ms() <= CLOCK_SET_BEFORE_MS {
             return;
         }
         let off_ms = self.dice.between(500, self.weather.clock_off_ms_max) as i64;
-        let off_ms = if self.dice.chance(500) { off_ms } else { -off_ms };
+        let off_ms = if is_ahead { off_ms } else { -off_ms };
         self.say(format_args!("server {}: wall clock {off_ms} ms off", server + 1));
         self.has_clock_been_wrong = true;
         self.set_clock(server, off_ms);
@@ -205,7 +212,12 @@ impl World {
             }
             89..91 => self.stall_spool(server),
             91..93 => self.repeat_file(),
-            93 => self.servers[server].next_file_is_late = true,
+            93 => {
+                self.servers[server].next_file_is_late = true;
+                if self.dice.chance(AHEAD_AND_LATE_PER_MILLE) {
+                    self.set_server_clock_wrong(server, true);
+                }
+            }
             94 => self.revoke_certificate(agent),
             95 | 96 => self.let_certificate_end(agent),
             97 => self.clone_some_device(agent),
@@ -415,11 +427,12 @@ impl World {
         }
     }
 
-    /// The server is killed, and started again by a clock that was set meanwhile.
+    /// The server is killed, and started again by a clock that is wrong the other way: what it wrote before may be dated after what it writes now.
     pub(crate) fn on_server_comes_anew(&mut self, server: usize) {
         if !self.has_healed() {
             self.kill_some_server(server);
-            self.set_server_clock(server);
+            let was_ahead = self.servers[server].clock.off_ms() > 0;
+            self.set_server_clock_wrong(server, !was_ahead);
         }
     }
 
