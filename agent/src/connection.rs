@@ -67,9 +67,14 @@ enum Command {
 
 /// A connection, seen from its owner. Dropped, it ends without waiting.
 pub(crate) struct Connection {
+    orders: Orders,
+    thread: JoinHandle<()>,
+}
+
+/// What a connection is told. Dropped, it is told to end.
+struct Orders {
     commands: Sender<Command>,
     waker: Arc<OwnedFd>,
-    thread: JoinHandle<()>,
 }
 
 /// Where to connect.
@@ -83,15 +88,6 @@ pub(crate) struct Destination {
     pub(crate) floor: UnixMillis,
 }
 
-/// How to connect: by the roads that the ladder names, which is given back with the first event.
-#[derive(Debug)]
-pub(crate) enum Attempt {
-    /// By a climb that begins now.
-    Climb(Box<Ladder>),
-    /// By the better roads of a probe, beside another connection.
-    Probe(Box<Ladder>),
-}
-
 /// What all connections of an agent share.
 pub(crate) struct Network {
     pub(crate) tls: Tls,
@@ -102,13 +98,14 @@ pub(crate) struct Network {
 }
 
 impl Connection {
-    /// Begins to connect. Events come with `number`, by which their receiver tells this connection's from another's.
+    /// Begins to connect, by the roads that `ladder` names, whose climb has begun and which is given back with the first event. Events come with
+    /// `number`, by which their receiver tells this connection's from another's.
     ///
     /// # Errors
     /// When there is no thread or descriptor to be had.
     pub(crate) fn open(
         destination: Destination,
-        attempt: Attempt,
+        ladder: Box<Ladder>,
         network: Arc<Network>,
         number: u64,
         events: Sender<(u64, Event)>,
@@ -118,23 +115,25 @@ impl Connection {
         let its_waker = Arc::clone(&waker);
         let thread = std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
             let tell = |event| events.send((number, event)).is_ok();
-            connect_and_run(&destination, attempt, &network, &orders, &its_waker, &tell);
+            connect_and_run(&destination, ladder, &network, &orders, &its_waker, &tell);
         })?;
-        Ok(Self { commands, waker, thread })
+        Ok(Self { orders: Orders { commands, waker }, thread })
     }
 
     /// Says something, as soon as the line takes it.
     pub(crate) fn say(&self, message: AgentMessage) {
-        self.order(Command::Say(message));
+        self.orders.give(Command::Say(message));
     }
 
     /// Ends the connection after what was said on it; the thread that is given ends within seconds.
     pub(crate) fn end(self) -> JoinHandle<()> {
-        self.order(Command::End);
+        drop(self.orders);
         self.thread
     }
+}
 
-    fn order(&self, command: Command) {
+impl Orders {
+    fn give(&self, command: Command) {
         // A thread that has ended says so in its last event, not here.
         if self.commands.send(command).is_ok() {
             let _ = rustix::io::write(&*self.waker, &1_u64.to_ne_bytes());
@@ -142,17 +141,22 @@ impl Connection {
     }
 }
 
+impl Drop for Orders {
+    fn drop(&mut self) {
+        self.give(Command::End);
+    }
+}
+
 /// What the thread does.
 fn connect_and_run(
     destination: &Destination,
-    attempt: Attempt,
+    mut ladder: Box<Ladder>,
     network: &Network,
     orders: &Receiver<Command>,
     waker: &OwnedFd,
     tell: &dyn Fn(Event) -> bool,
 ) {
-    let (made, ladder) = climb::make(attempt, destination, network, waker);
-    let last_word = match made {
+    let last_word = match climb::climb(&mut ladder, destination, network, waker) {
         Err(fault) => Event::Failed { reason: format!("{}: {fault}", destination.server), ladder },
         Ok((line, road)) => {
             if !tell(Event::Connected { road, ladder }) {

@@ -52,12 +52,24 @@ impl Proxy {
         self.authorization.as_deref()
     }
 
-    /// Reads `http://user:password@host:port`; `password` is one that is kept elsewhere.
+    /// Reads `http://user:password@host:port` of the configuration; `password` is one that is kept elsewhere.
     ///
     /// # Errors
     /// What is wrong, without a word of the URL: it may hold a password.
-    fn parse(url: &str, password: Option<&str>, port_default: Option<u16>) -> Result<Self, &'static str> {
+    fn parse(url: &str, password: Option<&str>) -> Result<Self, &'static str> {
+        Self::of(Parts::of(url), password, None)
+    }
+
+    /// The same of the environment, where what curl passes over is passed over: a port that is left out, a path, a `%` that is no escape.
+    fn parse_as_curl(url: &str) -> Result<Self, &'static str> {
         let Parts { scheme, user_info, address } = Parts::of(url);
+        let address = address.split(['/', '?', '#']).next().unwrap_or(address);
+        let user_info = user_info.map(literal_percent);
+        Self::of(Parts { scheme, user_info: user_info.as_deref(), address }, None, Some(PORT_DEFAULT))
+    }
+
+    fn of(parts: Parts<'_>, password: Option<&str>, port_default: Option<u16>) -> Result<Self, &'static str> {
+        let Parts { scheme, user_info, address } = parts;
         if scheme.is_some_and(|scheme| !scheme.eq_ignore_ascii_case("http")) {
             return Err("is not of an HTTP proxy: write http://HOST:PORT");
         }
@@ -97,7 +109,7 @@ impl<'a> Parts<'a> {
         };
         let (user_info, address) =
             rest.rsplit_once('@').map_or((None, rest), |(user_info, address)| (Some(user_info), address));
-        Self { scheme, user_info, address }
+        Self { scheme, user_info: user_info.filter(|text| !text.is_empty()), address }
     }
 }
 
@@ -121,6 +133,19 @@ fn authorization(user_info: &str, password: Option<&str>) -> Result<String, &'st
         }
     };
     Ok(format!("Basic {}", STANDARD.encode([&user[..], b":", &password].concat())))
+}
+
+/// Escapes each `%` that begins no escape.
+fn literal_percent(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut escaped = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let is_escape =
+            part.as_bytes().first_chunk::<2>().is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit));
+        escaped += if is_escape { "%" } else { "%25" };
+        escaped += part;
+    }
+    escaped
 }
 
 /// `None` when a `%` is not followed by two hexadecimal digits.
@@ -170,7 +195,7 @@ impl Proxies {
         let bypass = configured_bypass(&config.no_proxy)?;
         if let Some(url) = config.url() {
             let password = config.password_file.as_deref().map(read_password).transpose()?;
-            let proxy = Proxy::parse(url, password.as_deref(), None);
+            let proxy = Proxy::parse(url, password.as_deref());
             let proxy = proxy.map_err(|fault| anyhow::anyhow!("proxy.url {fault}"))?;
             let proxy = Some(Arc::new(proxy));
             return Ok(Self { https: proxy.clone(), http: proxy, bypass });
@@ -185,19 +210,17 @@ impl Proxies {
     }
 
     fn of_environment(environment: impl Fn(&str) -> Option<String>, mut bypass: Bypass) -> Self {
+        // An empty variable is none.
+        let set = |name: &str| environment(name).filter(|value| !value.is_empty());
         // Upper case as well for HTTP: only in a CGI program could a peer set that (curl(1), ENVIRONMENT).
         let read = |names: [&str; 4]| {
-            let set = names.into_iter().find_map(|name| {
-                let value = environment(name).filter(|value| !value.is_empty())?;
-                Some((name.to_owned(), value))
-            });
-            let (name, url) = set?;
-            Proxy::parse(url.trim(), None, Some(PORT_DEFAULT))
+            let (name, url) = names.into_iter().find_map(|name| Some((name.to_owned(), set(name)?)))?;
+            Proxy::parse_as_curl(url.trim())
                 .inspect_err(|fault| tracing::warn!("{name} in the environment {fault}; it is passed over"))
                 .ok()
                 .map(Arc::new)
         };
-        let listed = ["no_proxy", "NO_PROXY"].into_iter().find_map(&environment).unwrap_or_default();
+        let listed = ["no_proxy", "NO_PROXY"].into_iter().find_map(set).unwrap_or_default();
         for (place, word) in listed.split([',', ' ']).filter(|word| !word.is_empty()).enumerate() {
             if !bypass.add(word) {
                 tracing::warn!(
@@ -289,6 +312,16 @@ mod tests {
         assert_eq!(address(&proxies, "bgb.example", true).as_deref(), Some("lower.example:1080"));
         assert_eq!(address(&proxies, "bgb.example", false).as_deref(), Some("[2001:db8::7]:8080"));
         assert_eq!(address(&proxies, "localhost", true), None);
+        // An empty variable is none, and an empty name before a proxy nobody's.
+        let proxies =
+            of(&[("all_proxy", "http://@proxy.example:1"), ("no_proxy", ""), ("NO_PROXY", "localhost")]);
+        assert_eq!(address(&proxies, "localhost", true), None);
+        assert_eq!(proxies.to("bgb.example", 1, true).unwrap().authorization(), None);
+        // A path says nothing of a proxy, and a % is one where it begins no escape.
+        let proxies = of(&[("all_proxy", "http://us%20er:100%pure%@proxy.example:3128/x?y#z")]);
+        let proxy = proxies.to("bgb.example", 1, true).unwrap();
+        let value = format!("Basic {}", STANDARD.encode("us er:100%pure%"));
+        assert_eq!((proxy.address(), proxy.authorization()), ("proxy.example:3128", Some(&*value)));
         // One of another kind is passed over.
         assert_eq!(address(&of(&[("all_proxy", "socks5://socks.example:1")]), "bgb.example", true), None);
     }
@@ -307,7 +340,7 @@ mod tests {
 
     #[test]
     fn credentials_are_decoded_and_never_shown() {
-        let proxy = Proxy::parse("http://us%20er:p%40ss:w%C3%B6rd@proxy.example:3128", None, None).unwrap();
+        let proxy = Proxy::parse("http://us%20er:p%40ss:w%C3%B6rd@proxy.example:3128", None).unwrap();
         let value = format!("Basic {}", STANDARD.encode("us er:p@ss:wörd"));
         assert_eq!(proxy.authorization(), Some(&*value));
         let shown = format!("{proxy:?}");
@@ -315,7 +348,7 @@ mod tests {
         for wrong in
             ["http://u:secret@proxy", "http://u:secret@:1", "http://u:se%ret@p:1", "ftp://u:secret@p:1"]
         {
-            let fault = Proxy::parse(wrong, None, None).unwrap_err();
+            let fault = Proxy::parse(wrong, None).unwrap_err();
             assert!(!fault.contains("secret") && !fault.contains("se%"), "{fault}");
         }
     }

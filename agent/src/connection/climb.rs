@@ -13,35 +13,30 @@ use super::road::{Patience, Road, RoadFault};
 use super::tcp::{self, Tcp};
 use super::way::Way;
 use super::websocket::WebSocket;
-use super::{Attempt, Destination, Network};
-use crate::roads::{self, Idle, Ladder, Moment, Rung};
+use super::{Destination, Network};
+use crate::roads::{Idle, Ladder, Rung};
 
 /// Time for the TLS handshake: what a server gives it (docs/promises.md).
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Makes the attempt; what was learned by it is in the ladder that comes back. Where there is no connection, it is said why for each road that was tried.
-pub(super) fn make(
-    attempt: Attempt,
+/// Climbs; what was learned by it is in the ladder.
+///
+/// # Errors
+/// Why there is no connection, for each road that was tried.
+pub(super) fn climb(
+    ladder: &mut Ladder,
     destination: &Destination,
     network: &Network,
     waker: &OwnedFd,
-) -> (Result<(Line, RoadTaken), RoadFault>, Box<Ladder>) {
+) -> Result<(Line, RoadTaken), RoadFault> {
     let began = Instant::now();
     let own = || UnixMillis(destination.now.0.saturating_add(began.elapsed().as_millis() as u64));
-    let mut ladder = match attempt {
-        Attempt::Climb(mut ladder) => {
-            let allowed = roads::allowed(&network.roads, &network.proxies, &destination.server);
-            ladder.begin(&destination.server, &allowed, Moment { boot_ms: Now::read().boot_ms, own: own() });
-            ladder
-        }
-        Attempt::Probe(ladder) => ladder,
-    };
     let mut faults: Vec<String> = Vec::new();
     while let Some(rung) = ladder.next(Now::read().boot_ms) {
         match try_rung(rung, ladder.idle(rung, own()), destination, network, waker) {
             Ok(line) => {
                 let taken = ladder.on_connected(rung, line.road().intercepted_by());
-                return (Ok((line, taken)), ladder);
+                return Ok((line, taken));
             }
             Err(fault) => {
                 tracing::debug!(road = rung.label(), %fault, "a road does not lead to the server");
@@ -55,7 +50,7 @@ pub(super) fn make(
             break;
         }
     }
-    (Err(RoadFault::new(faults.join("; "))), ladder)
+    Err(RoadFault::new(faults.join("; ")))
 }
 
 /// Tries one road: its connection, the session's TLS on it, and whether it is a server that answers.

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use bgb_http::tunnel::client::{Fault, Lane, Next, Tunnel};
 use bgb_protocol::ids::UnixMillis;
-use bgb_protocol::message::RoadReason;
 
 use super::road::{Road, RoadFault, Waits};
 use super::way::{Passage, Way};
@@ -161,12 +160,12 @@ impl LongPoll {
             }
             Ok(Next::Lost(status)) => {
                 let text = format!("a request of the tunnel is answered with {status}");
-                let fault = RoadFault::because(RoadReason::ProxyAnswer(status), text);
+                let fault = RoadFault { text, reason: self.way.reason_of(status) };
                 self.on_lost(lane, Some(answer.took), now, fault)
             }
             Err(fault) => {
                 let reason = match fault {
-                    Fault::Status(status) => Some(RoadReason::ProxyAnswer(status)),
+                    Fault::Status(status) => self.way.reason_of(status),
                     _ => None,
                 };
                 Err(RoadFault { text: fault.to_string(), reason })

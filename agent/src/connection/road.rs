@@ -114,7 +114,10 @@ impl From<io::Error> for RoadFault {
             return fault.clone();
         }
         let reason = match error.kind() {
-            io::ErrorKind::ConnectionRefused => Some(RoadReason::Refused),
+            // The last two are what a firewall's "administratively prohibited" comes to over IPv4 and IPv6 (icmp(7)).
+            io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::PermissionDenied => Some(RoadReason::Refused),
             io::ErrorKind::TimedOut => Some(RoadReason::TimedOut),
             io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionAborted

@@ -12,7 +12,7 @@ use crossbeam_channel::unbounded;
 use super::*;
 use crate::config::ProxyConfig;
 use crate::random::Random;
-use crate::roads::{Ladder, Moment, Rung};
+use crate::roads::{self, Ladder, Moment, Rung};
 use crate::tls::tests::{Authority, IN_2026};
 use played::{Http, PATIENCE, Proxy, Site, closed_port};
 
@@ -39,11 +39,15 @@ fn none() -> RoadsConfig {
 
 fn connect(network: &Arc<Network>, port: u16) -> (Connection, Receiver<(u64, Event)>) {
     let (events, heard) = unbounded();
-    let now = Moment { boot_ms: 0, own: IN_2026 };
-    let ladder = Ladder::new(Default::default(), now, Random::new(7));
+    let now = Moment { boot_ms: bgb_daemon::clock::Now::read().boot_ms, own: IN_2026 };
+    let mut ladder = Ladder::new(Default::default(), now, Random::new(7));
     let destination = Destination { server: format!("127.0.0.1:{port}"), now: IN_2026, floor: IN_2026 };
-    let attempt = Attempt::Climb(Box::new(ladder));
-    (Connection::open(destination, attempt, Arc::clone(network), 1, events).unwrap(), heard)
+    ladder.begin(
+        &destination.server,
+        &roads::allowed(&network.roads, &network.proxies, &destination.server),
+        now,
+    );
+    (Connection::open(destination, Box::new(ladder), Arc::clone(network), 1, events).unwrap(), heard)
 }
 
 fn next(heard: &Receiver<(u64, Event)>) -> Event {

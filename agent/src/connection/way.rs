@@ -102,6 +102,12 @@ impl Way {
         Ok(())
     }
 
+    /// What a hello says of an answer that is no server's of ours. That something is unavailable where no proxy was asked says ours itself, when it is crowded, or
+    /// who stands before it.
+    pub(super) fn reason_of(&self, status: u16) -> Option<RoadReason> {
+        (status != 503 || self.proxy.is_some()).then_some(RoadReason::ProxyAnswer(status))
+    }
+
     /// Appends a request, with `fields` as whole lines and nothing to follow.
     pub(super) fn encode(
         &self,

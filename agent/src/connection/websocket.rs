@@ -8,7 +8,6 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use bgb_http::websocket::{Control, Decoder, Side, check_answer, encode_control, encode_data, request};
-use bgb_protocol::message::RoadReason;
 
 use super::road::{Patience, Road, RoadFault, Waits};
 use super::stream::Stream;
@@ -72,7 +71,7 @@ impl WebSocket {
         stream.push_all(head, &patience)?;
         let (answer, mut rest) = read_head(&mut stream, &patience, "the answer to the upgrade")?;
         check_answer(&answer, &key).map_err(|refusal| {
-            let reason = (answer.status != 101).then_some(RoadReason::ProxyAnswer(answer.status));
+            let reason = (answer.status != 101).then(|| way.reason_of(answer.status)).flatten();
             RoadFault { text: refusal.to_string(), reason }
         })?;
         let now = Instant::now();
@@ -82,8 +81,7 @@ impl WebSocket {
             heard: Vec::new(),
             read_from: 0,
             waiting: Vec::new(),
-            // A road that bears no silence is taken where there is no other: pinged as rarely as any.
-            ping_every: idle.ping_every().or(Idle::default().ping_every()).unwrap_or(PONG),
+            ping_every: idle.ping_every().unwrap_or(Idle::PING_EVERY_ANYWAY),
             heard_at: now,
             said_at: now,
             pinged: None,

@@ -21,9 +21,9 @@ use bgb_protocol::message::{AgentMessage, RoadTaken, ServerMessage};
 use crossbeam_channel::Sender;
 
 use crate::agent::Input;
-use crate::connection::{Attempt, Connection, Destination, Event, Network};
+use crate::connection::{Connection, Destination, Event, Network};
 use crate::parting::Parting;
-use crate::roads::{End, Ladder, MemoryFile, Moment, Rung};
+use crate::roads::{self, End, Ladder, MemoryFile, Moment, Rung};
 
 /// How long a connection that stands waits for its session: a server gives a hello 10 s from the handshake (docs/protocol.md, 5).
 const STANDING_MS: u64 = 8_000;
@@ -94,16 +94,18 @@ impl Connections {
             other => drop(self.end_probe(other)),
         }
         self.end_leaving();
-        let attempt = Attempt::Climb(Box::new(self.ladder.clone()));
-        self.session = self.open(destination, attempt);
+        let allowed = roads::allowed(&self.network.roads, &self.network.proxies, &destination.server);
+        let moment = Moment { boot_ms: now.boot_ms, own: destination.now };
+        self.ladder.begin(&destination.server, &allowed, moment);
+        self.session = self.open(destination, self.ladder.clone());
         None
     }
 
-    fn open(&mut self, destination: Destination, attempt: Attempt) -> Option<Numbered> {
+    fn open(&mut self, destination: Destination, ladder: Ladder) -> Option<Numbered> {
         self.number += 1;
         let number = self.number;
         let network = Arc::clone(&self.network);
-        match Connection::open(destination, attempt, network, number, self.events.clone()) {
+        match Connection::open(destination, Box::new(ladder), network, number, self.events.clone()) {
             Ok(connection) => Some(Numbered { connection, number }),
             // The agent gives this attempt up by its own time-out, and tries again.
             Err(error) => {
@@ -201,7 +203,10 @@ impl Connections {
                 None
             }
             // It has nothing to say before a hello but that it goes away.
-            (_, probe) => self.end_probe(probe),
+            (_, probe) => {
+                self.ladder.on_probe_lost();
+                self.end_probe(probe)
+            }
         }
     }
 
@@ -211,10 +216,11 @@ impl Connections {
             && let Event::Failed { ladder, .. } = event
         {
             self.given_up = None;
-            match &self.session {
+            if self.session.is_some() && self.ladder.is_climbing() {
                 // Its own ladder takes the place of this one when it comes back.
-                Some(_) => self.late = Some(ladder),
-                None => self.ladder.on_late(*ladder),
+                self.late = Some(ladder);
+            } else {
+                self.ladder.on_late(*ladder);
             }
         }
     }
@@ -255,8 +261,7 @@ impl Connections {
         {
             let ladder = self.ladder.on_probe(Moment { boot_ms: now.boot_ms, own });
             let destination = Destination { now: own, ..destination };
-            self.probe =
-                self.open(destination, Attempt::Probe(Box::new(ladder))).map_or(Probe::None, Probe::Trying);
+            self.probe = self.open(destination, ladder).map_or(Probe::None, Probe::Trying);
         }
         input
     }

@@ -44,10 +44,13 @@ impl Idle {
         let is_same = |other: u32| secs.abs_diff(other) <= SAME_SECS.max(other / 10);
         let is_regular = self.suspected_secs.is_some_and(is_same);
         self.suspected_secs = Some(secs);
-        if is_regular && self.learned_secs.is_none_or(|known| secs < known) {
-            self.learned_secs = Some(secs);
+        // Another cut says nothing of the timer that is known.
+        if self.learned_secs.is_none_or(is_same) {
+            self.at = now;
         }
-        self.at = now;
+        if is_regular && self.learned_secs.is_none_or(|known| secs < known) {
+            (self.learned_secs, self.at) = (Some(secs), now);
+        }
         true
     }
 
@@ -55,6 +58,9 @@ impl Idle {
     pub(crate) fn at(self, now: UnixMillis) -> Self {
         if now.0.abs_diff(self.at.0) < BELIEVED_MS { self } else { Self::default() }
     }
+
+    /// How often a WebSocket is pinged where nothing helps: that bears no silence, and there is no other road.
+    pub(crate) const PING_EVERY_ANYWAY: Duration = Duration::from_secs(PING_SECS as u64);
 
     /// How often a WebSocket is to be pinged; `None` where that would be too often.
     pub(crate) fn ping_every(self) -> Option<Duration> {
@@ -109,6 +115,13 @@ mod tests {
         cut(&mut idle, 60);
         assert_eq!(idle.at(UnixMillis(BELIEVED_MS - 1)).hold_secs(), 40);
         assert_eq!(idle.at(UnixMillis(BELIEVED_MS)), Idle::default());
+        // What is cut by something else meanwhile does not make it last.
+        cut(&mut idle, 60);
+        cut(&mut idle, 60);
+        idle.note_cut(Duration::from_secs(300), UnixMillis(BELIEVED_MS / 2));
+        assert_eq!(idle.at(UnixMillis(BELIEVED_MS)), Idle::default());
+        idle.note_cut(Duration::from_secs(60), UnixMillis(BELIEVED_MS / 2));
+        assert_eq!(idle.at(UnixMillis(BELIEVED_MS)).hold_secs(), 40);
         // The agent's own time was ahead when it was noted.
         idle.at = UnixMillis(BELIEVED_MS);
         assert_eq!(idle.at(UnixMillis(0)), Idle::default());

@@ -7,11 +7,11 @@
 //!     +---+-------------+
 //! ```
 //!
-//! It owns the order of the rungs, the limit of a climb, the rule that TCP has its time before anything else is tried, the moments of probes,
+//! It owns the order of the rungs, the limit of a climb, the rule that a road which held has its time before anything worse is tried, the moments of probes,
 //! and the reason that a hello gives. It reads no clock and touches no socket: time comes in with each call. Laws: a climb begins
 //! its last attempt within 40 s; one that was cut short goes on where it stopped, server by server; an agent that had TCP
-//! within a day tries nothing else for 10 minutes, so that a server's restart does not move its fleet; a road is known to
-//! work when a server has welcomed us on it, not before, and no longer when it does not hold what it bore.
+//! within a day tries nothing else for 10 minutes, and one that had a WebSocket nothing worse for 2, so that a server's restart, or its
+//! fall some times in a row, does not move its fleet; a road is known to work when a server has welcomed us on it, not before, and no longer when it does not hold what it bore.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -29,6 +29,8 @@ use crate::random::Random;
 const TCP_IS_RECENT_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Nothing but TCP is tried for so long: the longest reconnect window (docs/protocol.md, 5), in which a server's host is back, too.
 const TCP_ONLY_MS: u64 = 600_000;
+/// And nothing worse than a WebSocket: a server that is started anew has let in who comes to it by then. A proxy may have learned to block it meanwhile.
+const WEBSOCKET_ONLY_MS: u64 = 120_000;
 /// What worked last is tried first for so long; then a climb begins with the best again, which may work by now.
 const WORKED_IS_RECENT_MS: u64 = 24 * 60 * 60 * 1_000;
 /// A session that was lost before this was none, as the session machine has it, too …
@@ -42,8 +44,8 @@ const FIRST_WORDS_MS: u64 = 60_000;
 const PROBE_MS: u64 = 5 * 60_000;
 /// … and, doubling, this at the most; each give or take a quarter.
 const PROBE_MS_MAX: u64 = 6 * 60 * 60_000;
-/// Whoever lost TCP after less than this may lose it again: probes go on as rarely as they had become.
-const TCP_IS_GOOD_MS: u64 = 10 * 60_000;
+/// Whoever lost TCP after less than this may lose it again, which costs 10 minutes each time: probes go on as rarely as they had become.
+const TCP_IS_GOOD_MS: u64 = 60 * 60_000;
 /// `tcp_at` on disk is as exact as it needs to be.
 const TCP_AT_STEP_MS: u64 = 60 * 60_000;
 /// Servers whose climb was cut short; more than an agent goes round.
@@ -71,7 +73,7 @@ pub(crate) struct Ladder {
     /// What rungs above the one that is taken have told of who stands in between, the newest last.
     told: Vec<(Rung, RoadReason)>,
     current: Option<Current>,
-    tcp_only: TcpOnly,
+    stay: Stay,
     /// How many sessions in a row were lost before they had lasted, by rung.
     brief: BTreeMap<Rung, u32>,
     probe_wait_ms: u64,
@@ -90,13 +92,13 @@ enum First {
     Probed(Rung),
 }
 
-/// How long nothing but TCP is tried.
+/// For a while nothing worse is tried than the road that held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TcpOnly {
-    /// For [`TCP_ONLY_MS`] from the next attempt on: a drain may have put that off by the whole of its window.
-    FromNext,
-    /// Until then, in milliseconds since boot.
-    Until(u64),
+struct Stay {
+    /// That of the last session which held; `None` where the process has had none, and what is remembered counts.
+    held: Option<Rung>,
+    /// From when on the while counts, in milliseconds since boot; `None`: from the next attempt on, which a drain may put off by the whole of its window.
+    since_ms: Option<u64>,
 }
 
 /// How a connection ended.
@@ -145,7 +147,7 @@ impl Ladder {
             places: BTreeMap::new(),
             told: Vec::new(),
             current: None,
-            tcp_only: TcpOnly::Until(now.boot_ms + TCP_ONLY_MS),
+            stay: Stay { held: None, since_ms: Some(now.boot_ms) },
             brief: BTreeMap::new(),
             probe_wait_ms: PROBE_MS,
             probe_due_ms: None,
@@ -162,15 +164,16 @@ impl Ladder {
     /// A climb to `server` begins, on the rungs that are `allowed` there.
     pub(crate) fn begin(&mut self, server: &str, allowed: &[Rung], now: Moment) {
         self.current = None;
-        if self.tcp_only == TcpOnly::FromNext {
-            self.tcp_only = TcpOnly::Until(now.boot_ms + TCP_ONLY_MS);
+        self.stay.since_ms.get_or_insert(now.boot_ms);
+        if !allowed.contains(&Rung::TCP) {
+            // Nobody asks for it, and nobody would find out when it holds no more.
+            self.memory.tcp_reason = None;
         }
         let first = std::mem::replace(&mut self.next_first, First::Worked);
         let place = self.places.remove(server);
         let goes_on = place.is_some();
         let order = self.order(allowed, now);
-        let left: VecDeque<_> = match place {
-            _ if self.is_tcp_only(allowed, now) => VecDeque::from([Rung::TCP]),
+        let mut left: VecDeque<_> = match place {
             _ if let First::Probed(rung) = first
                 && allowed.contains(&rung) =>
             {
@@ -186,6 +189,9 @@ impl Ladder {
             }
             None => order,
         };
+        if let Some(worst) = self.worst(allowed, now) {
+            left.retain(|rung| rung.place() <= worst.place());
+        }
         // All that was told is told anew, or of somebody else.
         if *server != *self.server || (!goes_on && left.front() == allowed.first()) {
             self.told.clear();
@@ -216,8 +222,16 @@ impl Ladder {
     /// What a climb has learned that was given up, and comes back when another may have begun.
     pub(crate) fn on_late(&mut self, mut late: Self) {
         if let Some(left) = late.places.remove(&late.server) {
+            if late.server == self.server {
+                (self.told, self.memory.tcp_reason) = (late.told, late.memory.tcp_reason);
+            }
             self.places.insert(late.server, left);
         }
+    }
+
+    /// Whether a climb goes on, or was given up.
+    pub(crate) fn is_climbing(&self) -> bool {
+        self.climb.is_some()
     }
 
     /// The attempt on `rung` came to nothing.
@@ -281,17 +295,17 @@ impl Ladder {
             Stage::Connected | Stage::Heard => {}
             Stage::Welcomed(since_ms) => {
                 let lasted_ms = now.boot_ms.saturating_sub(since_ms);
+                // Whoever has come from a good road and is cut off at once on a better one goes back there.
+                if lasted_ms >= HOLDS_MS || end == End::Wanted {
+                    self.stay = Stay { held: Some(rung), since_ms: None };
+                }
                 if rung == Rung::TCP {
-                    // Whoever has come from a good road over HTTP and is cut off at once goes back there.
-                    if lasted_ms >= HOLDS_MS || end == End::Wanted {
-                        self.tcp_only = TcpOnly::FromNext;
-                    }
                     self.note_tcp(now.own);
                     if lasted_ms >= TCP_IS_GOOD_MS {
                         self.probe_wait_ms = PROBE_MS;
                     }
                 }
-                if self.is_no_good(rung, end, lasted_ms) {
+                if self.is_no_good(rung, end, lasted_ms, now) {
                     if rung == Rung::TCP {
                         self.memory.tcp_at = None;
                     }
@@ -301,13 +315,16 @@ impl Ladder {
         }
     }
 
-    /// Whether `rung` has lost one session after the other; what has lasted once begins anew.
-    fn is_no_good(&mut self, rung: Rung, end: End, lasted_ms: u64) -> bool {
+    /// Whether `rung` has lost one session after the other; what has lasted once begins anew. A server that falls again and again while it is started does
+    /// the same to a road that held before: that has its time.
+    fn is_no_good(&mut self, rung: Rung, end: End, lasted_ms: u64, now: Moment) -> bool {
         if lasted_ms >= HOLDS_MS {
             self.brief.remove(&rung);
             return false;
         }
-        if end == End::Wanted {
+        if end == End::Wanted
+            || (self.stay.held == Some(rung) && self.worst(&self.allowed, now) == Some(rung))
+        {
             return false;
         }
         let brief = self.brief.entry(rung).or_default();
@@ -365,6 +382,11 @@ impl Ladder {
         }
     }
 
+    /// Where a probe had come through nobody is any more.
+    pub(crate) fn on_probe_lost(&mut self) {
+        self.next_first = First::Worked;
+    }
+
     /// The rungs that a session over HTTP would rather have: those of a road that is better than its own, as far as they bear silence.
     fn better(&self, own: UnixMillis) -> VecDeque<Rung> {
         let Some(Current { rung: taken, stage: Stage::Welcomed(_), .. }) = &self.current else {
@@ -387,12 +409,20 @@ impl Ladder {
         }
     }
 
-    fn is_tcp_only(&self, allowed: &[Rung], now: Moment) -> bool {
-        let is_recent = self.memory.tcp_at.is_some_and(|at| now.own.0.abs_diff(at.0) < TCP_IS_RECENT_MS);
-        // Whoever was on HTTP last has no TCP to come back to.
-        let was_last = self.memory.worked.is_none_or(|rung| rung == Rung::TCP);
-        let is_time = matches!(self.tcp_only, TcpOnly::Until(until_ms) if now.boot_ms < until_ms);
-        is_recent && was_last && is_time && allowed.contains(&Rung::TCP)
+    /// The worst rung that is tried for now, where not all are: the one that held, or may again.
+    fn worst(&self, allowed: &[Rung], now: Moment) -> Option<Rung> {
+        let worked = self.memory.worked.unwrap_or(Rung::TCP);
+        let is_recent = match worked.road {
+            Road::Tcp => self.memory.tcp_at.is_some_and(|at| now.own.0.abs_diff(at.0) < TCP_IS_RECENT_MS),
+            // One that bears no silence is worth no wait.
+            Road::WebSocket => self.worked(now.own).is_some() && self.is_fit(worked, now.own),
+            Road::LongPoll => false,
+        };
+        let time_ms = if worked == Rung::TCP { TCP_ONLY_MS } else { WEBSOCKET_ONLY_MS };
+        let is_time = self.stay.since_ms.is_some_and(|since_ms| now.boot_ms < since_ms + time_ms);
+        // Whoever was on another road since has none to come back to.
+        let held = self.stay.held.is_none_or(|held| held == worked);
+        (is_recent && is_time && held && allowed.contains(&worked)).then_some(worked)
     }
 
     /// What worked last, if that is not too long ago to be asked first.

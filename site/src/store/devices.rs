@@ -351,7 +351,8 @@ fn read(row: &Row<'_>) -> Result<DeviceRow, SiteError> {
         session: moment(14)?.map(unsigned).map(SessionNumber),
         boot: boots.first_chunk().copied().map(BootId),
         server: row.get::<_, Option<u32>>(16)?.map(ServerId),
-        road: road.map(|road| serde_json::from_str(&road)).transpose().map_err(unreadable)?,
+        // Another release may have written it: what it says of the device is not lost for that.
+        road: road.and_then(|road| serde_json::from_str(&road).ok()),
         address: address.and_then(|address| address.parse().ok()),
         clock_skew_ms: row.get(19)?,
         policy_version: moment(20)?.map(unsigned),

@@ -150,7 +150,7 @@ fn read(row: &Row<'_>, book: &mut RoadBook) -> Result<Comer, SiteError> {
     };
     let address = text(0)?.and_then(|address| address.parse::<SocketAddr>().ok());
     let network = address.map_or(Network::Unknown, |address| Network::of(address.ip()));
-    Ok(Comer { network, place: book.place_of(text(1)?)? })
+    Ok(Comer { network, place: book.place_of(text(1)?) })
 }
 
 /// A device that is online: ten bytes of it. In their order, networks stand together and in them roads.
@@ -199,27 +199,25 @@ impl RoadKind {
 }
 
 impl RoadBook {
-    fn place_of(&mut self, text: Option<&str>) -> Result<u16, SiteError> {
+    fn place_of(&mut self, text: Option<&str>) -> u16 {
         // No road is written as nothing.
         let text = text.unwrap_or_default();
         if let Some(place) = self.places.get(text) {
-            return Ok(*place);
+            return *place;
         }
-        let taken: Option<RoadTaken> = match text {
-            "" => None,
-            // One that cannot be read is not told: it must not hide all others.
-            text => serde_json::from_str(text).ok(),
-        };
+        let taken: Option<RoadTaken> = serde_json::from_str(text).ok();
         match &taken {
             Some(taken) if self.places.len() >= ROADS_MAX => {
                 let further = Entry::Further(RoadKind::of(taken));
                 let known = self.entries.iter().rposition(|entry| *entry == further);
-                Ok(known.map_or_else(|| self.enter(further), place))
+                known.map_or_else(|| self.enter(further), place)
             }
+            // One that cannot be read is not told, whatever it says: it must not hide all others.
+            None if !text.is_empty() => self.place_of(None),
             _ => {
                 let new = self.enter(Entry::One(taken));
                 self.places.insert(text.to_owned(), new);
-                Ok(new)
+                new
             }
         }
     }
@@ -296,4 +294,17 @@ fn network_roads(book: &RoadBook, comers: &[Comer], rank: Rank) -> NetworkRoads 
     let roads: Vec<_> = told.take(ROADS_OF_NETWORK_MAX).collect();
     let others = devices - roads.iter().map(|road| road.devices).sum::<u64>();
     NetworkRoads { network, devices, off_tcp, roads, others }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roads_that_cannot_be_read_are_one_road_however_many_they_are() {
+        let mut book = RoadBook::default();
+        let places = (0..70_000).map(|number| book.place_of(Some(&format!("pigeon {number}"))));
+        assert_eq!((places.max(), book.entries.len(), book.places.len()), (Some(0), 1, 1));
+        assert_eq!(book.place_of(None), 0);
+    }
 }

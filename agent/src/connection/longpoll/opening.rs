@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::connection::road::{RoadFault, Waits};
@@ -44,7 +44,11 @@ impl Opening {
 
     /// What came of it, once it is known.
     pub(super) fn take(&self) -> Option<Result<Stream, RoadFault>> {
-        self.made.try_recv().ok()
+        match self.made.try_recv() {
+            Ok(made) => Some(made),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(Err(RoadFault::new("the thread that connects has died"))),
+        }
     }
 
     pub(super) fn waits<'a>(&'a self, waits: &mut Waits<'a>) {

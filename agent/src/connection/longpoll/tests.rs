@@ -1,5 +1,7 @@
 use std::net::{TcpListener, TcpStream};
 
+use bgb_protocol::message::RoadReason;
+
 use super::*;
 use crate::connection::tests::played::{PATIENCE, closed_port};
 

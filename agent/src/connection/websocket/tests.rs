@@ -1,5 +1,6 @@
 use std::net::TcpListener;
 
+use bgb_protocol::message::RoadReason;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Message};
 

@@ -30,7 +30,7 @@ fn climb(ladder: &mut Ladder, now: Moment) -> Vec<&'static str> {
 /// A session on `rung`, from here on.
 fn sign_in(ladder: &mut Ladder, rung: Rung, now: Moment) -> RoadTaken {
     ladder.begin(SERVER, &Rung::ALL, now);
-    while ladder.next(now.boot_ms) != Some(rung) {}
+    while ladder.next(now.boot_ms).expect("nothing else is tried now") != rung {}
     let taken = ladder.on_connected(rung, None);
     ladder.on_welcome(now);
     taken
@@ -111,7 +111,7 @@ fn what_worked_last_is_tried_first() {
 #[test]
 fn a_climb_that_goes_on_asks_what_worked_first_and_what_it_has_tried_last() {
     let mut ladder = ladder();
-    sign_in(&mut ladder, websocket(), at(0));
+    sign_in(&mut ladder, long_poll(), at(0));
     ladder.on_ended(End::Lost, at(100_000));
     ladder.begin(SERVER, &Rung::ALL, at(100_000));
     for second in (0..40).step_by(5) {
@@ -120,7 +120,7 @@ fn a_climb_that_goes_on_asks_what_worked_first_and_what_it_has_tried_last() {
     assert_eq!(ladder.next(100_000 + CLIMB_MS), None);
     // The network is back: the worst road is not the one on which that is found out.
     let tried = climb(&mut ladder, at(150_000));
-    assert_eq!(tried[..3], [websocket().label(), "long-poll-http-proxy", "tcp"]);
+    assert_eq!(tried[..3], [long_poll().label(), "long-poll-http-proxy", "tcp"]);
     assert_eq!(tried.len(), 9);
 }
 
@@ -193,6 +193,58 @@ fn whoever_had_tcp_within_a_day_waits_ten_minutes_for_it() {
     // Nor where the agent's own time was ahead when it was noted.
     let now = Moment { boot_ms: 0, own: UnixMillis(at(lost_ms).own.0 - DAY_MS) };
     assert_eq!(climb(&mut Ladder::new(ladder.memory().clone(), now, Random::new(1)), now).len(), 9);
+}
+
+#[test]
+fn whoever_had_a_websocket_waits_two_minutes_for_nothing_worse() {
+    let mut ladder = ladder();
+    let worse = Rung::ALL[3];
+    sign_in(&mut ladder, worse, at(0));
+    ladder.on_ended(End::Lost, at(HOLDS_MS));
+    let back_ms = 2 * HOLDS_MS;
+    let until_then = [worse.label(), "tcp", "websocket-https", "websocket-https-proxy"];
+    assert_eq!(climb(&mut ladder, at(back_ms)), until_then);
+    assert_eq!(climb(&mut ladder, at(back_ms + WEBSOCKET_ONLY_MS - 1)), until_then);
+    assert_eq!(climb(&mut ladder, at(back_ms + WEBSOCKET_ONLY_MS)).len(), 9);
+
+    // A process that begins has lost it as well; from long-poll everything is tried.
+    let begin = |ladder: &Ladder, own_ms: u64| {
+        let now = Moment { boot_ms: 0, own: at(own_ms).own };
+        climb(&mut Ladder::new(ladder.memory().clone(), now, Random::new(1)), now).len()
+    };
+    assert_eq!([begin(&ladder, back_ms), begin(&ladder, WORKED_IS_RECENT_MS)], [4, 9]);
+    sign_in(&mut ladder, long_poll(), at(back_ms + WEBSOCKET_ONLY_MS));
+    ladder.on_ended(End::Lost, at(back_ms + WEBSOCKET_ONLY_MS + HOLDS_MS));
+    assert_eq!(climb(&mut ladder, at(back_ms + WEBSOCKET_ONLY_MS + HOLDS_MS)).len(), 9);
+}
+
+#[test]
+fn a_server_that_falls_again_and_again_while_it_is_started_moves_nobody() {
+    for (rung, time_ms) in [(Rung::TCP, TCP_ONLY_MS), (websocket(), WEBSOCKET_ONLY_MS)] {
+        let mut ladder = ladder();
+        sign_in(&mut ladder, rung, at(0));
+        ladder.on_ended(End::Lost, at(HOLDS_MS));
+        let mut now_ms = HOLDS_MS + 10_000;
+        let until_ms = now_ms + time_ms;
+        while now_ms < until_ms {
+            ladder.begin(SERVER, &Rung::ALL, at(now_ms));
+            assert_eq!(ladder.next(now_ms), Some(rung));
+            ladder.on_connected(rung, None);
+            ladder.on_welcome(at(now_ms));
+            ladder.on_ended(End::Lost, at((now_ms + 10_000).min(until_ms - 1)));
+            now_ms += 15_000;
+        }
+        // If that goes on, it is the road.
+        for _ in 0..BRIEF_MAX {
+            ladder.begin(SERVER, &Rung::ALL, at(now_ms));
+            assert_eq!(ladder.next(now_ms), Some(rung));
+            ladder.on_connected(rung, None);
+            ladder.on_welcome(at(now_ms));
+            ladder.on_ended(End::Lost, at(now_ms));
+        }
+        ladder.begin(SERVER, &Rung::ALL, at(now_ms));
+        assert_ne!(ladder.next(now_ms), Some(rung));
+    }
 }
 
 #[test]
@@ -278,9 +330,8 @@ fn after_a_probe_that_came_through_the_next_climb_begins_with_tcp() {
     sign_in(&mut ladder, websocket(), at(0));
     probe(&mut ladder, at(1_000), Some(Rung::TCP), None);
     ladder.on_ended(End::Lost, at(2_000));
-    let tried = climb(&mut ladder, at(2_000));
-    assert_eq!((tried[0], tried[1], tried.len()), ("tcp", websocket().label(), 9));
-    assert_eq!(climb(&mut ladder, at(3_000))[0], websocket().label(), "once");
+    assert_eq!(climb(&mut ladder, at(2_000)), ["tcp", websocket().label()]);
+    assert_eq!(climb(&mut ladder, at(3_000)), [websocket().label(), "tcp"], "once");
 }
 
 #[test]
@@ -291,8 +342,7 @@ fn a_probe_that_is_taken_and_never_welcomed_leads_back_to_what_worked() {
     ladder.on_ended(End::Wanted, at(2_000));
     ladder.on_connected(Rung::TCP, None);
     ladder.on_ended(End::Lost, at(32_000));
-    let tried = climb(&mut ladder, at(33_000));
-    assert_eq!((tried[0], tried.last(), tried.len()), (websocket().label(), Some(&"tcp"), 9));
+    assert_eq!(climb(&mut ladder, at(33_000)), [websocket().label(), "tcp"]);
 }
 
 #[test]
@@ -317,12 +367,13 @@ fn where_tcp_is_not_allowed_it_is_not_probed() {
     ladder.on_welcome(at(0));
     assert_eq!(probe_due_ms(&ladder), None);
     // But it is not the only road that is better than long-poll.
-    ladder.on_ended(End::Wanted, at(0));
-    ladder.begin(SERVER, &Rung::ALL[1..], at(0));
-    while ladder.next(0) != Some(long_poll()) {}
+    let now_ms = WEBSOCKET_ONLY_MS;
+    ladder.on_ended(End::Lost, at(1_000));
+    ladder.begin(SERVER, &Rung::ALL[1..], at(now_ms));
+    while ladder.next(now_ms).unwrap() != long_poll() {}
     ladder.on_connected(long_poll(), None);
-    ladder.on_welcome(at(0));
-    assert_eq!(probe(&mut ladder, at(0), None, None), Rung::ALL[1..5]);
+    ladder.on_welcome(at(now_ms));
+    assert_eq!(probe(&mut ladder, at(now_ms), None, None), Rung::ALL[1..5]);
 }
 
 #[test]
@@ -468,7 +519,9 @@ proptest! {
         prop_assert_eq!(tried, allowed.iter().copied().collect());
         // And no road that loses each session is the first for ever.
         let mut firsts = BTreeSet::new();
-        for _ in 0..=BRIEF_MAX {
+        // What held before has its time first.
+        for _ in 0..BRIEF_MAX + 3 {
+            now_ms += TCP_ONLY_MS / 2;
             ladder.begin(SERVER, &allowed, at(now_ms));
             let first = ladder.next(now_ms).unwrap();
             ladder.on_connected(first, None);

@@ -129,6 +129,7 @@ fn a_road_that_cannot_be_read_is_not_told_and_hides_no_other() {
     assert_eq!(survey.online, lab().store.read().road_survey(10).unwrap().online);
     let untold = survey.roads.iter().find(|total| total.kind.is_none());
     assert!(untold.is_some_and(|total| total.devices >= 1), "{survey:?}");
+    assert_eq!(site.store.read().device(DeviceId(0)).unwrap().unwrap().presence.road, None);
 }
 
 /// A minute's work, for whoever changes the survey: `cargo test -p bgb-site million_roads -- --ignored --nocapture`. Some 0.8 s on one core of
