@@ -13,7 +13,7 @@ use crate::site::{Device, Site, edit_toml};
 use crate::wait::{LONG, until};
 
 /// Of an agent's first climb, which may have to wait for one road or another, and of going round once more.
-const SIGNED_IN: Duration = LONG;
+pub(crate) const SIGNED_IN: Duration = LONG;
 
 /// A port at which nobody listens, on any site's address.
 pub(crate) const NOBODY: u16 = 21_999;
@@ -54,7 +54,7 @@ pub(crate) fn road(site: &Site, device: &Device) -> RoadTaken {
     })
 }
 
-/// The device signs in on this road, for this reason; a task is done there, and `bgb` says how it comes.
+/// The device signs in on this road, for this reason; a task is done there, and `bgb` says by which road it comes, and why.
 #[track_caller]
 pub(crate) fn works_on(
     site: &Site,
@@ -62,7 +62,7 @@ pub(crate) fn works_on(
     device: &Device,
     what: &str,
     expected: (Road, bool, bool, Option<RoadReason>),
-    in_words: &str,
+    in_words: [&str; 2],
 ) {
     let (road_expected, outer_tls, proxied, reason) = expected;
     let taken = road(site, device);
@@ -75,13 +75,11 @@ pub(crate) fn works_on(
     let ordered = std::time::Instant::now();
     let task = site.start_task(Action::Ping, "lab");
     site.wait_succeeded(task, 1);
-    println!("agent: {what}: {in_words}: a ping's result after {:.0?}", ordered.elapsed());
+    println!("agent: {what}: {}: a ping's result after {:.0?}", in_words.join(", "), ordered.elapsed());
     for arguments in [&["status", "--roads"] as &[&str], &["device", "show", &device.name]] {
         let told = site.bgb_of_site(arguments).stdout;
-        // A table may break its lines.
-        let told: Vec<_> = told.split_whitespace().collect();
-        let wanted: Vec<_> = in_words.split_whitespace().collect();
-        assert!(wanted.iter().all(|word| told.iter().any(|told| told.contains(word))), "{what}: {told:?}");
+        let told = told.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(in_words.iter().all(|words| told.contains(words)), "{what}: {in_words:?} in {told}");
     }
     assert!(agent.is_running());
 }

@@ -86,7 +86,7 @@ fn an_agent_on_long_poll_whose_server_goes_comes_again_through_the_same_balancer
     agent::change(&device, "[roads]\nwebsocket = false\nhttps = false");
     let mut agent = site.start_agent(&device);
     let expected = || (Road::LongPoll, false, false, Some(RoadReason::Refused));
-    let words = "long-poll over HTTP TCP was refused";
+    let words = ["long-poll over HTTP", "TCP was refused"];
     works_on(&site, &mut agent, &device, "haproxy, two servers", expected(), words);
     let server = site.device(&device).row.server.unwrap().0;
     // Without a word to anybody: what it does not know is answered 421 by the other.

@@ -19,7 +19,7 @@ fn signs_in(site: &Site, tcp: SocketAddr, what: &str, reason: RoadReason, in_wor
     device.point_at(&[tcp]);
     let mut agent = site.start_agent(&device);
     let expected = (Road::WebSocket, true, false, Some(reason));
-    works_on(site, &mut agent, &device, what, expected, &format!("WebSocket over HTTPS {in_words}"));
+    works_on(site, &mut agent, &device, what, expected, ["WebSocket over HTTPS", in_words]);
 }
 
 #[test]

@@ -20,6 +20,9 @@ use crate::wait::{stays_true, until_true};
 /// The name that an inspecting proxy's authority has.
 const INSPECTOR: &str = "Example Inspection";
 
+/// An agent's roads where only plain requests are left.
+const ONLY_REQUESTS: &str = "[roads]\nwebsocket = false\nhttps = false";
+
 /// A password that is not the one.
 const WRONG: &str = "not-the-right-one";
 
@@ -44,6 +47,17 @@ impl Scene {
         scene
     }
 
+    /// The agent's own configuration says nothing of a proxy any more.
+    fn ask_the_environment(&self) {
+        let config = std::fs::read_to_string(self.device.config()).unwrap();
+        let without: String = config
+            .lines()
+            .filter(|line| !line.starts_with("url =") && !line.starts_with("use_environment"))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        std::fs::write(self.device.config(), without).unwrap();
+    }
+
     /// A block of squid's in the document, with this site's server.
     fn squid(&self, name: &str) -> Settings {
         Settings::of(name)
@@ -53,7 +67,7 @@ impl Scene {
     }
 
     #[track_caller]
-    fn works(&self, what: &str, expected: (Road, bool, bool, Option<RoadReason>), in_words: &str) {
+    fn works(&self, what: &str, expected: (Road, bool, bool, Option<RoadReason>), in_words: [&str; 2]) {
         let mut agent = self.site.start_agent(&self.device);
         works_on(&self.site, &mut agent, &self.device, what, expected, in_words);
         assert_eq!(agent.stop().code(), 0);
@@ -68,7 +82,7 @@ fn squid_that_may_lets_a_websocket_over_https_through() {
     let scene = Scene::new();
     let settings = scene.squid("squid: devices may reach their servers");
     let _squid = Proxy::squid(&scene.site, Home::new(), settings.text(), scene.listen);
-    let words = "WebSocket over HTTPS through a proxy TCP was refused";
+    let words = ["WebSocket over HTTPS through a proxy", "TCP was refused"];
     scene.works("squid", (Road::WebSocket, true, true, Some(RoadReason::Refused)), words);
 }
 
@@ -85,16 +99,10 @@ fn the_proxy_of_the_environment_is_as_good_as_one_that_is_configured() {
         &scene.device,
         &[("https_proxy", url), ("no_proxy", "example.org".into())],
     );
-    let config = std::fs::read_to_string(scene.device.config()).unwrap();
-    let without: String = config
-        .lines()
-        .filter(|line| !line.starts_with("url =") && !line.starts_with("use_environment"))
-        .flat_map(|line| [line, "\n"])
-        .collect();
-    std::fs::write(scene.device.config(), without).unwrap();
+    scene.ask_the_environment();
     let settings = scene.squid("squid: devices may reach their servers");
     let _squid = Proxy::squid(&scene.site, Home::new(), settings.text(), scene.listen);
-    let words = "WebSocket over HTTPS through a proxy TCP was refused";
+    let words = ["WebSocket over HTTPS through a proxy", "TCP was refused"];
     scene.works(
         "squid, from the environment",
         (Road::WebSocket, true, true, Some(RoadReason::Refused)),
@@ -110,7 +118,7 @@ fn squid_that_was_told_nothing_forbids_connect_and_long_poll_gets_through() {
     let scene = Scene::new();
     let _squid = Proxy::squid(&scene.site, Home::new(), "", scene.listen);
     let reason = Some(RoadReason::ProxyAnswer(403));
-    let words = "long-poll over HTTP through a proxy a proxy answered 403";
+    let words = ["long-poll over HTTP through a proxy", "a proxy answered 403"];
     scene.works("squid as it comes", (Road::LongPoll, false, true, reason), words);
 }
 
@@ -124,8 +132,44 @@ fn tinyproxy_lets_a_websocket_over_https_through() {
         .put("8443", scene.site.https_address(1).port())
         .put("8080", scene.site.http_address(1).port());
     let _tinyproxy = Proxy::tinyproxy(&scene.site, settings.text(), scene.listen);
-    let words = "WebSocket over HTTPS through a proxy TCP was refused";
+    let words = ["WebSocket over HTTPS through a proxy", "TCP was refused"];
     scene.works("tinyproxy", (Road::WebSocket, true, true, Some(RoadReason::Refused)), words);
+}
+
+#[test]
+fn tinyproxy_forwards_the_requests_of_long_poll() {
+    if !is_possible("tinyproxy, long-poll") {
+        return;
+    }
+    let scene = Scene::new();
+    let settings = Settings::of("tinyproxy: devices may reach their servers")
+        .put("8443", scene.site.https_address(1).port())
+        .put("8080", scene.site.http_address(1).port());
+    let _tinyproxy = Proxy::tinyproxy(&scene.site, settings.text(), scene.listen);
+    change(&scene.device, ONLY_REQUESTS);
+    let words = ["long-poll over HTTP through a proxy", "TCP was refused"];
+    scene.works("tinyproxy", (Road::LongPoll, false, true, Some(RoadReason::Refused)), words);
+}
+
+#[test]
+fn a_server_that_no_proxy_names_is_asked_for_straight_or_not_at_all() {
+    if !is_possible("no_proxy") {
+        return;
+    }
+    let mut scene = Scene::new();
+    let url = format!("http://{}", scene.listen);
+    let island = Island::new(&scene.site, &[scene.listen]);
+    let excepted = format!("example.org, {}", scene.site.address());
+    island.settle(&mut scene.site, &scene.device, &[("all_proxy", url), ("no_proxy", excepted)]);
+    scene.ask_the_environment();
+    let settings = scene.squid("squid: devices may reach their servers");
+    let _squid = Proxy::squid(&scene.site, Home::new(), settings.text(), scene.listen);
+    let agent = scene.site.start_agent(&scene.device);
+    scene.device.wait_log(&["long-poll-http"]);
+    let is_offline = || scene.site.device(&scene.device).row.connectivity != Connectivity::Online;
+    stays_true("it is not online", std::time::Duration::from_secs(3), is_offline);
+    assert!(!scene.device.log().contains("-proxy"), "{}", scene.device.log());
+    assert_eq!(agent.stop().code(), 0);
 }
 
 /// A folder of squid's with a password for `bgb`.
@@ -171,8 +215,13 @@ fn squid_that_asks_for_a_password_takes_the_right_one_only_and_the_agent_says_so
         assert_eq!(agent.stop().code(), 0);
     }
     give_password(&scene, "right: one");
-    let words = "WebSocket over HTTPS through a proxy TCP was refused";
+    let words = ["WebSocket over HTTPS through a proxy", "TCP was refused"];
     scene.works("squid with a password", (Road::WebSocket, true, true, Some(RoadReason::Refused)), words);
+    // Each request of long-poll says it, too.
+    until_true("it is offline again", crate::wait::SOON, is_offline);
+    change(&scene.device, ONLY_REQUESTS);
+    let words = ["long-poll over HTTP through a proxy", "TCP was refused"];
+    scene.works("squid with a password", (Road::LongPoll, false, true, Some(RoadReason::Refused)), words);
 }
 
 #[test]
@@ -189,7 +238,7 @@ fn a_password_that_is_asked_for_on_some_roads_only_is_the_reason_for_the_others(
     let settings = settings.put("http_access allow bgb_servers", "http_access allow CONNECT bgb_servers");
     let _squid = Proxy::squid(&scene.site, home, settings.text(), scene.listen);
     let reason = Some(RoadReason::ProxyAnswer(407));
-    let words = "long-poll over HTTP through a proxy a proxy answered 407";
+    let words = ["long-poll over HTTP through a proxy", "a proxy answered 407"];
     scene.works("squid with a password for CONNECT", (Road::LongPoll, false, true, reason), words);
 }
 
@@ -225,7 +274,7 @@ fn squid_that_inspects_is_told_by_its_issuer_and_a_websocket_works_through_it() 
     let scene = Scene::new();
     let _squid = inspecting(&scene, |settings| settings);
     let reason = Some(RoadReason::Intercepted(INSPECTOR.to_owned()));
-    let words = "WebSocket over HTTPS through a proxy Example Inspection";
+    let words = ["WebSocket over HTTPS through a proxy", "Example Inspection"];
     scene.works("squid that inspects", (Road::WebSocket, true, true, reason), words);
 }
 
@@ -237,7 +286,7 @@ fn squid_that_inspects_and_knows_no_websockets_leaves_long_poll() {
     let scene = Scene::new();
     let squid = inspecting(&scene, |settings| settings.without("http_upgrade_request_protocols"));
     let reason = Some(RoadReason::Intercepted(INSPECTOR.to_owned()));
-    let words = "long-poll over HTTPS through a proxy Example Inspection";
+    let words = ["long-poll over HTTPS through a proxy", "Example Inspection"];
     scene.works("squid that inspects, without WebSockets", (Road::LongPoll, true, true, reason), words);
     // It did look inside: its log has the requests of the tunnel.
     until_true("squid's log has what it opened", crate::wait::SOON, || {

@@ -54,13 +54,17 @@ fn nginx_with_its_own_timeouts(site: &Site, listen: SocketAddr) -> Proxy {
 }
 
 fn haproxy_with_30_seconds(site: &Site, listen: SocketAddr) -> Proxy {
+    haproxy_that_cuts_after(site, listen, "30s")
+}
+
+fn haproxy_that_cuts_after(site: &Site, listen: SocketAddr, silence: &str) -> Proxy {
     let settings = Settings::of("haproxy: several servers")
         .put("192.0.2.10:80\n", format!("{listen}\n"))
         .put("192.0.2.11:8080", site.http_address(1))
         .without("server two")
         .without("443")
         .without("timeout ");
-    Proxy::haproxy(site, settings.text(), "30s", &[listen])
+    Proxy::haproxy(site, settings.text(), silence, &[listen])
 }
 
 /// What becomes of devices that have nothing to say, behind a proxy that cuts silence after `cut`.
@@ -158,6 +162,27 @@ fn agents_learn_what_cuts_them_and_a_push_reaches_them_after_minutes_without_a_w
         let expected = if *road == "websocket" { Road::WebSocket } else { Road::LongPoll };
         assert_eq!(agent::road(&site, device).road, expected);
     }
+}
+
+#[test]
+fn what_cuts_after_seconds_leaves_an_agent_on_long_poll() {
+    let site = patient_site();
+    let listen = proxy::address(&site, 1);
+    let _haproxy = haproxy_that_cuts_after(&site, listen, "8s");
+    let device = fleet(&site, 1).remove(0);
+    agent::configure(&site, &device, agent::NOBODY, listen.port());
+    agent::change(&device, "[roads]\nhttps = false");
+    let _agent = site.start_agent(&device);
+    assert_eq!(agent::road(&site, &device).road, Road::WebSocket);
+    until_equal("the road that is left", agent::SIGNED_IN, &Some(Road::LongPoll), || {
+        site.device(&device).row.road.map(|taken| taken.road)
+    });
+    let session = site.device(&device).session;
+    // It has to be told of the cuts of its GETs as well, and bears them.
+    std::thread::sleep(Duration::from_secs(30));
+    let task = site.start_task(Action::Ping, "lab");
+    site.wait_succeeded(task, 1);
+    assert_eq!(site.device(&device).session, session, "{}", device.log());
 }
 
 /// A device whose GET is held for as long as it can be.

@@ -19,6 +19,7 @@ mod island;
 mod proxy;
 mod settings;
 
+mod altering;
 mod attack;
 mod balancing;
 mod curl;

@@ -124,6 +124,28 @@ fn whoever_opens_the_outer_tls_is_named_by_the_agent_and_sees_nothing_of_the_ses
     }
 }
 
+#[test]
+fn behind_nginx_that_knows_no_websockets_an_agent_takes_long_poll() {
+    let site = Site::running(1);
+    let device = fleet(&site, 1).remove(0);
+    let listen = proxy::address(&site, 1);
+    let settings = Settings::of("nginx: one server")
+        .put("192.0.2.11:8080", site.http_address(1))
+        .put("192.0.2.10:80;", format!("{listen};"))
+        .without("443 ssl")
+        .without("ssl_")
+        .without("proxy_http_version")
+        .without("proxy_set_header Upgrade")
+        .without("proxy_set_header Connection");
+    let _nginx = Proxy::nginx(&site, settings.text(), &[listen]);
+    agent::configure(&site, &device, agent::NOBODY, listen.port());
+    let mut running = site.start_agent(&device);
+    // Our server says to nginx, which asks without an upgrade, that it wants one.
+    let expected = (Road::LongPoll, false, false, Some(RoadReason::ProxyAnswer(426)));
+    let words = ["long-poll over HTTP", "a proxy answered 426"];
+    agent::works_on(&site, &mut running, &device, "nginx without WebSockets", expected, words);
+}
+
 /// haproxy as the document has it, in front of both servers of the site.
 pub(crate) fn haproxy(site: &Site, http: SocketAddr, https: SocketAddr) -> Proxy {
     let home = Home::new();

@@ -3,6 +3,9 @@
 
 mod site;
 
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bgb_protocol::action::Action;
@@ -50,7 +53,8 @@ fn an_agent_that_may_take_no_tcp_comes_over_a_websocket_and_remembers_it() {
     let site = Site::new();
     let server = Server::start(&site, &Certificate::server());
     let port = server.behind_a_websocket();
-    let roads = format!("roads.tcp = false\nroads.https = false\nroads.http_port = {port}");
+    let (blocked, attempts) = blocked_port();
+    let roads = format!("roads.tcp = false\nroads.https_port = {blocked}\nroads.http_port = {port}");
     let device = Device::new(&site, &server, &roads);
     for _ in 0..2 {
         let mut agent = device.start();
@@ -66,7 +70,22 @@ fn an_agent_that_may_take_no_tcp_comes_over_a_websocket_and_remembers_it() {
         while peer.hear() != AgentMessage::Goodbye {}
         assert!(agent.wait().success());
         assert_eq!(device.mode("state/roads") & 0o007, 0);
+        assert_eq!(attempts.load(Ordering::Relaxed), 1, "the second time it knows which road leads there");
     }
+}
+
+/// A port at which everybody is cut off at once, and how many have come there.
+fn blocked_port() -> (u16, Arc<AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, attempts) = (listener.local_addr().unwrap().port(), Arc::new(AtomicU32::new(0)));
+    let counts = Arc::clone(&attempts);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            counts.fetch_add(1, Ordering::Relaxed);
+            drop(stream);
+        }
+    });
+    (port, attempts)
 }
 
 #[test]
