@@ -27,5 +27,6 @@ mod firewall;
 mod forward;
 mod idling;
 mod introduction;
+mod moving;
 mod reverse;
 mod websockets;

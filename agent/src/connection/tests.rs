@@ -129,7 +129,8 @@ fn over_https_with_whatever_certificate_and_whoever_signed_it_is_told() {
     assert_eq!(through(Http::Outer(site.authority())), rung.taken(Some(RoadReason::Refused)));
     let stranger = Arc::new(Authority::named("Example Proxy CA"));
     let intercepted = RoadReason::Intercepted("Example Proxy CA".to_owned());
-    assert_eq!(through(Http::Outer(stranger)), rung.taken(Some(intercepted)));
+    assert_eq!(through(Http::Outer(Arc::clone(&stranger))), rung.taken(Some(intercepted.clone())));
+    assert_eq!(through(Http::OldOuter(stranger)), rung.taken(Some(intercepted)), "of a box that is old");
 }
 
 #[test]

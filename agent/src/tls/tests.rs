@@ -5,7 +5,8 @@ use rcgen::{
     date_time_ymd,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
+use rustls::version::TLS12;
+use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersion};
 
 use super::*;
 
@@ -69,10 +70,18 @@ pub(crate) fn self_signed(name: &str) -> Issued {
 }
 
 /// What sessions of a server that shows `issued` start from.
-fn server_config(issued: (CertificateDer<'static>, Vec<u8>), alpn: &[&[u8]]) -> Arc<ServerConfig> {
+fn server_config(issued: Issued, alpn: &[&[u8]]) -> Arc<ServerConfig> {
+    server_config_with(issued, alpn, rustls::DEFAULT_VERSIONS)
+}
+
+fn server_config_with(
+    issued: Issued,
+    alpn: &[&[u8]],
+    versions: &[&'static SupportedProtocolVersion],
+) -> Arc<ServerConfig> {
     let provider = Arc::new(default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(vec![issued.0], PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(issued.1)))
@@ -94,6 +103,15 @@ pub(crate) fn outer_server_with(issued: Issued) -> ServerConnection {
 /// The same on a stream of bytes that waits.
 pub(crate) fn outer_stream<S: Read + Write>(authority: &Authority, stream: S) -> impl Read + Write + use<S> {
     StreamOwned::new(outer_server(authority), stream)
+}
+
+/// The same of a box that has never heard of TLS 1.3.
+pub(crate) fn old_outer_stream<S: Read + Write>(
+    authority: &Authority,
+    stream: S,
+) -> impl Read + Write + use<S> {
+    let config = server_config_with(server(authority), &[b"http/1.1"], &[&TLS12]);
+    StreamOwned::new(ServerConnection::new(config).unwrap(), stream)
 }
 
 /// A server's end of a session's own TLS, at 127.0.0.1.

@@ -17,7 +17,7 @@ use crate::config::RoadsConfig;
 use crate::connection::Network;
 use crate::proxy::Proxies;
 use crate::tls::OuterTls;
-use crate::tls::tests::{Authority, device, inner_stream, outer_stream};
+use crate::tls::tests::{Authority, device, inner_stream, old_outer_stream, outer_stream};
 
 /// Longest wait for anything: many times what it takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,6 +28,8 @@ pub(crate) enum Http {
     Plain,
     /// HTTPS, with a certificate of this authority.
     Outer(Arc<Authority>),
+    /// The same in TLS 1.2.
+    OldOuter(Arc<Authority>),
 }
 
 impl Http {
@@ -35,6 +37,7 @@ impl Http {
         match self {
             Self::Plain => Box::new(socket),
             Self::Outer(authority) => Box::new(outer_stream(authority, socket)),
+            Self::OldOuter(authority) => Box::new(old_outer_stream(authority, socket)),
         }
     }
 }
