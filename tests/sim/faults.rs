@@ -7,7 +7,7 @@
 use crate::agents::{Certificate, Machine, Power, draw_skew};
 use crate::dice::Dice;
 use crate::hosts::SITE_HOST;
-use crate::network::{Farewell, RETRANSMISSION_MS};
+use crate::network::{ConnId, Farewell, RETRANSMISSION_MS};
 use crate::proxies::{PROXIES, Told, draw_idle};
 use crate::server_laws::HEEDED_WITHIN_MS;
 use crate::server_life::LOOK_MS;
@@ -77,6 +77,8 @@ pub(crate) struct Weather {
     pub(crate) jitter_seed: u64,
     /// So many connections in a thousand take another road than the device's usual one, perhaps.
     pub(crate) other_road_per_mille: u64,
+    /// So many sessions over HTTP in a thousand get a better road beside them.
+    pub(crate) better_road_per_mille: u64,
     /// So many requests of long-poll in a thousand meet with something.
     pub(crate) request_fault_per_mille: u64,
     /// After how long a silence each proxy cuts.
@@ -117,6 +119,7 @@ impl Weather {
             other_road_per_mille: dice.pick(&[100, 400]),
             request_fault_per_mille: dice.pick(&[10, 50, 200]),
             proxies_idle_ms: draw_idle(dice),
+            better_road_per_mille: dice.pick(&[0, 100, 400]),
         }
     }
 }
@@ -241,7 +244,7 @@ impl World {
         self.weather.heals_at_ms.saturating_sub(self.now_ms)
     }
 
-    fn cut_link(&mut self, agent: usize, server: usize) {
+    pub(crate) fn cut_link(&mut self, agent: usize, server: usize) {
         let for_ms = self.dice.around(20_000);
         let (up_passes, down_passes, kind) = self.dice.pick(&[
             (false, false, Kind::LinkCut),
@@ -286,17 +289,23 @@ impl World {
 
     /// A box on the way forgets the agent's connection.
     fn forget_connection(&mut self, agent: usize, kind: Kind) {
-        let conn = self.machines[agent].conn.and_then(|id| Some((id, self.network.conns.get_mut(&id)?)));
-        if let Some((id, conn)) = conn.filter(|(_, conn)| !conn.is_forgotten) {
-            let is_long_poll = conn.is_long_poll();
-            // A tunnel is of no connection: those of its present requests are forgotten.
-            conn.is_forgotten = !is_long_poll;
-            if is_long_poll {
-                self.cut_requests(id, Told::Nobody);
-            }
+        let conn = self.machines[agent].conn.and_then(|id| Some((id, self.network.conns.get(&id)?)));
+        if let Some((id, _)) = conn.filter(|(_, conn)| !conn.is_forgotten) {
             self.tally.count(kind);
-            self.say(format_args!("the connection of agent {agent} is forgotten on its way"));
+            self.forget_on_its_way(id);
         }
+    }
+
+    /// A box on the way forgets a connection.
+    pub(crate) fn forget_on_its_way(&mut self, id: ConnId) {
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        let (agent, is_long_poll) = (conn.agent, conn.is_long_poll());
+        // A tunnel is of no connection: those of its present requests are forgotten.
+        conn.is_forgotten = !is_long_poll;
+        if is_long_poll {
+            self.cut_requests(id, Told::Nobody);
+        }
+        self.say(format_args!("the connection of agent {agent} is forgotten on its way"));
     }
 
     /// The device goes to another network, from which it does not reach its server for a while.

@@ -10,7 +10,6 @@
 
 use std::collections::VecDeque;
 
-use bgb_agent::agent::Input as AgentInput;
 use bgb_http::ResponseHead;
 use bgb_http::tunnel::client::{Fault, Lane, Next, Tunnel};
 
@@ -217,8 +216,7 @@ impl World {
             Some((agent, server, End::Opening)) => {
                 self.end_agent_side(id, Farewell::Reset);
                 self.say(format_args!("agent {agent} gets no tunnel at server {}: {why}", server + 1));
-                self.machines[agent].conn = None;
-                self.tell_agent(agent, AgentInput::ConnectFailed { reason: why.to_owned() });
+                self.on_attempt_failed(id, agent, why);
             }
             Some((.., End::Open)) => self.lose_at_agent(id, why),
             Some((.., End::Closed)) => self.finish_parting(id),

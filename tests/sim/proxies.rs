@@ -249,7 +249,7 @@ impl World {
     /// A proxy cuts the connection of some device, from this one on.
     pub(crate) fn cut_at_some_proxy(&mut self, agent: usize) {
         let agents = (agent..self.machines.len()).chain(0..agent);
-        let conns = agents.filter_map(|agent| self.machines[agent].conn);
+        let conns = agents.flat_map(|agent| self.machines[agent].conns());
         let is_proxied = |id: &ConnId| self.network.conns.get(id).is_some_and(|conn| conn.proxy.is_some());
         let Some(id) = conns.into_iter().find(is_proxied) else { return };
         let told = self.dice.pick(&[Told::Both, Told::AgentNever, Told::ServerNever, Told::Nobody]);

@@ -94,11 +94,15 @@ impl Ledger {
 }
 
 impl World {
-    /// The road that the device's next connection takes, and the proxy on it.
-    pub(crate) fn draw_road(&mut self, agent: usize) -> (RoadTaken, Option<usize>) {
-        let habits = self.machines[agent].habits;
+    /// The road that the device's next connection takes.
+    pub(crate) fn draw_road(&mut self, agent: usize) -> Road {
         let is_usual = !self.dice.chance(self.weather.other_road_per_mille);
-        let road = if is_usual { habits.usual } else { self.dice.pick(&ROADS) };
+        if is_usual { self.machines[agent].habits.usual } else { self.dice.pick(&ROADS) }
+    }
+
+    /// The device takes a road: what it has to say of that, and the proxy on it.
+    pub(crate) fn take_road(&mut self, agent: usize, road: Road) -> (RoadTaken, Option<usize>) {
+        let habits = self.machines[agent].habits;
         if self.machines[agent].habits.last.replace(road).is_some_and(|last| last != road) {
             self.tally.count(Kind::RoadChanged);
         }

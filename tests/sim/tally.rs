@@ -37,6 +37,9 @@ kinds! {
     ProxySwallows => "fault: bytes that a proxy has acknowledged arrive nowhere",
     ProxyRestarts => "fault: proxy started anew",
     ProxyCutsHeld => "fault: proxy gives a held GET up",
+    // Faults while a session moves over to a better road.
+    CutInMove => "fault: connection or link cut while a session moves over",
+    DiedInMove => "fault: device or agent dies while its session moves over",
     // Faults of requests.
     RequestLost => "fault: request lost before it reaches the server",
     AnswerLost => "fault: answer to a request lost",
@@ -103,6 +106,12 @@ kinds! {
     SignedInOverTcp => "road: signed in over TCP",
     SignedInOverWebSocket => "road: signed in over a WebSocket",
     SignedInOverLongPoll => "road: signed in by long-poll",
+    BetterRoadStands => "road: better one stands beside the session's",
+    BetterRoadFailed => "road: better one tried in vain",
+    BetterRoadGone => "road: better one gone before the session left",
+    BetterRoadWaitedInVain => "road: better one waited for the session in vain",
+    BetterRoadTakenLate => "road: session lost, the better one was there and is taken",
+    MovedOver => "road: session moved over, the former connection stayed until its hello",
     PingAnswered => "websocket: ping answered",
     PingUnanswered => "websocket: agent gives up, ping unanswered",
     CloseFrameHeard => "websocket: close frame heard",
