@@ -132,8 +132,8 @@ impl World {
         if !matches!(machine.moves.probe, Probe::None) {
             return;
         }
-        let better =
-            if road == Road::LongPoll && self.dice.chance(500) { Road::WebSocket } else { Road::Tcp };
+        let has_websocket = road == Road::LongPoll && machine.habits.bears_websockets();
+        let better = if has_websocket && self.dice.chance(500) { Road::WebSocket } else { Road::Tcp };
         self.say(format_args!("agent {agent} tries a better road to server {}: {better:?}", server + 1));
         let conn = self.connect_by(agent, server, better);
         self.machines[agent].moves.probe = Probe::Trying(conn);
