@@ -11,7 +11,7 @@ use crate::network::{ConnId, Farewell, RETRANSMISSION_MS};
 use crate::proxies::{PROXIES, Told, draw_idle};
 use crate::server_laws::HEEDED_WITHIN_MS;
 use crate::server_life::LOOK_MS;
-use crate::servers::{SERVERS, SLEWED_MS_MAX};
+use crate::servers::{Late, SERVERS, SLEWED_MS_MAX};
 use crate::tally::Kind;
 use crate::world::{Event, World};
 
@@ -32,6 +32,8 @@ const BAD_LUCK_MS: u64 = 300;
 
 /// How often a file that is to be late is dated by a clock that is ahead.
 const AHEAD_AND_LATE_PER_MILLE: u64 = 700;
+/// So many devices in a thousand lose their power together with their server's process.
+const DARK_WITH_SERVER_PER_MILLE: u64 = 500;
 /// A server whose clock was behind looks at what is due by the wall clock once a minute (bgb_hub): so long before the healing its
 /// clock is set right.
 const CLOCK_SET_BEFORE_MS: u64 = 61_000;
@@ -216,7 +218,7 @@ impl World {
             89..91 => self.stall_spool(server),
             91..93 => self.repeat_file(),
             93 => {
-                self.servers[server].next_file_is_late = true;
+                self.servers[server].late_next = self.dice.pick(&[Late::Any, Late::FullList]);
                 if self.dice.chance(AHEAD_AND_LATE_PER_MILLE) {
                     self.set_server_clock_wrong(server, true);
                 }
@@ -436,13 +438,28 @@ impl World {
         }
     }
 
-    /// The server is killed, and started again by a clock that is wrong the other way: what it wrote before may be dated after what it writes now.
+    /// The power fails where the server stands, and it is started again by a clock that is wrong the other way: what it wrote before may be dated after what
+    /// it writes now. Some of its devices are in the same building.
     pub(crate) fn on_server_comes_anew(&mut self, server: usize) {
         if !self.has_healed() {
+            for agent in self.agents_at(server) {
+                if self.dice.chance(DARK_WITH_SERVER_PER_MILLE) {
+                    self.cut_power_now(agent);
+                }
+            }
             self.kill_some_server(server);
             let was_ahead = self.servers[server].clock.off_ms() > 0;
             self.set_server_clock_wrong(server, !was_ahead);
         }
+    }
+
+    /// Those whose session's connection leads to the server.
+    fn agents_at(&self, server: usize) -> Vec<usize> {
+        let leads_there = |agent: &usize| {
+            let conn = self.machines[*agent].conn.and_then(|id| self.network.conns.get(&id));
+            conn.is_some_and(|conn| conn.server == server)
+        };
+        (0..self.machines.len()).filter(leads_there).collect()
     }
 
     fn cut_host_now(&mut self, host: usize) {
