@@ -23,6 +23,9 @@ pub(crate) mod tests;
 mod way;
 mod websocket;
 
+pub use longpoll::{LOSSES_MAX, OVERDUE, REST};
+pub use websocket::PONG;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

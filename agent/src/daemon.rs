@@ -35,6 +35,7 @@ use crate::random::Random;
 use crate::roads::{Ladder, MemoryFile, Moment};
 use crate::tls::{OuterTls, Tls};
 use connections::Connections;
+pub use connections::STANDING_MS;
 
 /// The component that the agent's records bear.
 pub const LOG_COMPONENT: &str = "CcmNotificationAgent";

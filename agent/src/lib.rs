@@ -29,4 +29,10 @@ mod time;
 mod tls;
 mod verify;
 
+/// What the agent's connections go by, for the simulator: it stands where they do, and goes by the same.
+pub mod rules {
+    pub use crate::connection::{LOSSES_MAX, OVERDUE, PONG, REST};
+    pub use crate::roads::Idle;
+}
+
 pub use journal::JournalError;

@@ -18,7 +18,7 @@ use bgb_protocol::message::Road;
 
 use crate::config::RoadsConfig;
 use crate::proxy::Proxies;
-pub(crate) use idle::Idle;
+pub use idle::Idle;
 pub(crate) use ladder::{End, Ladder, Moment};
 pub(crate) use memory::MemoryFile;
 pub(crate) use rung::Rung;

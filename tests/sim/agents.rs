@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bgb_agent::JournalError;
 use bgb_agent::agent::{Agent, AgentError, AgentOptions, Ending, Input, Outcome, Output, SessionPhase};
+use bgb_agent::parting::Parting;
 use bgb_daemon::clock::Now;
 use bgb_daemon::disk::{Disk, SimDisk, SimFaults};
 use bgb_protocol::frame::Frame;
@@ -25,6 +26,7 @@ use crate::actions::Actions;
 use crate::dice::Dice;
 use crate::faults::Weather;
 use crate::model::Witness;
+use crate::moves::{Moves, Role};
 use crate::network::{ConnId, End, Farewell, Way};
 use crate::roads::Habits;
 use crate::servers::{SERVERS, address_of, server_at};
@@ -41,7 +43,10 @@ pub(crate) struct Machine {
     pub(crate) device: DeviceId,
     pub(crate) disk: SimDisk,
     pub(crate) agent: Option<Box<Agent>>,
+    /// That of its session.
     pub(crate) conn: Option<ConnId>,
+    /// Those beside it.
+    pub(crate) moves: Moves,
     pub(crate) power: Power,
     /// The wall clock less the true time.
     pub(crate) skew_ms: i64,
@@ -113,6 +118,7 @@ impl Machine {
             disk: SimDisk::new(),
             agent: None,
             conn: None,
+            moves: Moves::default(),
             power: Power::Off,
             skew_ms: if dice.chance(weather.skew_per_mille) { draw_skew(dice) } else { 0 },
             reads_slowly: false,
@@ -155,6 +161,7 @@ impl Machine {
             disk: self.disk.image(),
             agent: None,
             conn: None,
+            moves: Moves::default(),
             power: Power::Off,
             reads_slowly: false,
             whereabouts: None,
@@ -353,6 +360,7 @@ impl World {
                 self.on_agent_failed(agent, &error, is_disk_hurt);
             }
         }
+        self.tell_of_taken(agent);
     }
 
     /// The disk said no: the agent ends, outputs and all, and somebody starts it again. That nothing has hurt the disk in this very step,
@@ -384,6 +392,7 @@ impl World {
         if let Some(conn) = self.machines[agent].conn.take() {
             self.end_agent_side(conn, farewell);
         }
+        self.forget_moves(agent, farewell);
     }
 
     /// The device loses its power, and what was not synced.
@@ -410,7 +419,7 @@ impl World {
         {
             match output {
                 Output::Connect { server, .. } => self.on_agent_connects(agent, &server),
-                Output::Disconnect { reason } => self.on_agent_disconnects(agent, reason.sentence()),
+                Output::Disconnect { reason } => self.on_agent_disconnects(agent, reason),
                 Output::Say(message) => self.on_agent_says(agent, &message),
                 Output::Start(start) => self.on_agent_begins(agent, &start),
                 Output::Kill { task } => self.on_agent_kills(agent, task),
@@ -426,17 +435,17 @@ impl World {
             return self.violated(format!("agent {agent} connects to {address}, which is no server's"));
         };
         self.say(format_args!("agent {agent} connects to server {}", server + 1));
-        let conn = self.connect(agent, server);
+        let conn = self.connect_or_take(agent, server);
         self.machines[agent].conn = Some(conn);
     }
 
-    fn on_agent_disconnects(&mut self, agent: usize, reason: &str) {
-        self.say(format_args!("agent {agent} disconnects: {reason}"));
-        if reason.contains("did not answer a keepalive") {
+    fn on_agent_disconnects(&mut self, agent: usize, reason: Parting) {
+        self.say(format_args!("agent {agent} disconnects: {}", reason.sentence()));
+        if reason == Parting::KeepaliveUnanswered {
             self.tally.count(Kind::NoAnswerToKeepalive);
         }
         match self.machines[agent].conn.take() {
-            Some(conn) => self.end_agent_side(conn, Farewell::InOrder),
+            Some(conn) => self.part_with(agent, conn, reason),
             None => self.violated(format!("agent {agent} ends a connection that it does not have")),
         }
     }
@@ -467,6 +476,11 @@ impl World {
         let mut bytes = Vec::new();
         message.encode(&mut bytes);
         self.write(id, Way::Up, &bytes);
+        self.leave_former(agent, message);
+        match message {
+            AgentMessage::Result(_) | AgentMessage::PolicyRequest(_) => self.tempt_to_move(id),
+            _ => {}
+        }
     }
 
     /// The owner stops the agent: it says goodbye and ends its actions, then its process ends.
@@ -491,6 +505,12 @@ impl World {
             }
         };
         let Some(agent) = self.network.conns.get(&id).map(|conn| conn.agent) else { return };
+        match self.machines[agent].role_of(id) {
+            Role::Session => {}
+            // Before a hello it has nothing to say but that it goes away.
+            Role::Standing => return self.on_better_road_gone(agent),
+            Role::Trying | Role::Leaving | Role::Over => return,
+        }
         self.say(format_args!("agent {agent} hears {}", said_by_server(&message)));
         let was_active = self.machines[agent].is_signed_in();
         match &message {
@@ -526,7 +546,11 @@ impl World {
         machine.head_lag_ms = machine.head_lag_ms.max(head_lag_ms);
         let brings_head = matches!(&message, ServerMessage::Welcome(welcome) if !welcome.head.is_empty());
         let settings = self.machines[agent].agent.as_ref().map(|present| Arc::clone(present.settings()));
+        let is_welcome = matches!(&message, ServerMessage::Welcome(_));
         self.tell_agent(agent, Input::Said(message));
+        if is_welcome {
+            self.plan_move(id);
+        }
         let machine = &mut self.machines[agent];
         let settings_now = machine.agent.as_ref().map(|present| Arc::clone(present.settings()));
         if settings_now.is_some() && settings_now != settings {

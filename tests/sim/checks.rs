@@ -43,6 +43,8 @@ const SILENT_MARGIN_MS: u64 = 1_000;
 /// A device whose connection a proxy has cut since it was idle, as proxies do in peace, too, is back within this time and has told everything: a
 /// back-off, a connection, and what the site needs to hear of it.
 pub(crate) const BACK_WITHIN_MS: u64 = 90_000;
+/// Better roads are looked for until so long after the healing: whoever moves then is there when it is looked who is.
+pub(crate) const MOVES_END_MS: u64 = MENDED_MS + ANYBODY_WITHIN_MS - BACK_WITHIN_MS;
 /// A tunnel whose agent is gone may be held for a last GET's time, and be silent for its own.
 const TUNNEL_LEFT_MS: u64 = HOLD_MS_MAX + SILENT_MS;
 /// A result is counted within this time when nothing is broken: spool, file, its way, and the next file's turn.

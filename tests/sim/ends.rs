@@ -7,6 +7,7 @@
 use bgb_agent::agent::Input as AgentInput;
 use bgb_hub::CloseReason;
 
+use crate::moves::Role;
 use crate::network::{ConnId, End, Farewell, Way};
 use crate::roads::Carriage;
 use crate::tally::Kind;
@@ -126,7 +127,15 @@ impl World {
     pub(crate) fn lose_at_agent(&mut self, id: ConnId, reason: &str) {
         let Some(conn) = self.network.conns.get_mut(&id) else { return };
         let (agent, was) = (conn.agent, conn.agent_end);
+        let role = self.machines[agent].role_of(id);
         self.end_agent_side(id, Farewell::Reset);
+        match role {
+            Role::Session => {}
+            Role::Standing => return self.on_better_road_gone(agent),
+            Role::Leaving => return self.on_leaving_gone(agent),
+            Role::Trying => return self.on_better_road_failed(agent),
+            Role::Over => return,
+        }
         if was == End::Open {
             self.machines[agent].conn = None;
             self.say(format_args!("agent {agent} loses its connection: {reason}"));

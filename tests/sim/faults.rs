@@ -7,11 +7,11 @@
 use crate::agents::{Certificate, Machine, Power, draw_skew};
 use crate::dice::Dice;
 use crate::hosts::SITE_HOST;
-use crate::network::{Farewell, RETRANSMISSION_MS};
+use crate::network::{ConnId, Farewell, RETRANSMISSION_MS};
 use crate::proxies::{PROXIES, Told, draw_idle};
 use crate::server_laws::HEEDED_WITHIN_MS;
 use crate::server_life::LOOK_MS;
-use crate::servers::{SERVERS, SLEWED_MS_MAX};
+use crate::servers::{Late, SERVERS, SLEWED_MS_MAX};
 use crate::tally::Kind;
 use crate::world::{Event, World};
 
@@ -32,6 +32,8 @@ const BAD_LUCK_MS: u64 = 300;
 
 /// How often a file that is to be late is dated by a clock that is ahead.
 const AHEAD_AND_LATE_PER_MILLE: u64 = 700;
+/// So many devices in a thousand lose their power together with their server's process.
+const DARK_WITH_SERVER_PER_MILLE: u64 = 500;
 /// A server whose clock was behind looks at what is due by the wall clock once a minute (bgb_hub): so long before the healing its
 /// clock is set right.
 const CLOCK_SET_BEFORE_MS: u64 = 61_000;
@@ -77,6 +79,8 @@ pub(crate) struct Weather {
     pub(crate) jitter_seed: u64,
     /// So many connections in a thousand take another road than the device's usual one, perhaps.
     pub(crate) other_road_per_mille: u64,
+    /// So many sessions over HTTP in a thousand get a better road beside them.
+    pub(crate) better_road_per_mille: u64,
     /// So many requests of long-poll in a thousand meet with something.
     pub(crate) request_fault_per_mille: u64,
     /// After how long a silence each proxy cuts.
@@ -117,6 +121,7 @@ impl Weather {
             other_road_per_mille: dice.pick(&[100, 400]),
             request_fault_per_mille: dice.pick(&[10, 50, 200]),
             proxies_idle_ms: draw_idle(dice),
+            better_road_per_mille: dice.pick(&[0, 100, 400]),
         }
     }
 }
@@ -213,7 +218,7 @@ impl World {
             89..91 => self.stall_spool(server),
             91..93 => self.repeat_file(),
             93 => {
-                self.servers[server].next_file_is_late = true;
+                self.servers[server].late_next = self.dice.pick(&[Late::Any, Late::FullList]);
                 if self.dice.chance(AHEAD_AND_LATE_PER_MILLE) {
                     self.set_server_clock_wrong(server, true);
                 }
@@ -241,7 +246,7 @@ impl World {
         self.weather.heals_at_ms.saturating_sub(self.now_ms)
     }
 
-    fn cut_link(&mut self, agent: usize, server: usize) {
+    pub(crate) fn cut_link(&mut self, agent: usize, server: usize) {
         let for_ms = self.dice.around(20_000);
         let (up_passes, down_passes, kind) = self.dice.pick(&[
             (false, false, Kind::LinkCut),
@@ -286,17 +291,23 @@ impl World {
 
     /// A box on the way forgets the agent's connection.
     fn forget_connection(&mut self, agent: usize, kind: Kind) {
-        let conn = self.machines[agent].conn.and_then(|id| Some((id, self.network.conns.get_mut(&id)?)));
-        if let Some((id, conn)) = conn.filter(|(_, conn)| !conn.is_forgotten) {
-            let is_long_poll = conn.is_long_poll();
-            // A tunnel is of no connection: those of its present requests are forgotten.
-            conn.is_forgotten = !is_long_poll;
-            if is_long_poll {
-                self.cut_requests(id, Told::Nobody);
-            }
+        let conn = self.machines[agent].conn.and_then(|id| Some((id, self.network.conns.get(&id)?)));
+        if let Some((id, _)) = conn.filter(|(_, conn)| !conn.is_forgotten) {
             self.tally.count(kind);
-            self.say(format_args!("the connection of agent {agent} is forgotten on its way"));
+            self.forget_on_its_way(id);
         }
+    }
+
+    /// A box on the way forgets a connection.
+    pub(crate) fn forget_on_its_way(&mut self, id: ConnId) {
+        let Some(conn) = self.network.conns.get_mut(&id) else { return };
+        let (agent, is_long_poll) = (conn.agent, conn.is_long_poll());
+        // A tunnel is of no connection: those of its present requests are forgotten.
+        conn.is_forgotten = !is_long_poll;
+        if is_long_poll {
+            self.cut_requests(id, Told::Nobody);
+        }
+        self.say(format_args!("the connection of agent {agent} is forgotten on its way"));
     }
 
     /// The device goes to another network, from which it does not reach its server for a while.
@@ -427,13 +438,28 @@ impl World {
         }
     }
 
-    /// The server is killed, and started again by a clock that is wrong the other way: what it wrote before may be dated after what it writes now.
+    /// The power fails where the server stands, and it is started again by a clock that is wrong the other way: what it wrote before may be dated after what
+    /// it writes now. Some of its devices are in the same building.
     pub(crate) fn on_server_comes_anew(&mut self, server: usize) {
         if !self.has_healed() {
+            for agent in self.agents_at(server) {
+                if self.dice.chance(DARK_WITH_SERVER_PER_MILLE) {
+                    self.cut_power_now(agent);
+                }
+            }
             self.kill_some_server(server);
             let was_ahead = self.servers[server].clock.off_ms() > 0;
             self.set_server_clock_wrong(server, !was_ahead);
         }
+    }
+
+    /// Those whose session's connection leads to the server.
+    fn agents_at(&self, server: usize) -> Vec<usize> {
+        let leads_there = |agent: &usize| {
+            let conn = self.machines[*agent].conn.and_then(|id| self.network.conns.get(&id));
+            conn.is_some_and(|conn| conn.server == server)
+        };
+        (0..self.machines.len()).filter(leads_there).collect()
     }
 
     fn cut_host_now(&mut self, host: usize) {

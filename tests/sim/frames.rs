@@ -4,6 +4,7 @@
 //! The agent's transport pings when it has heard nothing for a while, as often as its road needs, and takes the connection for dead when nothing
 //! answers. Law: what frames hold is what was said (`roads.rs`), however they are cut.
 
+use bgb_agent::rules::PONG;
 use bgb_http::websocket::{Control, Decoder, Side, encode_control, encode_data};
 
 use crate::network::{ConnId, End, Way};
@@ -11,8 +12,8 @@ use crate::roads::{Carriage, Ledger};
 use crate::tally::Kind;
 use crate::world::{Event, World};
 
-/// How long a ping waits for anything, as a keepalive does.
-const PONG_MS: u64 = 30_000;
+/// How long a ping waits for anything.
+const PONG_MS: u64 = PONG.as_millis() as u64;
 /// The code of a close frame that means what it says (RFC 6455, 7.4.1).
 const NORMAL: u16 = 1000;
 /// So many times in a thousand a side says more than it must: a message in two, an empty one, a ping or a pong that nobody asked for.
@@ -136,7 +137,7 @@ impl World {
     pub(crate) fn begin_pings(&mut self, id: ConnId) {
         let Some(conn) = self.network.conns.get(&id) else { return };
         if matches!(conn.carriage, Carriage::Frames(_)) {
-            let every_ms = self.machines[conn.agent].habits.idle.ping_ms();
+            let every_ms = self.machines[conn.agent].habits.ping_ms();
             self.after(every_ms, Event::PingDue { conn: id });
         }
     }
@@ -147,7 +148,7 @@ impl World {
             return;
         };
         let agent = conn.agent;
-        let every_ms = self.machines[agent].habits.idle.ping_ms();
+        let every_ms = self.machines[agent].habits.ping_ms();
         let Some(frames) = conn.frames() else { return };
         let due_ms = frames.heard_ms + every_ms;
         match frames.pinged_ms {

@@ -9,10 +9,12 @@
 //! a few times in a row. Law: what is heard is what was said (`roads.rs`), however often requests and answers are lost and repeated.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
-use bgb_agent::agent::Input as AgentInput;
+use bgb_agent::rules::{LOSSES_MAX, OVERDUE, REST};
 use bgb_http::ResponseHead;
 use bgb_http::tunnel::client::{Fault, Lane, Next, Tunnel};
+use bgb_protocol::message::Road;
 
 use crate::network::{ConnId, End, Farewell, Way};
 use crate::requests::ExchangeId;
@@ -20,12 +22,10 @@ use crate::roads::{Carriage, Ledger};
 use crate::tally::Kind;
 use crate::world::{Event, World};
 
-/// How long a POST waits for its answer, and a GET beyond what it may be held: as a keepalive does.
-const OVERDUE_MS: u64 = 30_000;
+/// How long a POST waits for its answer, and a GET beyond what it may be held.
+const OVERDUE_MS: u64 = OVERDUE.as_millis() as u64;
 /// After a second loss in a row a lane rests this long, and twice as long after each further one.
-const REST_MS: u64 = 500;
-/// So many losses in a row end the tunnel.
-const LOSSES_MAX: u32 = 6;
+const REST_MS: u64 = REST.as_millis() as u64;
 /// An agent that has said its end waits so long at most for that to be taken.
 const PARTING_MS: u64 = 2_000;
 
@@ -113,10 +113,10 @@ impl World {
 
     /// Lets a lane make its next request, if it is free and there is anything to ask.
     fn drive(&mut self, id: ConnId, lane: Lane) {
-        let now_ms = self.now_ms;
+        let (now_ms, own) = (self.now_ms, self.unix());
         let Some(conn) = self.network.conns.get_mut(&id) else { return };
         let (agent, agent_end) = (conn.agent, conn.agent_end);
-        let hold_secs = self.machines[agent].habits.idle.hold_secs();
+        let hold_secs = self.machines[agent].habits.long_polls.at(own).hold_secs();
         let Some(poll) = conn.long_poll().filter(|poll| poll.is_attended(agent_end)) else { return };
         let state = *poll.lane(lane);
         // What was heard is read before more is asked for, and whoever has said its end asks for nothing.
@@ -190,7 +190,7 @@ impl World {
 
     /// A lane's request is lost, which was under way for so long.
     pub(crate) fn on_lost(&mut self, id: ConnId, lane: Lane, held_ms: u64, why: &str) {
-        let now_ms = self.now_ms;
+        let (now_ms, own) = (self.now_ms, self.unix());
         let Some(conn) = self.network.conns.get_mut(&id) else { return };
         let agent = conn.agent;
         let Some(poll) = conn.long_poll() else { return };
@@ -201,7 +201,7 @@ impl World {
             LaneState { exchange: None, rest_until_ms: now_ms + rest_ms, losses, stands: false };
         poll.trouble_ms = now_ms + rest_ms;
         if lane == Lane::Get {
-            self.machines[agent].habits.idle.note_cut(held_ms);
+            self.machines[agent].habits.note_cut(Road::LongPoll, Duration::from_millis(held_ms), own);
         }
         self.say(format_args!("agent {agent}: its {lane:?} is lost, {losses} in a row: {why}"));
         if losses >= LOSSES_MAX {
@@ -217,8 +217,7 @@ impl World {
             Some((agent, server, End::Opening)) => {
                 self.end_agent_side(id, Farewell::Reset);
                 self.say(format_args!("agent {agent} gets no tunnel at server {}: {why}", server + 1));
-                self.machines[agent].conn = None;
-                self.tell_agent(agent, AgentInput::ConnectFailed { reason: why.to_owned() });
+                self.on_attempt_failed(id, agent, why);
             }
             Some((.., End::Open)) => self.lose_at_agent(id, why),
             Some((.., End::Closed)) => self.finish_parting(id),

@@ -25,6 +25,7 @@ mod frames; // a connection over a WebSocket
 mod hosts; // the machines of servers and manager: power, disks, the inbox that they share
 mod longpoll; // a connection by long-poll, at its agent's end
 mod model; // the plain model: what may be begun, pushed, ended and counted
+mod moves; // a second connection over a better road, and how a session moves over to it
 mod network; // links and connections that carry bytes, late, in pieces, and not always
 mod plants; // mistakes in the product, which test the simulator
 mod policies; // the policy documents in force

@@ -22,6 +22,7 @@ use bgb_protocol::ids::{BootId, SessionNumber};
 
 use crate::frames::Frames;
 use crate::longpoll::CLOSE_NOTIFY;
+use crate::moves::Role;
 use crate::proxies::{Proxy, Through};
 use crate::requests::{Exchange, ExchangeId};
 use crate::roads::Carriage;
@@ -216,9 +217,15 @@ impl Network {
 impl World {
     /// An agent wants to connect.
     pub(crate) fn connect(&mut self, agent: usize, server: usize) -> ConnId {
+        let road = self.draw_road(agent);
+        self.connect_by(agent, server, road)
+    }
+
+    /// And by this road.
+    pub(crate) fn connect_by(&mut self, agent: usize, server: usize, road: Road) -> ConnId {
         let id = ConnId(self.network.opened);
         self.network.opened += 1;
-        let (road, proxy) = self.draw_road(agent);
+        let (road, proxy) = self.take_road(agent, road);
         let carriage = match road.road {
             Road::Tcp => Carriage::Straight,
             Road::WebSocket => Carriage::Frames(Box::new(Frames::new(self.now_ms))),
@@ -296,16 +303,27 @@ impl World {
         conn.agent_heard_ms = now_ms;
         let (agent, server, road) = (conn.agent, conn.server, conn.road.clone());
         self.say(format_args!("agent {agent} is connected to server {}: {:?}", server + 1, road.road));
-        self.tell_agent(agent, AgentInput::Connected { road });
+        match self.machines[agent].role_of(id) {
+            Role::Trying => self.on_better_road_stands(agent, id),
+            _ => self.tell_agent(agent, AgentInput::Connected { road }),
+        }
     }
 
     pub(crate) fn on_connect_fails(&mut self, id: ConnId) {
         let Some(conn) = self.network.conns.remove(&id) else { return };
         if conn.agent_end == End::Opening {
             self.say(format_args!("agent {} does not reach server {}", conn.agent, conn.server + 1));
-            self.machines[conn.agent].conn = None;
-            self.tell_agent(conn.agent, AgentInput::ConnectFailed { reason: "no answer".to_owned() });
+            self.on_attempt_failed(id, conn.agent, "no answer");
         }
+    }
+
+    /// An attempt of an agent's has come to nothing.
+    pub(crate) fn on_attempt_failed(&mut self, id: ConnId, agent: usize, reason: &str) {
+        if self.machines[agent].role_of(id) == Role::Trying {
+            return self.on_better_road_failed(agent);
+        }
+        self.machines[agent].conn = None;
+        self.tell_agent(agent, AgentInput::ConnectFailed { reason: reason.to_owned() });
     }
 
     /// A side says something.

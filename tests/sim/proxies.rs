@@ -6,7 +6,10 @@
 //! never; it keeps one half open when the other ends; it is started anew. So neither TCP_USER_TIMEOUT nor TCP keepalive finds such an end: pings
 //! and keepalives have to.
 
+use std::time::Duration;
+
 use bgb_hub::CloseReason;
+use bgb_protocol::message::Road;
 
 use crate::dice::Dice;
 use crate::faults::Weather;
@@ -23,15 +26,9 @@ const IDLE_UNTOLD_PER_MILLE: u64 = 200;
 /// A proxy that tells an end tells it within this time, as a rule.
 const TOLD_MS_MAX: u64 = 400;
 
-/// How often a WebSocket is pinged of which nothing is known, and how long a GET is held.
-const PING_MS: u64 = 200_000;
-const HOLD_SECS: u64 = 60;
-/// More frequent pings are not worth their noise, and shorter GETs would be polling.
-const PING_MS_MIN: u64 = 15_000;
-const HOLD_SECS_MIN: u64 = 5;
-/// A silence that is no longer than this is none; and what two that one timer has cut differ by at most.
-const SILENCE_MS_MIN: u64 = 5_000;
-const SAME_MS: u64 = 2_000;
+/// A device learns of a proxy's timer by two cuts, and by two more where something else was lost in between: one that is cut more often than this in
+/// peace has not learned it.
+const CUTS_IN_PEACE_MAX: u32 = 6;
 
 /// Where a proxy stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,38 +81,6 @@ impl Told {
     }
 }
 
-/// What a device's transport has learned of silences: one after which it was cut twice is avoided.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Idle {
-    suspected_ms: Option<u64>,
-    learned_ms: Option<u64>,
-}
-
-impl Idle {
-    pub(crate) fn note_cut(&mut self, silence_ms: u64) {
-        if silence_ms < SILENCE_MS_MIN {
-            return;
-        }
-        let is_same = |other: u64| silence_ms.abs_diff(other) <= SAME_MS.max(other / 10);
-        let is_regular = self.suspected_ms.replace(silence_ms).is_some_and(is_same);
-        if is_regular && self.learned_ms.is_none_or(|known_ms| silence_ms < known_ms) {
-            self.learned_ms = Some(silence_ms);
-        }
-    }
-
-    /// How often a WebSocket is pinged.
-    pub(crate) fn ping_ms(self) -> u64 {
-        let learned_ms = self.learned_ms.map_or(PING_MS, |known_ms| (known_ms * 2 / 3).min(PING_MS));
-        if learned_ms < PING_MS_MIN { PING_MS } else { learned_ms }
-    }
-
-    /// How long a GET is to be held.
-    pub(crate) fn hold_secs(self) -> u32 {
-        let learned_secs = self.learned_ms.map_or(HOLD_SECS, |known_ms| known_ms * 2 / 3 / 1_000);
-        learned_secs.clamp(HOLD_SECS_MIN, HOLD_SECS) as u32
-    }
-}
-
 /// What a seed's proxies take for idle.
 pub(crate) fn draw_idle(dice: &mut Dice) -> [Option<u64>; PROXIES] {
     std::array::from_fn(|_| dice.pick(&[None, Some(30_000), Some(60_000)]))
@@ -162,11 +127,24 @@ impl World {
         }
         let agent = conn.agent;
         let told = self.draw_told(IDLE_UNTOLD_PER_MILLE);
+        let (now_ms, own) = (self.now_ms, self.unix());
         let habits = &mut self.machines[agent].habits;
-        habits.idle.note_cut(silent_ms);
-        habits.cut_ms = Some(self.now_ms);
+        habits.note_cut(Road::WebSocket, Duration::from_millis(silent_ms), own);
+        habits.cut_ms = Some(now_ms);
+        self.note_cut_in_peace(agent);
         self.tally.count(Kind::ProxyCutsIdle);
         self.cut_at_proxy(id, told);
+    }
+
+    /// A proxy's timer has cut something of the device: in peace it learns that timer.
+    pub(crate) fn note_cut_in_peace(&mut self, agent: usize) {
+        if self.has_healed() {
+            let cuts = &mut self.machines[agent].habits.cuts_in_peace;
+            *cuts += 1;
+            if *cuts > CUTS_IN_PEACE_MAX {
+                self.violated(format!("a proxy cuts agent {agent} by its timer over and over"));
+            }
+        }
     }
 
     /// In peace both ends are told.
@@ -249,7 +227,7 @@ impl World {
     /// A proxy cuts the connection of some device, from this one on.
     pub(crate) fn cut_at_some_proxy(&mut self, agent: usize) {
         let agents = (agent..self.machines.len()).chain(0..agent);
-        let conns = agents.filter_map(|agent| self.machines[agent].conn);
+        let conns = agents.flat_map(|agent| self.machines[agent].conns());
         let is_proxied = |id: &ConnId| self.network.conns.get(id).is_some_and(|conn| conn.proxy.is_some());
         let Some(id) = conns.into_iter().find(is_proxied) else { return };
         let told = self.dice.pick(&[Told::Both, Told::AgentNever, Told::ServerNever, Told::Nobody]);

@@ -341,7 +341,9 @@ impl World {
             return;
         }
         if is_tired {
+            let agent = made.agent;
             self.tally.count(Kind::ProxyCutsHeld);
+            self.note_cut_in_peace(agent);
         }
         let is_untold = !self.has_healed() && self.dice.chance(200);
         if !is_untold {

@@ -5,15 +5,18 @@
 //! order, as far as it comes.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
+use bgb_agent::rules::{Idle, PONG};
 use bgb_protocol::file::presence::{Presence, PresenceRow};
+use bgb_protocol::ids::UnixMillis;
 use bgb_protocol::message::{Road, RoadReason, RoadTaken};
 
 use crate::dice::Dice;
 use crate::frames::Frames;
 use crate::longpoll::LongPoll;
 use crate::network::Conn;
-use crate::proxies::{Idle, PROXIES, Stands};
+use crate::proxies::{PROXIES, Stands};
 use crate::tally::Kind;
 use crate::world::World;
 
@@ -41,9 +44,13 @@ pub(crate) struct Habits {
     usual: Road,
     /// The proxy that its HTTP goes through.
     proxy: Option<usize>,
-    pub(crate) idle: Idle,
+    /// What it has learned of silences: over WebSockets, and by long-poll.
+    websockets: Idle,
+    pub(crate) long_polls: Idle,
     /// When a proxy last cut its connection since that was idle.
     pub(crate) cut_ms: Option<u64>,
+    /// How often a proxy's timer has cut something of it since the healing.
+    pub(crate) cuts_in_peace: u32,
     last: Option<Road>,
 }
 
@@ -52,7 +59,36 @@ impl Habits {
         // Neighbours differ, so that a world with three devices has all roads from the beginning on.
         let usual = ROADS[agent % ROADS.len()];
         let proxy = (!dice.chance(DIRECT_PER_MILLE)).then(|| dice.place(PROXIES));
-        Self { usual, proxy, idle: Idle::default(), cut_ms: None, last: None }
+        Self {
+            usual,
+            proxy,
+            websockets: Idle::default(),
+            long_polls: Idle::default(),
+            cut_ms: None,
+            cuts_in_peace: 0,
+            last: None,
+        }
+    }
+    /// How often a WebSocket is pinged, in milliseconds; one that needs it more often than is worth the noise is not taken, and if it was, is pinged as
+    /// one of which nothing is known.
+    pub(crate) fn ping_ms(&self) -> u64 {
+        let every = self.websockets.ping_every().or(Idle::default().ping_every());
+        every.unwrap_or(PONG).as_millis() as u64
+    }
+
+    /// Whether a WebSocket bears silence for long enough, as far as is known.
+    pub(crate) fn bears_websockets(&self) -> bool {
+        self.websockets.ping_every().is_some()
+    }
+
+    /// What was cut by a timer, or may have been.
+    pub(crate) fn note_cut(&mut self, road: Road, silence: Duration, own: UnixMillis) {
+        let idle = match road {
+            Road::LongPoll => &mut self.long_polls,
+            Road::Tcp | Road::WebSocket => &mut self.websockets,
+        };
+        *idle = idle.at(own);
+        idle.note_cut(silence, own);
     }
 }
 
@@ -94,11 +130,17 @@ impl Ledger {
 }
 
 impl World {
-    /// The road that the device's next connection takes, and the proxy on it.
-    pub(crate) fn draw_road(&mut self, agent: usize) -> (RoadTaken, Option<usize>) {
-        let habits = self.machines[agent].habits;
+    /// The road that the device's next connection takes.
+    pub(crate) fn draw_road(&mut self, agent: usize) -> Road {
         let is_usual = !self.dice.chance(self.weather.other_road_per_mille);
+        let habits = self.machines[agent].habits;
         let road = if is_usual { habits.usual } else { self.dice.pick(&ROADS) };
+        if road == Road::WebSocket && !habits.bears_websockets() { Road::LongPoll } else { road }
+    }
+
+    /// The device takes a road: what it has to say of that, and the proxy on it.
+    pub(crate) fn take_road(&mut self, agent: usize, road: Road) -> (RoadTaken, Option<usize>) {
+        let habits = self.machines[agent].habits;
         if self.machines[agent].habits.last.replace(road).is_some_and(|last| last != road) {
             self.tally.count(Kind::RoadChanged);
         }

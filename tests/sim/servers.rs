@@ -63,12 +63,22 @@ pub(crate) struct SimServer {
     pub(crate) queue_shown_ms: u64,
     /// When its process was started last.
     pub(crate) started_ms: u64,
-    /// The next of its files is overtaken on its way.
-    pub(crate) next_file_is_late: bool,
+    /// Which of its files is overtaken on its way.
+    pub(crate) late_next: Late,
     /// Counts the processes: what was meant for an earlier one is void.
     pub(crate) life: u64,
     pub(crate) starts: u64,
     pub(crate) options: HubOptions,
+}
+
+/// Which file of a server is to be late.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Late {
+    #[default]
+    None,
+    Any,
+    /// A full list of who is online: all its sessions are gone when it comes, with the server that wrote it.
+    FullList,
 }
 
 /// How wrong a server's wall clock is.
@@ -249,7 +259,7 @@ impl SimServer {
             queue_hidden_since: None,
             queue_shown_ms: 0,
             started_ms: 0,
-            next_file_is_late: false,
+            late_next: Late::None,
             life: 0,
             starts: 0,
             options,

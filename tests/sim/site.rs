@@ -20,6 +20,7 @@ use bgb_manager::manager::{Manager, ManagerParts, Next};
 use bgb_manager::orders::{Answer, Order};
 use bgb_manager::verifier::Verifier;
 use bgb_protocol::api::{AddDevices, ErrorBody};
+use bgb_protocol::file::{FileKind, Header};
 use bgb_protocol::ids::{BootId, DeviceId, ServerId, SessionNumber, SiteCode, TaskId, UnixMillis};
 use bgb_protocol::message::RoadTaken;
 use bgb_protocol::signature::{SigningKey, TrustedKeys};
@@ -34,7 +35,7 @@ use tempfile::TempDir;
 
 use crate::dice::Dice;
 use crate::hosts::{INBOX, SITE_HOST, inbox_of};
-use crate::servers::{SERVERS, address_of};
+use crate::servers::{Late, SERVERS, address_of};
 use crate::tally::Kind;
 use crate::world::{EPOCH_UNIX_MS, Event, World};
 
@@ -50,6 +51,9 @@ const SCAN_MS: u64 = 10_000;
 const NOTICED_MS_MAX: u64 = 30;
 /// So many files in a thousand that are held up are so while their server is started anew, by another clock.
 const OUTLIVES_ITS_SERVER_PER_MILLE: u64 = 400;
+/// How late a file is on average; a full list, until the next life of its server has said who is there.
+const LATE_FILE_MS: u64 = 20_000;
+const LATE_FULL_LIST_MS: u64 = 40_000;
 /// A late file that the disk refuses tries again after this.
 const LATE_FILE_AGAIN_MS: u64 = 500;
 /// Whoever starts a manager that could not start tries again within this.
@@ -340,9 +344,9 @@ impl Site {
     }
 }
 
-/// What a file is called until it comes: names that begin with a dot are not finished.
+/// What a file is called until it comes: as one that is not finished, which the manager leaves alone.
 fn late(name: &str) -> String {
-    format!(".late-{name}")
+    format!(".tmp-late-{name}")
 }
 
 fn copy_folder(from: &Path, to: &Path) {
@@ -524,21 +528,35 @@ impl World {
     pub(crate) fn hold_up_file(&mut self, server: usize) {
         use bgb_daemon::disk::Disk as _;
         let left_ms = self.weather.heals_at_ms.saturating_sub(self.now_ms);
-        if !std::mem::take(&mut self.servers[server].next_file_is_late) || left_ms == 0 {
+        let late_next = self.servers[server].late_next;
+        if late_next == Late::None || left_ms == 0 {
             return;
         }
         let (disk, folder) = (self.hosts[SITE_HOST].disk.clone(), inbox_of(server));
         let there = disk.list(&folder).unwrap_or_default().into_iter().map(|entry| entry.name);
-        let names: Vec<_> = there.filter(|name| !name.starts_with('.')).collect();
-        let Some(name) = names.into_iter().next_back() else { return };
+        let is_full_list = |name: &String| {
+            let header = disk.read(&folder.join(name)).ok().and_then(|bytes| Header::decode(&bytes).ok());
+            header.is_some_and(|header| header.kind == FileKind::PresenceFull && header.rows > 0)
+        };
+        let is_meant = |name: &String| late_next == Late::Any || is_full_list(name);
+        let names: Vec<_> = there.filter(|name| !name.starts_with('.') && is_meant(name)).collect();
+        let Some(name) = names.into_iter().next_back() else {
+            // A full list may be a while in coming.
+            if late_next == Late::Any {
+                self.servers[server].late_next = Late::None;
+            }
+            return;
+        };
+        self.servers[server].late_next = Late::None;
         if disk.rename(&folder.join(&name), &folder.join(late(&name))).is_ok() {
             // If this fails, a crash may bring it back under its own name, and then it is not late.
             let _ = disk.sync_dir(&folder);
             self.tally.count(Kind::FileOvertaken);
             self.say(format_args!("file {name} of server {} is held up", server + 1));
-            let after_ms = self.dice.around(20_000).min(left_ms);
+            let mean_ms = if late_next == Late::FullList { LATE_FULL_LIST_MS } else { LATE_FILE_MS };
+            let after_ms = self.dice.around(mean_ms).min(left_ms);
             self.after(after_ms, Event::LateFileComes { server, name });
-            if self.dice.chance(OUTLIVES_ITS_SERVER_PER_MILLE) {
+            if late_next == Late::FullList || self.dice.chance(OUTLIVES_ITS_SERVER_PER_MILLE) {
                 let comes_ms = self.dice.below(after_ms / 2 + 1);
                 self.after(comes_ms, Event::ServerComesAnew { server });
             }
@@ -551,6 +569,7 @@ impl World {
         let came =
             disk.rename(&folder.join(late(&name)), &folder.join(&name)).and_then(|()| disk.sync_dir(&folder));
         if came.is_ok() {
+            self.tally.count(Kind::FileCameLate);
             self.say(format_args!("file {name} of server {} comes, late", server + 1));
             self.inbox_changes();
         } else if disk.open_read(&folder.join(late(&name))).is_ok() {

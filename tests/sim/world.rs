@@ -20,6 +20,7 @@ use crate::faults::Weather;
 use crate::forger::HeardPush;
 use crate::hosts::Host;
 use crate::model::Model;
+use crate::moves::Trouble;
 use crate::network::{ConnId, Network, Way};
 use crate::proxies::Proxy;
 use crate::requests::ExchangeId;
@@ -53,6 +54,10 @@ pub(crate) enum Event {
     ProxyTiresOf { conn: ConnId },
     ProxyTells { conn: ConnId, way: Way },
     ProxyIsBack { proxy: usize },
+    // moves.rs
+    BetterRoadDue { conn: ConnId },
+    StandingOver { conn: ConnId },
+    MoveMeets { conn: ConnId, agent: usize, trouble: Trouble },
     // longpoll.rs and requests.rs
     LaneTurn { conn: ConnId },
     TunnelRead { conn: ConnId },
@@ -294,6 +299,9 @@ impl World {
             Event::ProxyTiresOf { conn } => self.on_proxy_tires_of(conn),
             Event::ProxyTells { conn, way } => self.on_proxy_tells(conn, way),
             Event::ProxyIsBack { proxy } => self.on_proxy_is_back(proxy),
+            Event::BetterRoadDue { conn } => self.on_better_road_due(conn),
+            Event::StandingOver { conn } => self.on_standing_over(conn),
+            Event::MoveMeets { conn, agent, trouble } => self.on_move_meets(conn, agent, trouble),
             Event::LaneTurn { conn } => self.on_lane_turn(conn),
             Event::TunnelRead { conn } => self.on_tunnel_read(conn),
             Event::PartingOver { conn } => self.finish_parting(conn),

@@ -20,11 +20,11 @@ use crate::roads::Idle;
 use exchange::{Answer, Exchange};
 
 /// How long a POST waits for its answer, and a GET beyond what it may be held: as long as a keepalive does (docs/protocol.md, 5).
-const OVERDUE: Duration = Duration::from_secs(30);
+pub const OVERDUE: Duration = Duration::from_secs(30);
 /// After a second loss in a row a lane rests this long, and twice as long after each further one.
-const REST: Duration = Duration::from_millis(500);
+pub const REST: Duration = Duration::from_millis(500);
 /// So many losses in a row, which take 7.5 s (no rest, then 0.5, 1, 2 and 4 s) and what each of them takes, and the road is over.
-const LOSSES_MAX: u32 = 6;
+pub const LOSSES_MAX: u32 = 6;
 /// A GET is held for 5 s at the least where there is nothing to say: one that is answered with nothing sooner than this was answered by somebody between,
 /// who would be asked again without end.
 const HELD_LEAST: Duration = Duration::from_secs(1);

@@ -23,7 +23,7 @@ const FRAME_BYTES: usize = 16 * 1024;
 /// Bytes that are read in vain at a time: whoever sends pings or empty frames faster than they are decoded must not keep its reader from the rest.
 const IN_VAIN_BYTES_MAX: usize = 256 * 1024;
 /// How long a ping waits for anything: as a keepalive does (docs/protocol.md, 5).
-const PONG: Duration = Duration::from_secs(30);
+pub const PONG: Duration = Duration::from_secs(30);
 /// A close frame that means what it says (RFC 6455, 7.4.1).
 const CLOSE_NORMAL: u16 = 1000;
 

@@ -26,7 +26,7 @@ use crate::parting::Parting;
 use crate::roads::{self, End, Ladder, MemoryFile, Moment, Rung};
 
 /// How long a connection that stands waits for its session: a server gives a hello 10 s from the handshake (docs/protocol.md, 5).
-const STANDING_MS: u64 = 8_000;
+pub const STANDING_MS: u64 = 8_000;
 
 /// See the module.
 pub(super) struct Connections {

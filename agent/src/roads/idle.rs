@@ -25,7 +25,7 @@ const BELIEVED_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// What is known of one road.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Idle {
+pub struct Idle {
     /// After how long a silence it was cut last, once.
     suspected_secs: Option<u32>,
     /// The shortest after which it was cut more than once.
@@ -36,7 +36,7 @@ pub(crate) struct Idle {
 
 impl Idle {
     /// The road was cut after so long a silence; whether anything new is known by it.
-    pub(crate) fn note_cut(&mut self, silence: Duration, now: UnixMillis) -> bool {
+    pub fn note_cut(&mut self, silence: Duration, now: UnixMillis) -> bool {
         let secs = u32::try_from(silence.as_secs()).unwrap_or(u32::MAX);
         if secs < SILENCE_SECS_MIN {
             return false;
@@ -55,7 +55,8 @@ impl Idle {
     }
 
     /// What still holds of it.
-    pub(crate) fn at(self, now: UnixMillis) -> Self {
+    #[must_use]
+    pub fn at(self, now: UnixMillis) -> Self {
         if now.0.abs_diff(self.at.0) < BELIEVED_MS { self } else { Self::default() }
     }
 
@@ -63,13 +64,15 @@ impl Idle {
     pub(crate) const PING_EVERY_ANYWAY: Duration = Duration::from_secs(PING_SECS as u64);
 
     /// How often a WebSocket is to be pinged; `None` where that would be too often.
-    pub(crate) fn ping_every(self) -> Option<Duration> {
+    #[must_use]
+    pub fn ping_every(self) -> Option<Duration> {
         let secs = self.learned_secs.map_or(PING_SECS, |secs| two_thirds(secs).min(PING_SECS));
         (secs >= PING_SECS_MIN).then(|| Duration::from_secs(u64::from(secs)))
     }
 
     /// How long a GET may be held, in seconds.
-    pub(crate) fn hold_secs(self) -> u32 {
+    #[must_use]
+    pub fn hold_secs(self) -> u32 {
         self.learned_secs.map_or(HOLD_SECS, |secs| two_thirds(secs).clamp(HOLD_SECS_MIN, HOLD_SECS))
     }
 }
