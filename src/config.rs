@@ -10,7 +10,7 @@ use bgb_protocol::ids::SiteCode;
 use serde::Deserialize;
 
 use crate::network::Network;
-use crate::reactor::transport::Entrance;
+use crate::reactor::entrance::Entrance;
 use crate::tls::TlsFiles;
 
 /// The configuration of one notification server.

@@ -23,9 +23,9 @@ use crate::courier::StatusLine;
 use crate::directory::{Claim, Directory, Place, ShardId};
 use crate::metrics::ShardMetrics;
 use crate::presence::Told;
+use crate::reactor::entrance::Entrance;
 use crate::reactor::mailbox::{Mailbox, Undelivered};
-use crate::reactor::transport::Entrance;
-use crate::reactor::tunnels::Passed;
+use crate::reactor::passed::Passed;
 use crate::tls::TlsContext;
 
 /// What other threads say to a shard.

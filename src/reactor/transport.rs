@@ -15,6 +15,7 @@ use bgb_http::websocket::{self, Control, Decoder, Side};
 use bgb_http::{RequestHead, ResponseHead};
 use bgb_hub::{CloseReason, Tick};
 
+use super::entrance::Entrance;
 use super::layer::Layer;
 use crate::metrics::RoadName;
 
@@ -23,39 +24,6 @@ const BODY_BYTES_MAX: u64 = 256 * 1024;
 
 /// The code of a close frame when nothing is wrong (RFC 6455, 7.4.1).
 const NORMAL: u16 = 1000;
-
-/// By which of the server's ports a connection came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entrance {
-    /// Sessions, straight.
-    Tcp,
-    /// HTTP.
-    Http,
-    /// HTTP in an outer TLS.
-    Https,
-}
-
-impl Entrance {
-    /// The key of `server.toml` that says where it is.
-    #[must_use]
-    pub fn key(self) -> &'static str {
-        match self {
-            Self::Tcp => "listen",
-            Self::Http => "listen_http",
-            Self::Https => "listen_https",
-        }
-    }
-
-    /// Its name, where people read it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-}
 
 /// See the module.
 #[derive(Debug)]

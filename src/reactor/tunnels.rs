@@ -13,15 +13,14 @@
 
 use std::net::SocketAddr;
 
-use bgb_http::ResponseHead;
 use bgb_http::tunnel::TunnelId;
 use bgb_http::tunnel::server::Tunnel;
 use bgb_hub::{CloseReason, Now, TICK_MS, Tick, ticks_from_secs};
 
 use super::channel::{Carrier, Channel, ChannelState};
+use super::passed::{Ask, Asker, GivenAnswer, Passed, TunnelAnswer};
 use super::slots::SlotKey;
 use super::socket::{CHOKED_BYTES, FLOWING_BYTES, Flow, UNSENT_BYTES_MAX};
-use super::transport::Reply;
 use super::{Reactor, hub_key};
 use crate::HTTP_LOG;
 use crate::directory::ShardId;
@@ -61,144 +60,6 @@ impl std::fmt::Debug for TunnelEnd {
     }
 }
 
-/// Whose request it is: the way back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asker {
-    /// The shard of the socket.
-    pub shard: ShardId,
-    /// The socket.
-    pub socket: SlotKey,
-    /// Which of its requests it is: it may have been answered otherwise since.
-    pub number: u32,
-}
-
-/// What is asked of a tunnel.
-#[derive(Clone, Debug)]
-pub enum Ask {
-    /// Bytes up; whether they are the last of their request, which is to be answered.
-    Up {
-        /// The first one's offset.
-        from: u64,
-        /// They themselves.
-        bytes: Vec<u8>,
-        /// Whether they are the last of their request, so that it is to be answered.
-        is_last: bool,
-    },
-    /// Bytes down.
-    Down {
-        /// The first one's offset.
-        from: u64,
-        /// How long to wait for one.
-        hold_secs: u32,
-    },
-    /// Whoever waited for bytes down is gone.
-    Lost,
-}
-
-/// What is passed from shard to shard.
-#[derive(Clone, Debug)]
-pub enum Passed {
-    /// A request.
-    Ask {
-        /// Whose.
-        asker: Asker,
-        /// Of which tunnel.
-        id: TunnelId,
-        /// What.
-        ask: Ask,
-    },
-    /// What it comes to.
-    Answer {
-        /// Whose it is.
-        asker: Asker,
-        /// The answer.
-        answer: TunnelAnswer,
-    },
-}
-
-/// What a request to a tunnel comes to.
-#[derive(Clone, Debug)]
-pub enum TunnelAnswer {
-    /// It is held; whether the tunnel is a known device's.
-    Held(bool),
-    /// The answer.
-    Given(GivenAnswer),
-    /// Bytes up were not taken, and the rest of their body need not be passed on.
-    Refused(GivenAnswer),
-    /// The tunnel's device is known since.
-    Known,
-}
-
-/// An answer to a request to a tunnel.
-#[derive(Clone, Debug)]
-pub struct GivenAnswer {
-    status: u16,
-    /// Up to where bytes up were taken; not known of a tunnel that there is not.
-    received: Option<u64>,
-    /// The offset that was asked for.
-    from: Option<u64>,
-    bytes: Vec<u8>,
-    /// Whether the tunnel is a known device's.
-    pub is_known: bool,
-}
-
-impl GivenAnswer {
-    fn of(end: &TunnelEnd, is_known: bool, status: u16) -> Self {
-        Self { status, received: Some(end.tunnel.received()), from: None, bytes: Vec::new(), is_known }
-    }
-
-    /// There is no such tunnel, or no longer.
-    #[must_use]
-    pub fn gone() -> Self {
-        Self { status: 404, received: None, from: None, bytes: Vec::new(), is_known: false }
-    }
-
-    /// Its shard takes no more at present. The offset shows that it is our answer, and not that of something between.
-    #[must_use]
-    pub fn busy(from: u64) -> Self {
-        Self { status: 503, ..Self::gone() }.at(from)
-    }
-
-    /// Whether bytes were taken or given.
-    #[must_use]
-    pub fn is_success(&self) -> bool {
-        (200..300).contains(&self.status)
-    }
-
-    fn at(mut self, from: u64) -> Self {
-        self.from = Some(from);
-        self
-    }
-
-    /// As HTTP says it.
-    #[must_use]
-    pub fn reply(self) -> Reply {
-        let mut head = ResponseHead::new(self.status).with("Cache-Control", "no-store");
-        if let Some(received) = self.received {
-            head = head.with("Bgb-Received", received.to_string());
-        }
-        if let Some(from) = self.from {
-            head = head.with("Bgb-From", from.to_string());
-        }
-        match self.status {
-            200 => Reply { head, body: self.bytes, content_type: "application/octet-stream" },
-            503 => Reply::sentence(
-                head.with("Retry-After", "1"),
-                "There is no room for more at present; repeat it in a second.",
-            ),
-            404 => Reply::sentence(
-                head,
-                "There is no such tunnel, or no longer; open another with a POST to /bgb/tunnel.",
-            ),
-            409 => Reply::sentence(
-                head,
-                "The offset cannot be: see Bgb-Received; or a later request took this one's place.",
-            ),
-            _ => Reply::empty(head),
-        }
-    }
-}
-
 impl TunnelEnd {
     fn new(secret: [u8; 16], peer: SocketAddr) -> Self {
         Self {
@@ -235,6 +96,10 @@ impl TunnelEnd {
     #[must_use]
     pub fn has_given_all(&self) -> bool {
         self.tunnel.has_given_all()
+    }
+
+    fn answer(&self, status: u16, is_known: bool) -> GivenAnswer {
+        GivenAnswer::new(status, self.tunnel.received(), is_known)
     }
 
     /// Bytes go down.
@@ -339,7 +204,7 @@ impl Reactor {
             Err(_) => Some(409),
         };
         if let Some(status) = status {
-            let given = GivenAnswer::of(end, is_known, status);
+            let given = end.answer(status, is_known);
             return self.answer(now, asker, say(given));
         }
         end.last_up = (!is_known).then_some(asker);
@@ -352,7 +217,7 @@ impl Reactor {
             let given = match self.tunnel_of(id) {
                 Some((_, is_known, end)) => {
                     let is_welcome = is_known && end.welcomes(now.tick);
-                    GivenAnswer::of(end, is_welcome, 204)
+                    end.answer(204, is_welcome)
                 }
                 None => GivenAnswer::gone(),
             };
@@ -366,12 +231,12 @@ impl Reactor {
         };
         let former_from = end.tunnel.acknowledged();
         let Ok(former) = end.tunnel.ask(from, asker) else {
-            let given = GivenAnswer::of(end, false, 409).at(from);
+            let given = end.answer(409, false).at(from);
             return self.answer(now, asker, TunnelAnswer::Given(given));
         };
         end.until = Tick(now.tick.0 + ticks_from_secs(hold_secs));
         let is_known = is_known && end.welcomes(now.tick);
-        let superseded = GivenAnswer::of(end, false, 409).at(former_from);
+        let superseded = end.answer(409, false).at(former_from);
         if let Some(former) = former {
             self.answer(now, former, TunnelAnswer::Given(superseded));
         }
@@ -457,7 +322,7 @@ impl Reactor {
             let Some((asker, from, bytes)) = end.tunnel.answer() else { continue };
             let bytes = bytes.to_vec();
             end.until = Tick(now.tick.0 + SILENT_TICKS);
-            let given = GivenAnswer { bytes, ..GivenAnswer::of(end, is_known, 200).at(from) };
+            let given = end.answer(200, is_known).at(from).with(bytes);
             self.arm_tunnel(key);
             self.answer(now, asker, TunnelAnswer::Given(given));
         }
@@ -471,7 +336,7 @@ impl Reactor {
                 return self.close(now, key, CloseReason::TunnelSilent);
             };
             end.until = Tick(now.tick.0 + SILENT_TICKS);
-            let given = GivenAnswer::of(end, true, 204).at(from);
+            let given = end.answer(204, true).at(from);
             self.answer(now, asker, TunnelAnswer::Given(given));
         }
         // What was held back goes.

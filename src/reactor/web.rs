@@ -16,10 +16,10 @@ use bgb_http::{RequestFault, RequestHead, ResponseHead};
 use bgb_hub::{CloseReason, Now, TICK_MS, Tick, ticks_from_secs};
 
 use super::admission::Opening;
+use super::passed::{Ask, TunnelAnswer};
 use super::slots::SlotKey;
 use super::socket::Reading;
 use super::transport::{Asked, Manner, Reply, Transport, Web};
-use super::tunnels::{Ask, TunnelAnswer};
 use super::{CLOSING_TICKS, Reactor};
 use crate::HTTP_LOG;
 
