@@ -21,6 +21,26 @@ pub struct Asker {
     pub number: u32,
 }
 
+/// Whose limits a socket has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// A stranger's: it holds a place among the handshakes, and has only so much time.
+    Stranger,
+    /// Those of somebody who has named a known device's tunnel.
+    Welcome,
+}
+
+/// What a tunnel says for a socket whose request it has served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Nothing: its device is not known.
+    Unknown,
+    /// Its device is known: the request has the time that it asks for, and the socket stays what it is.
+    Known,
+    /// Its device is known, and the socket is no stranger's any more.
+    Frees,
+}
+
 /// What is asked of a tunnel.
 #[derive(Clone, Debug)]
 pub enum Ask {
@@ -51,6 +71,8 @@ pub enum Passed {
     Ask {
         /// Whose.
         asker: Asker,
+        /// What its socket is.
+        standing: Standing,
         /// Of which tunnel.
         id: TunnelId,
         /// What.
@@ -68,14 +90,14 @@ pub enum Passed {
 /// What a request to a tunnel comes to.
 #[derive(Clone, Debug)]
 pub enum TunnelAnswer {
-    /// It is held; whether the tunnel is a known device's.
-    Held(bool),
+    /// It is held. Said again when the device is known meanwhile.
+    Held(Word),
     /// The answer.
     Given(GivenAnswer),
     /// Bytes up were not taken, and the rest of their body need not be passed on.
     Refused(GivenAnswer),
-    /// The tunnel's device is known since.
-    Known,
+    /// The tunnel's device is known since, and the socket is no stranger's any more.
+    Freed,
 }
 
 /// An answer to a request to a tunnel.
@@ -87,21 +109,21 @@ pub struct GivenAnswer {
     /// The offset that was asked for.
     from: Option<u64>,
     bytes: Vec<u8>,
-    /// Whether the tunnel is a known device's.
-    pub is_known: bool,
+    /// Whether its socket is no stranger's any more.
+    pub frees: bool,
 }
 
 impl GivenAnswer {
     /// An answer of a tunnel that has taken so many bytes up.
     #[must_use]
-    pub fn new(status: u16, received: u64, is_known: bool) -> Self {
-        Self { status, received: Some(received), from: None, bytes: Vec::new(), is_known }
+    pub fn new(status: u16, received: u64) -> Self {
+        Self { status, received: Some(received), from: None, bytes: Vec::new(), frees: false }
     }
 
     /// There is no such tunnel, or no longer.
     #[must_use]
     pub fn gone() -> Self {
-        Self { status: 404, received: None, from: None, bytes: Vec::new(), is_known: false }
+        Self { status: 404, received: None, from: None, bytes: Vec::new(), frees: false }
     }
 
     /// Its shard takes no more at present. The offset shows that it is our answer, and not that of something between.
@@ -120,6 +142,13 @@ impl GivenAnswer {
     #[must_use]
     pub fn at(mut self, from: u64) -> Self {
         self.from = Some(from);
+        self
+    }
+
+    /// Whether its socket is freed of a stranger's limits with it.
+    #[must_use]
+    pub fn freeing(mut self, frees: bool) -> Self {
+        self.frees = frees;
         self
     }
 

@@ -13,7 +13,7 @@ use mio::{Interest, Registry};
 use socket2::SockRef;
 
 use super::slots::SlotKey;
-use super::transport::{Asked, Transport};
+use super::transport::Transport;
 
 /// High-water mark of unsent bytes: some dozens of tasks. What comes after waits in the hub, where it costs nothing.
 pub const CHOKED_BYTES: usize = 128 * 1024;
@@ -149,8 +149,7 @@ impl Socket {
     /// Whether no byte waits to be sent, and no request for its answer.
     #[must_use]
     pub fn has_nothing_to_say(&self) -> bool {
-        let is_underway =
-            matches!(&self.transport, Transport::Web(web) if matches!(web.asked, Asked::Underway(_)));
+        let is_underway = matches!(&self.transport, Transport::Web(web) if web.is_underway());
         self.unsent_bytes() == 0 && !is_underway
     }
 

@@ -17,6 +17,7 @@ use bgb_hub::{CloseReason, Tick};
 
 use super::entrance::Entrance;
 use super::layer::Layer;
+use super::passed::Standing;
 use crate::metrics::RoadName;
 
 /// Bytes of a request's body at the most (docs/protocol.md, 13.2).
@@ -89,8 +90,10 @@ pub enum Asked {
     Up(TunnelId, u64),
     /// Bytes of a tunnel are wanted, when it is whole.
     Down(TunnelId, u64, u32),
-    /// It is whole, and a tunnel has it: which one, and for how long, where it is a GET, which may be held.
-    Underway(Option<(TunnelId, u32)>),
+    /// It is whole, and a tunnel has its bytes.
+    UpUnderway,
+    /// It is whole, and this tunnel has it and may hold it for so many seconds.
+    DownUnderway(TunnelId, u32),
 }
 
 /// An answer.
@@ -261,6 +264,18 @@ fn seal<'a>(outer: Option<&mut Layer>, bytes: &'a [u8], sealed: &'a mut Vec<u8>)
 }
 
 impl Web {
+    /// Whose limits it has.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        if self.strange_until.is_some() { Standing::Stranger } else { Standing::Welcome }
+    }
+
+    /// Whether a tunnel has the present request.
+    #[must_use]
+    pub fn is_underway(&self) -> bool {
+        matches!(self.asked, Asked::UpUnderway | Asked::DownUnderway(..))
+    }
+
     /// A request begins: how its answer will be.
     pub fn begin(&mut self, head: &RequestHead) {
         let closes = !head.keep_alive();

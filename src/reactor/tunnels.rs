@@ -18,7 +18,7 @@ use bgb_http::tunnel::server::Tunnel;
 use bgb_hub::{CloseReason, Now, TICK_MS, Tick, ticks_from_secs};
 
 use super::channel::{Carrier, Channel, ChannelState};
-use super::passed::{Ask, Asker, GivenAnswer, Passed, TunnelAnswer};
+use super::passed::{Ask, Asker, GivenAnswer, Passed, Standing, TunnelAnswer, Word};
 use super::slots::SlotKey;
 use super::socket::{CHOKED_BYTES, FLOWING_BYTES, Flow, UNSENT_BYTES_MAX};
 use super::{Reactor, hub_key};
@@ -45,12 +45,21 @@ pub struct TunnelEnd {
     flow: Flow,
     /// It is on the reactor's list of those that have something for who is held.
     is_answering: bool,
-    /// Whose bytes up came last, until the device is known.
-    last_up: Option<Asker>,
+    /// Who has asked, until the device is known.
+    askers: Option<Box<Askers>>,
     /// Bytes up from here on were refused for the moment, and what was sent behind them is no fault of the agent's.
     refused_from: Option<u64>,
     /// Sockets that may still be freed of a stranger's limits for this tunnel's sake, and when that was reckoned last.
     welcomes: (u8, Tick),
+}
+
+/// Who is told when a tunnel's device is known.
+#[derive(Default)]
+struct Askers {
+    /// Whose bytes up came last, if its socket is a stranger's.
+    up: Option<Asker>,
+    /// Who asked for bytes down last.
+    down: Option<(Asker, Standing)>,
 }
 
 /// The secret is the agent's alone.
@@ -69,14 +78,21 @@ impl TunnelEnd {
             until: Tick(0),
             flow: Flow::Flowing,
             is_answering: false,
-            last_up: None,
+            askers: None,
             refused_from: None,
             welcomes: (WELCOMES_MAX, Tick(0)),
         }
     }
 
-    /// Whether one more socket may be freed of a stranger's limits for this tunnel's sake. Whoever has seen the tunnel's name go by could name it too.
-    fn welcomes(&mut self, now: Tick) -> bool {
+    /// What the tunnel of a known device says for a socket. It frees few of them: whoever has seen the tunnel's name go by could name it too.
+    fn word(&mut self, standing: Standing, now: Tick) -> Word {
+        match standing {
+            Standing::Stranger if self.spend_welcome(now) => Word::Frees,
+            Standing::Stranger | Standing::Welcome => Word::Known,
+        }
+    }
+
+    fn spend_welcome(&mut self, now: Tick) -> bool {
         let (left, since) = &mut self.welcomes;
         let gained = now.since(*since) / WELCOME_TICKS;
         if gained > 0 {
@@ -92,14 +108,20 @@ impl TunnelEnd {
         }
     }
 
+    /// Whether somebody is held until there is something to be given.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.tunnel.holds()
+    }
+
     /// Whether all that went down was given at least once.
     #[must_use]
     pub fn has_given_all(&self) -> bool {
         self.tunnel.has_given_all()
     }
 
-    fn answer(&self, status: u16, is_known: bool) -> GivenAnswer {
-        GivenAnswer::new(status, self.tunnel.received(), is_known)
+    fn answer(&self, status: u16) -> GivenAnswer {
+        GivenAnswer::new(status, self.tunnel.received())
     }
 
     /// Bytes go down.
@@ -135,10 +157,10 @@ impl Reactor {
     /// Has a request reach its tunnel. What comes of it comes as [`on_tunnel_answer`](Self::on_tunnel_answer), at once where the tunnel is here.
     pub(super) fn ask_tunnel(&mut self, now: Now, socket: SlotKey, id: TunnelId, ask: Ask) {
         let web = self.sockets.tenant_mut(socket).and_then(|socket| socket.transport.web());
-        let Some(number) = web.map(|web| web.number) else { return };
+        let Some((number, standing)) = web.map(|web| (web.number, web.standing())) else { return };
         let asker = Asker { shard: self.shard.id(), socket, number };
         if id.shard == asker.shard.0 {
-            return self.serve(now, asker, id, ask);
+            return self.serve(now, (asker, standing), id, ask);
         }
         let busy = match &ask {
             Ask::Up { from, is_last: false, .. } => Some(TunnelAnswer::Refused(GivenAnswer::busy(*from))),
@@ -147,7 +169,7 @@ impl Reactor {
             }
             Ask::Lost => None,
         };
-        if self.shard.pass(ShardId(id.shard), Passed::Ask { asker, id, ask }) {
+        if self.shard.pass(ShardId(id.shard), Passed::Ask { asker, standing, id, ask }) {
             self.metrics.tunnel_requests_passed.add(1);
         } else if let Some(busy) = busy {
             self.on_tunnel_answer(now, socket, number, busy);
@@ -157,7 +179,7 @@ impl Reactor {
     /// What another shard passed on.
     pub(super) fn take_passed(&mut self, now: Now, passed: Passed) {
         match passed {
-            Passed::Ask { asker, id, ask } => self.serve(now, asker, id, ask),
+            Passed::Ask { asker, standing, id, ask } => self.serve(now, (asker, standing), id, ask),
             Passed::Answer { asker, answer } => {
                 self.on_tunnel_answer(now, asker.socket, asker.number, answer);
             }
@@ -173,10 +195,12 @@ impl Reactor {
         Some((key, is_known, end))
     }
 
-    fn serve(&mut self, now: Now, asker: Asker, id: TunnelId, ask: Ask) {
+    fn serve(&mut self, now: Now, (asker, standing): (Asker, Standing), id: TunnelId, ask: Ask) {
         match ask {
-            Ask::Up { from, bytes, is_last } => self.serve_up(now, asker, id, (from, &bytes), is_last),
-            Ask::Down { from, hold_secs } => self.serve_down(now, asker, id, from, hold_secs),
+            Ask::Up { from, bytes, is_last } => {
+                self.serve_up(now, (asker, standing), id, (from, &bytes), is_last);
+            }
+            Ask::Down { from, hold_secs } => self.serve_down(now, (asker, standing), id, from, hold_secs),
             Ask::Lost => {
                 let Some((key, _, end)) = self.tunnel_of(id) else { return };
                 if end.tunnel.lose(&asker) {
@@ -187,7 +211,14 @@ impl Reactor {
         }
     }
 
-    fn serve_up(&mut self, now: Now, asker: Asker, id: TunnelId, (from, bytes): (u64, &[u8]), is_last: bool) {
+    fn serve_up(
+        &mut self,
+        now: Now,
+        (asker, standing): (Asker, Standing),
+        id: TunnelId,
+        (from, bytes): (u64, &[u8]),
+        is_last: bool,
+    ) {
         let is_backed_up = self.shard.is_backed_up();
         let say = |given| if is_last { TunnelAnswer::Given(given) } else { TunnelAnswer::Refused(given) };
         let Some((key, is_known, end)) = self.tunnel_of(id) else {
@@ -204,10 +235,12 @@ impl Reactor {
             Err(_) => Some(409),
         };
         if let Some(status) = status {
-            let given = end.answer(status, is_known);
+            let given = end.answer(status);
             return self.answer(now, asker, say(given));
         }
-        end.last_up = (!is_known).then_some(asker);
+        if !is_known {
+            end.askers.get_or_insert_default().up = (standing == Standing::Stranger).then_some(asker);
+        }
         let new = end.tunnel.take(from, bytes).unwrap_or_default();
         for piece in new.chunks(self.scratch.received.len()) {
             self.scratch.received[..piece.len()].copy_from_slice(piece);
@@ -216,8 +249,8 @@ impl Reactor {
         if is_last {
             let given = match self.tunnel_of(id) {
                 Some((_, is_known, end)) => {
-                    let is_welcome = is_known && end.welcomes(now.tick);
-                    end.answer(204, is_welcome)
+                    let is_freed = is_known && end.word(standing, now.tick) == Word::Frees;
+                    end.answer(204).freeing(is_freed)
                 }
                 None => GivenAnswer::gone(),
             };
@@ -225,22 +258,34 @@ impl Reactor {
         }
     }
 
-    fn serve_down(&mut self, now: Now, asker: Asker, id: TunnelId, from: u64, hold_secs: u32) {
+    fn serve_down(
+        &mut self,
+        now: Now,
+        (asker, standing): (Asker, Standing),
+        id: TunnelId,
+        from: u64,
+        hold_secs: u32,
+    ) {
         let Some((key, is_known, end)) = self.tunnel_of(id) else {
             return self.answer(now, asker, TunnelAnswer::Given(GivenAnswer::gone()));
         };
         let former_from = end.tunnel.acknowledged();
         let Ok(former) = end.tunnel.ask(from, asker) else {
-            let given = end.answer(409, false).at(from);
+            let given = end.answer(409).at(from);
             return self.answer(now, asker, TunnelAnswer::Given(given));
         };
         end.until = Tick(now.tick.0 + ticks_from_secs(hold_secs));
-        let is_known = is_known && end.welcomes(now.tick);
-        let superseded = end.answer(409, false).at(former_from);
+        let word = if is_known {
+            end.word(standing, now.tick)
+        } else {
+            end.askers.get_or_insert_default().down = Some((asker, standing));
+            Word::Unknown
+        };
+        let superseded = end.answer(409).at(former_from);
         if let Some(former) = former {
             self.answer(now, former, TunnelAnswer::Given(superseded));
         }
-        self.answer(now, asker, TunnelAnswer::Held(is_known));
+        self.answer(now, asker, TunnelAnswer::Held(word));
         self.arm_tunnel(key);
         self.note_tunnel_flow(now, key);
         self.want_answer(key);
@@ -315,14 +360,12 @@ impl Reactor {
     /// Those who are held get what this turn has for them.
     pub(super) fn answer_held(&mut self, now: Now) {
         for key in std::mem::take(&mut self.answering) {
-            let Some(channel) = self.channels.tenant_mut(key) else { continue };
-            let is_known = channel.is_known();
-            let Some(end) = channel.tunnel() else { continue };
+            let Some(end) = self.channels.tenant_mut(key).and_then(Channel::tunnel) else { continue };
             end.is_answering = false;
             let Some((asker, from, bytes)) = end.tunnel.answer() else { continue };
             let bytes = bytes.to_vec();
             end.until = Tick(now.tick.0 + SILENT_TICKS);
-            let given = end.answer(200, is_known).at(from).with(bytes);
+            let given = end.answer(200).at(from).with(bytes);
             self.arm_tunnel(key);
             self.answer(now, asker, TunnelAnswer::Given(given));
         }
@@ -336,7 +379,7 @@ impl Reactor {
                 return self.close(now, key, CloseReason::TunnelSilent);
             };
             end.until = Tick(now.tick.0 + SILENT_TICKS);
-            let given = end.answer(204, true).at(from);
+            let given = end.answer(204).at(from);
             self.answer(now, asker, TunnelAnswer::Given(given));
         }
         // What was held back goes.
@@ -350,10 +393,17 @@ impl Reactor {
         if !end.tunnel.holds() {
             end.until = Tick(now.tick.0 + SILENT_TICKS);
         }
-        let last_up = end.last_up.take();
+        let Askers { up, down } = end.askers.take().map_or_else(Askers::default, |askers| *askers);
+        // Of those who asked for bytes down the last one is held, if anybody is.
+        let down = down.filter(|_| end.tunnel.holds());
+        let freed = up.filter(|_| end.word(Standing::Stranger, now.tick) == Word::Frees);
+        let held = down.map(|(asker, standing)| (asker, end.word(standing, now.tick)));
         self.arm_tunnel(key);
-        if let Some(asker) = last_up {
-            self.answer(now, asker, TunnelAnswer::Known);
+        if let Some(asker) = freed {
+            self.answer(now, asker, TunnelAnswer::Freed);
+        }
+        if let Some((asker, word)) = held {
+            self.answer(now, asker, TunnelAnswer::Held(word));
         }
     }
 

@@ -16,7 +16,7 @@ use bgb_http::{RequestFault, RequestHead, ResponseHead};
 use bgb_hub::{CloseReason, Now, TICK_MS, Tick, ticks_from_secs};
 
 use super::admission::Opening;
-use super::passed::{Ask, TunnelAnswer};
+use super::passed::{Ask, TunnelAnswer, Word};
 use super::slots::SlotKey;
 use super::socket::Reading;
 use super::transport::{Asked, Manner, Reply, Transport, Web};
@@ -30,7 +30,7 @@ const ABOUT: &str = "This is a BGB notification server. Its agents connect to it
 /// Requests that a socket is served in one go: some 5 us each, and others wait.
 const REQUESTS_IN_ONE_GO: usize = 8;
 /// How long a connection of known devices rests between two requests: longer than proxies keep theirs as a rule.
-const REST_TICKS: u64 = 75_000 / TICK_MS;
+pub(super) const REST_TICKS: u64 = 75_000 / TICK_MS;
 /// How much longer than a GET may be held its connection is kept.
 const HELD_TICKS: u64 = 15_000 / TICK_MS;
 /// How long a request may wait for its tunnel's handshake: as long as that may take.
@@ -162,14 +162,14 @@ impl Reactor {
                 self.on_request(now, key);
             }
             Asked::Up(id, from) => {
-                web.asked = Asked::Underway(None);
+                web.asked = Asked::UpUnderway;
                 self.ask_tunnel(now, key, id, Ask::Up { from, bytes: Vec::new(), is_last: true });
             }
             Asked::Down(id, from, hold_secs) => {
-                web.asked = Asked::Underway(Some((id, hold_secs)));
+                web.asked = Asked::DownUnderway(id, hold_secs);
                 self.ask_tunnel(now, key, id, Ask::Down { from, hold_secs });
             }
-            Asked::Nothing | Asked::Underway(_) => {}
+            Asked::Nothing | Asked::UpUnderway | Asked::DownUnderway(..) => {}
         }
     }
 
@@ -200,25 +200,26 @@ impl Reactor {
     pub(super) fn on_tunnel_answer(&mut self, now: Now, key: SlotKey, number: u32, answer: TunnelAnswer) {
         let Some(web) = self.web(key).filter(|web| web.number == number) else { return };
         match (answer, &web.asked) {
-            (TunnelAnswer::Held(is_known), Asked::Underway(Some((_, hold_secs)))) => {
-                let ticks = ticks_from_secs(*hold_secs) + HELD_TICKS;
-                if is_known {
+            (TunnelAnswer::Held(word), Asked::DownUnderway(_, hold_secs)) => {
+                let ticks = match word {
+                    Word::Unknown => STRANGE_TICKS,
+                    Word::Known | Word::Frees => ticks_from_secs(*hold_secs) + HELD_TICKS,
+                };
+                if word == Word::Frees {
                     self.welcome(key);
-                    self.give_time(now, key, ticks);
-                } else {
-                    self.give_time(now, key, STRANGE_TICKS);
                 }
+                self.give_time(now, key, ticks);
             }
             // The rest of its body is read over.
             (TunnelAnswer::Refused(given), Asked::Up(..)) => web.asked = known(given.reply()),
-            (TunnelAnswer::Refused(given), Asked::Underway(None)) => {
+            (TunnelAnswer::Refused(given), Asked::UpUnderway) => {
                 web.refused.get_or_insert_with(|| Box::new(given.reply()));
             }
-            (TunnelAnswer::Known, _) => self.welcome(key),
-            (TunnelAnswer::Given(given), Asked::Underway(_)) => {
+            (TunnelAnswer::Freed, _) => self.welcome(key),
+            (TunnelAnswer::Given(given), Asked::UpUnderway | Asked::DownUnderway(..)) => {
                 let (opened, refused) = (web.opened.take(), web.refused.take());
                 let is_success = given.is_success() && refused.is_none();
-                if given.is_known {
+                if given.frees {
                     self.welcome(key);
                 }
                 let mut reply = refused.map_or_else(|| given.reply(), |reply| *reply);
@@ -303,7 +304,7 @@ impl Reactor {
     /// Whoever asked a tunnel for bytes is not there any more.
     pub(super) fn lose_asked(&mut self, now: Now, key: SlotKey) {
         let Some(web) = self.web(key) else { return };
-        if let Asked::Underway(Some((id, _))) = web.asked {
+        if let Asked::DownUnderway(id, _) = web.asked {
             web.asked = Asked::Nothing;
             self.ask_tunnel(now, key, id, Ask::Lost);
         }

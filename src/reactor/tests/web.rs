@@ -1,0 +1,156 @@
+//! Sockets that speak HTTP, and tunnels, on a bench of one reactor whose time the test moves.
+
+use bgb_http::tunnel::TunnelId;
+
+use super::*;
+use crate::reactor::passed::Standing;
+use crate::reactor::web::REST_TICKS;
+
+/// A socket of the bench's HTTP port.
+struct Line {
+    stream: StdStream,
+    heard: Vec<u8>,
+}
+
+impl Line {
+    fn connect(bench: &Bench) -> Self {
+        let stream = StdStream::connect(bench.http).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        Self { stream, heard: Vec::new() }
+    }
+
+    fn say(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// What there is to hear now; whether the server has ended the connection.
+    fn hear(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return true,
+                Ok(bytes) => self.heard.extend_from_slice(&buffer[..bytes]),
+                Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    /// The next answer's head, if it is there; what has no body.
+    fn answer(&mut self) -> Option<String> {
+        self.hear();
+        let end = self.heard.windows(4).position(|bytes| bytes == b"\r\n\r\n")? + 4;
+        let head = String::from_utf8(self.heard.drain(..end).collect()).unwrap();
+        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+        self.heard.drain(..length.map_or(0, |length| length.parse().unwrap()));
+        Some(head)
+    }
+
+    /// Asks for something that is answered at once; gives the status.
+    fn ask(&mut self, bench: &mut Bench, method: &str, target: &str) -> String {
+        self.say(format!("{method} {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").as_bytes());
+        let mut head = None;
+        bench.turn_until(|_| {
+            head = self.answer();
+            head.is_some()
+        });
+        head.unwrap()[9..12].to_owned()
+    }
+}
+
+impl Bench {
+    /// A tunnel as one is whose device has signed in.
+    fn known_tunnel(&mut self) -> TunnelId {
+        let now = self.reactor.now();
+        let id = self.reactor.open_tunnel(now, self.http).unwrap();
+        let key = self.reactor.channels.key_at(id.slot).unwrap();
+        assert!(self.reactor.room.take_seat());
+        let channel = self.reactor.channels.tenant_mut(key).unwrap();
+        (channel.state, channel.device) = (ChannelState::Open, Some(DeviceId(1)));
+        self.reactor.on_tunnel_open(now, key);
+        id
+    }
+
+    /// The reactor's time is so much later. The bench turns no more after that.
+    fn advance(&mut self, ticks: u64) {
+        let tick = Tick(self.reactor.now().tick.0 + ticks);
+        self.reactor.advance(Now { tick, unix: UnixMillis(0) });
+    }
+
+    /// Sockets with the limits of known devices, and with those of strangers.
+    fn standings(&mut self) -> (usize, usize) {
+        let keys: Vec<_> = self.reactor.sockets.keys().collect();
+        let of = |key| self.reactor.sockets.tenant_mut(key).unwrap().transport.web().unwrap().standing();
+        let strangers = keys.into_iter().map(of).filter(|standing| *standing == Standing::Stranger).count();
+        (self.reactor.sockets.len() - strangers, strangers)
+    }
+}
+
+#[test]
+fn a_get_is_held_as_long_as_it_asks_however_much_was_asked_before() {
+    let mut bench = Bench::new(10);
+    let id = bench.known_tunnel();
+    let mut line = Line::connect(&bench);
+    for _ in 0..40 {
+        assert_eq!(line.ask(&mut bench, "POST", &format!("/bgb/tunnel/{id}?from=0")), "204");
+    }
+    line.say(format!("GET /bgb/tunnel/{id}?from=0&hold=60 HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+    bench.turn_until(|reactor| only_channel(reactor).is_some_and(is_held));
+    bench.advance(590);
+    assert_eq!((line.hear(), line.heard.len()), (false, 0), "it is held");
+    bench.advance(602);
+    assert!(line.answer().is_some_and(|head| head.starts_with("HTTP/1.1 204 ")));
+    bench.advance(602 + REST_TICKS - 10);
+    assert!(!line.hear(), "it rests");
+}
+
+fn is_held(channel: &Channel) -> bool {
+    matches!(&channel.carrier, Carrier::Tunnel(end) if end.holds())
+}
+
+#[test]
+fn a_tunnel_that_has_freed_many_sockets_holds_a_stranger_s_get_as_long_as_it_asks() {
+    let mut bench = Bench::new(100);
+    let id = bench.known_tunnel();
+    let mut lines: Vec<_> = (0..50).map(|_| Line::connect(&bench)).collect();
+    for line in &mut lines {
+        assert_eq!(line.ask(&mut bench, "POST", &format!("/bgb/tunnel/{id}?from=0")), "204");
+    }
+    let (freed, strangers) = bench.standings();
+    assert!((32..=42).contains(&freed), "{freed} were freed, {strangers} were not");
+    let line = lines.last_mut().unwrap();
+    line.say(format!("GET /bgb/tunnel/{id}?from=0&hold=60 HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+    bench.turn_until(|reactor| only_channel(reactor).is_some_and(is_held));
+    bench.advance(590);
+    assert_eq!((line.hear(), line.heard.len()), (false, 0), "it is held");
+    bench.advance(602);
+    let answer = line.answer().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 204 ") && answer.contains("Connection: close"), "{answer}");
+}
+
+#[test]
+fn a_stolen_name_frees_no_more_sockets_than_a_device_needs() {
+    for is_given_something in [true, false] {
+        let mut bench = Bench::new(200);
+        let id = bench.known_tunnel();
+        let key = bench.reactor.channels.key_at(id.slot).unwrap();
+        if is_given_something {
+            bench.reactor.scratch.records = vec![7; 10];
+            bench.reactor.push_down(bench.reactor.now(), key, false);
+        }
+        let target = format!("/bgb/tunnel/{id}?from=0&hold=1");
+        let mut lines: Vec<_> = (0..100).map(|_| Line::connect(&bench)).collect();
+        for line in &mut lines {
+            if is_given_something {
+                assert_eq!(line.ask(&mut bench, "GET", &target), "200");
+            } else {
+                line.say(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+                bench.turn_until(|reactor| only_channel(reactor).is_some_and(is_held));
+                let tick = bench.reactor.now().tick.plus(10);
+                bench.reactor.on_tunnel_time(Now { tick, unix: UnixMillis(0) }, key);
+                assert!(line.answer().is_some_and(|head| head.starts_with("HTTP/1.1 204 ")));
+            }
+        }
+        let (freed, strangers) = bench.standings();
+        assert!((32..=42).contains(&freed), "{freed} were freed, {strangers} were not");
+    }
+}
