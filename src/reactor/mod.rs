@@ -509,6 +509,9 @@ impl Reactor {
             self.shard.handle_flow(now, hub_key(channel), flow == Flow::Choked);
         }
         if unsent == 0 {
+            if let Some(pong) = self.sockets.tenant_mut(key).and_then(Socket::take_pong) {
+                self.say_pong(now, key, pong);
+            }
             self.finish_closing(channel, now);
         }
     }

@@ -34,7 +34,7 @@ const READS_PER_TURN: usize = 512;
 /// And of known devices while a task is on its way to many: those who have it answer at once, and what they say would make the others wait for
 /// the task. Whoever shakes hands is read all the same, since its time is short; admission bounds what that costs.
 const READS_PER_TURN_BESIDE_FAN_OUT: usize = 8;
-/// And of sockets on which requests are served, some each: one of a stranger costs as much as several reads of known devices.
+/// And of sockets on which requests are served, some each, and of strangers' WebSockets: one costs as much as several reads of known devices.
 const WEB_READS_PER_TURN: usize = 64;
 /// How long a peer may take to say hello, and how long from our answer on to show who it is (docs/promises.md, Strangers).
 const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
@@ -193,14 +193,14 @@ impl Reactor {
         let mut of_web = if is_fanning_out { READS_PER_TURN_BESIDE_FAN_OUT } else { WEB_READS_PER_TURN };
         for _ in 0..READS_PER_TURN.min(self.readable.len()) {
             let Some(key) = self.readable.pop_front() else { return };
-            let is_web = self.sockets.tenant_mut(key).is_some_and(|socket| socket.transport.web().is_some());
-            let budget = if is_web {
-                &mut of_web
-            } else if self.is_known(key) {
-                &mut of_known
-            } else {
-                self.read_one(now, key);
-                continue;
+            let budget = match (self.sockets.tenant(key).map(|socket| &socket.transport), self.is_known(key))
+            {
+                (Some(Transport::Web(_)), _) | (Some(Transport::WebSocket(_)), false) => &mut of_web,
+                (_, true) => &mut of_known,
+                (_, false) => {
+                    self.read_one(now, key);
+                    continue;
+                }
             };
             match budget.checked_sub(1) {
                 Some(left) => {

@@ -100,6 +100,8 @@ struct Unsent {
     bytes: Vec<u8>,
     /// How many of them it has taken since.
     sent: usize,
+    /// What a ping is to be answered with when they are sent.
+    pong: Option<Vec<u8>>,
 }
 
 impl Socket {
@@ -198,18 +200,33 @@ impl Socket {
 
     /// Sends what waits. When all is sent, the buffer is given back.
     pub fn flush(&mut self) -> Flushed {
-        while let Some(unsent) = &mut self.unsent {
+        while let Some(unsent) = self.unsent.as_mut().filter(|unsent| !unsent.rest().is_empty()) {
             match self.stream.write(unsent.rest()) {
                 Ok(taken) => unsent.on_sent(taken),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flushed::Blocked,
                 Err(error) => return Flushed::Broken(error),
             }
-            if unsent.rest().is_empty() {
-                self.unsent = None;
-            }
         }
+        self.unsent.take_if(|unsent| unsent.pong.is_none());
         Flushed::Empty
+    }
+
+    /// Keeps what a ping is to be answered with while bytes are unsent, in place of what was kept before; else it is given back, to be said now.
+    pub fn say_afterwards(&mut self, pong: Vec<u8>) -> Option<Vec<u8>> {
+        if self.unsent_bytes() == 0 {
+            return Some(pong);
+        }
+        self.unsent.get_or_insert_default().pong = Some(pong);
+        None
+    }
+
+    /// What a ping is to be answered with, once all is sent.
+    pub fn take_pong(&mut self) -> Option<Vec<u8>> {
+        if self.unsent_bytes() > 0 {
+            return None;
+        }
+        self.unsent.take()?.pong
     }
 
     /// Asks the kernel to say when it takes more, where bytes remain, and only there.

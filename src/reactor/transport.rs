@@ -26,6 +26,11 @@ const BODY_BYTES_MAX: u64 = 256 * 1024;
 /// The code of a close frame when nothing is wrong (RFC 6455, 7.4.1).
 const NORMAL: u16 = 1000;
 
+/// A header of a client's frame: two bytes, eight of length, four of mask.
+const HEADER_BYTES_MAX: usize = 14;
+/// Bytes of frames that hold nothing before the peer is known, as much as a handshake may have: 1,365 empty frames, where an agent sends none.
+const IDLE_BYTES_MAX: u32 = 8 * 1024;
+
 /// See the module.
 #[derive(Debug)]
 pub enum Transport {
@@ -129,6 +134,8 @@ pub struct WebSocket {
     pub outer: Option<Box<Layer>>,
     /// What came of frames.
     pub decoder: Decoder,
+    /// Until its peer is known: bytes of frames beyond what the data in them needs, 14 for a byte.
+    idle_bytes: u32,
     /// The code of the close frame with which it ends.
     pub closing_code: u16,
     /// That is out: nothing follows it.
@@ -139,7 +146,21 @@ impl WebSocket {
     /// Before the first frame.
     #[must_use]
     pub fn new(outer: Option<Box<Layer>>) -> Self {
-        Self { outer, decoder: Decoder::new(Side::Server), closing_code: NORMAL, has_closed: false }
+        Self {
+            outer,
+            decoder: Decoder::new(Side::Server),
+            idle_bytes: 0,
+            closing_code: NORMAL,
+            has_closed: false,
+        }
+    }
+
+    /// A stranger's frames came, so many bytes with so many of data in them; `false` when too much of them was nothing.
+    pub fn hear_stranger(&mut self, bytes: usize, data: usize) -> bool {
+        let heard = self.idle_bytes.saturating_add(u32::try_from(bytes - data).unwrap_or(u32::MAX));
+        let needed = u32::try_from(data * HEADER_BYTES_MAX).unwrap_or(u32::MAX);
+        self.idle_bytes = heard.saturating_sub(needed);
+        self.idle_bytes <= IDLE_BYTES_MAX
     }
 }
 

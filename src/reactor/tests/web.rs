@@ -154,3 +154,82 @@ fn a_stolen_name_frees_no_more_sockets_than_a_device_needs() {
         assert!((32..=42).contains(&freed), "{freed} were freed, {strangers} were not");
     }
 }
+
+/// Asks for a WebSocket; it is one from then on.
+fn become_websocket(bench: &mut Bench, line: &mut Line) {
+    line.say(
+        b"GET /bgb/websocket HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    );
+    bench.turn_until(|_| line.answer().is_some_and(|head| head.starts_with("HTTP/1.1 101 ")));
+}
+
+#[test]
+fn a_stranger_s_websocket_that_brings_nothing_is_ended_for_that() {
+    for (frame, reason) in
+        [(&[0x82, 0x80, 1, 2, 3, 4][..], "empty frames"), (&[0x89, 0x81, 0, 0, 0, 0, 7], "pings")]
+    {
+        let mut bench = Bench::new(10);
+        let mut line = Line::connect(&bench);
+        become_websocket(&mut bench, &mut line);
+        line.say(&frame.repeat(1_000));
+        bench.turn_until(|reactor| reactor.readable.is_empty());
+        assert!(!line.hear(), "{reason}: a thousand are borne");
+        line.say(&frame.repeat(500));
+        bench.turn_until(|reactor| closed(reactor, CloseReason::BadWebSocket) && reactor.sockets.is_empty());
+        assert!(line.hear());
+        assert!(line.heard.ends_with(&[0x88, 2, 0x03, 0xf0]), "{reason}: {:?}", line.heard);
+        assert_eq!(bench.reactor.handshakes.in_flight(), 0);
+    }
+}
+
+#[test]
+fn a_handshake_that_comes_byte_by_byte_in_frames_of_its_own_is_one() {
+    let mut socket = transport::WebSocket::new(None);
+    for _ in 0..layer::HANDSHAKE_BYTES_MAX {
+        assert!(socket.hear_stranger(13, 0) && socket.hear_stranger(2, 1));
+    }
+    assert!((0..8_192 / 6).all(|_| socket.hear_stranger(6, 0)));
+    assert!(!socket.hear_stranger(6, 0));
+}
+
+#[test]
+fn strangers_websockets_are_read_in_a_budget_of_their_own() {
+    let mut bench = Bench::new(200);
+    let mut lines: Vec<_> = (0..100).map(|_| Line::connect(&bench)).collect();
+    for line in &mut lines {
+        become_websocket(&mut bench, line);
+    }
+    bench.turn_until(|reactor| reactor.readable.is_empty());
+    for line in &mut lines {
+        line.say(&[0x82, 0x80, 1, 2, 3, 4]);
+    }
+    let before = bench.reactor.metrics.received_bytes.value();
+    bench.mailbox.wake();
+    assert!(bench.reactor.turn().unwrap().is_continue());
+    let read = (bench.reactor.metrics.received_bytes.value() - before) / 6;
+    assert!((1..=64).contains(&read), "{read} were read in one turn");
+}
+
+#[test]
+fn a_ping_is_answered_when_what_was_said_before_is_sent_and_of_two_the_later() {
+    let mut bench = Bench::new(10);
+    let mut line = Line::connect(&bench);
+    become_websocket(&mut bench, &mut line);
+    let key = bench.reactor.sockets.keys().next().unwrap();
+    // A frame, as the ticket's records are held back.
+    bench.reactor.sockets.tenant_mut(key).unwrap().hold_back(&[0x82, 1, b'x']);
+    for number in [7, 8] {
+        let before = bench.reactor.metrics.received_bytes.value();
+        line.say(&[0x89, 0x81, 0, 0, 0, 0, number]);
+        bench.turn_until(|reactor| reactor.metrics.received_bytes.value() == before + 7);
+        assert_eq!((line.hear(), &line.heard[..]), (false, &[][..]));
+    }
+    bench.reactor.dirty.push(key);
+    bench.turn_until(|_| {
+        line.hear();
+        line.heard.len() >= 6
+    });
+    assert_eq!(line.heard, [0x82, 1, b'x', 0x8a, 1, 8]);
+    assert!(bench.reactor.sockets.tenant_mut(key).unwrap().take_pong().is_none());
+}
