@@ -218,7 +218,12 @@ impl Reactor {
         self.shard.publish();
         self.metrics.turns.add(1);
         self.metrics.turn_times.observe(woken.elapsed());
-        Ok(self.is_over())
+        let is_over = self.is_over();
+        if is_over.is_break() {
+            // Others wait for nobody who would ask for them.
+            self.room.end_tunnels(self.tunnels as usize);
+        }
+        Ok(is_over)
     }
 
     fn now(&self) -> Now {
@@ -307,8 +312,9 @@ impl Reactor {
             self.shard.is_owing().then_some(RETRY),
             // Whoever waits in line has a place, and gets its answer when there is credit.
             self.admission.is_owing(self.handshakes.has_places()).then_some(CREDIT_LOOK),
-            // Another reactor may make room, and does not say so.
+            // Another reactor may make room, and does not say so; nor does it say when its last tunnel has ended.
             (somebody_waits && self.room.is_full()).then_some(ROOM_LOOK),
+            (self.stopping_until.is_some() && self.others_have_tunnels()).then_some(ROOM_LOOK),
         ]
         .into_iter()
         .flatten()
@@ -526,12 +532,20 @@ impl Reactor {
         self.metrics.handshakes_in_flight.set(self.handshakes.in_flight() as u64);
     }
 
+    fn others_have_tunnels(&self) -> bool {
+        self.room.tunnels() > self.tunnels as usize
+    }
+
     fn is_over(&self) -> ControlFlow<()> {
         let Some(until) = self.stopping_until else { return ControlFlow::Continue(()) };
-        // Whoever may still ask for a tunnel's last bytes is waited for as long as there are some.
+        // Whoever may still ask for a tunnel's last bytes is waited for as long as there are some, be they another reactor's.
         let is_done = |channel: &Channel| channel.has_given_all();
+        let others_have_tunnels = self.others_have_tunnels();
+        let is_gone = |socket: &Socket| {
+            socket.has_nothing_to_say() && !(others_have_tunnels && socket.may_ask_for_a_tunnel())
+        };
         let everybody_gone = self.channels.tenants().all(is_done)
-            && self.sockets.tenants().all(Socket::has_nothing_to_say)
+            && self.sockets.tenants().all(is_gone)
             && !self.shard.is_owing();
         if everybody_gone || Instant::now() >= until {
             ControlFlow::Break(())

@@ -226,9 +226,14 @@ impl Reactor {
         if socket.reading != Reading::Listed {
             return;
         }
+        let is_unsent = socket.unsent_bytes() > 0;
         if let Some(web) = socket.transport.web().filter(|web| !web.is_parting) {
             if web.has_turn {
                 return self.readable.push_back(key);
+            }
+            // Its end came before they were served.
+            if web.end.is_some() && !web.is_owed(is_unsent) {
+                return self.on_half_closed(now, key, CloseReason::PeerClosed);
             }
             if web.requests.is_full() {
                 // Of somebody who has gone nobody waits for the answer.

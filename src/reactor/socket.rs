@@ -12,6 +12,7 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry};
 use socket2::SockRef;
 
+use super::passed::Standing;
 use super::slots::SlotKey;
 use super::transport::Transport;
 
@@ -153,6 +154,12 @@ impl Socket {
     pub fn has_nothing_to_say(&self) -> bool {
         let is_underway = matches!(&self.transport, Transport::Web(web) if web.is_underway());
         self.unsent_bytes() == 0 && !is_underway
+    }
+
+    /// Whether a device's requests come by it, and may come again.
+    #[must_use]
+    pub fn may_ask_for_a_tunnel(&self) -> bool {
+        matches!(&self.transport, Transport::Web(web) if web.standing() == Standing::Welcome && !web.is_parting)
     }
 
     /// Bytes that wait to be sent.

@@ -27,6 +27,7 @@ struct Bench {
     mailbox: Mailbox<Letter>,
     address: SocketAddr,
     http: SocketAddr,
+    https: SocketAddr,
     site: SiteFolder,
     _folder: tempfile::TempDir,
 }
@@ -71,14 +72,14 @@ impl Bench {
             proxies: Arc::from([]),
             metrics,
         });
-        let [address, http] = [Entrance::Tcp, Entrance::Http].map(|entrance| {
+        let [address, http, https] = [Entrance::Tcp, Entrance::Http, Entrance::Https].map(|entrance| {
             let socket: TcpListener = listener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
             let address = socket.local_addr().unwrap();
             listener::listen(&socket).unwrap();
             mailbox.send(Letter::Listen(entrance, Arc::new(socket)));
             address
         });
-        Self { reactor, mailbox, address, http, site, _folder: folder }
+        Self { reactor, mailbox, address, http, https, site, _folder: folder }
     }
 
     fn connect(&self) -> StdStream {

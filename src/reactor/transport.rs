@@ -291,6 +291,12 @@ impl Web {
         if self.strange_until.is_some() { Standing::Stranger } else { Standing::Welcome }
     }
 
+    /// Whether requests came that wait for nothing but their turn, or for answers before them that are not sent.
+    #[must_use]
+    pub fn is_owed(&self, is_unsent: bool) -> bool {
+        !self.is_parting && (self.has_turn || (is_unsent && self.requests.is_busy()))
+    }
+
     /// Whether a tunnel has the present request.
     #[must_use]
     pub fn is_underway(&self) -> bool {

@@ -145,6 +145,7 @@ impl Reactor {
         self.deadlines.arm(key.index, Tick(now.tick.0 + self.patience()));
         self.metrics.tunnels_opened.add(1);
         tracing::debug!(target: HTTP_LOG, %peer, "a tunnel begins");
+        self.room.begin_tunnel();
         self.count_tunnels(self.tunnels + 1);
         Some(TunnelId { server: self.server.0, shard: self.shard.id().0, slot: key.index, secret })
     }
@@ -418,6 +419,7 @@ impl Reactor {
 
     /// A tunnel's channel is gone: whoever is held is told.
     pub(super) fn on_tunnel_over(&mut self, now: Now, end: TunnelEnd) {
+        self.room.end_tunnels(1);
         self.count_tunnels(self.tunnels - 1);
         let mut tunnel = end.tunnel;
         if let Some((asker, from)) = tunnel.let_go() {

@@ -239,17 +239,26 @@ impl Reactor {
 
     /// A socket has named the tunnel of a known device: it is no stranger's any more.
     fn welcome(&mut self, key: SlotKey) {
-        let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        let (origin, is_covered) = (socket.peer.ip(), socket.transport.outer().is_some());
-        let Some(web) = socket.transport.web() else { return };
-        if web.strange_until.take().is_some() {
-            self.handshakes.end(Some(origin), None);
-            if is_covered {
-                // Of those that complete an outer handshake only devices earn its answers.
-                self.handshakes.earn(Opening::Full);
-            }
+        let outer = self.sockets.tenant_mut(key).and_then(|socket| socket.transport.outer());
+        let is_covered = outer.is_some();
+        if self.give_place_back(key) && is_covered {
+            // Of those that complete an outer handshake only devices earn its answers.
+            self.handshakes.earn(Opening::Full);
+        }
+    }
+
+    /// A socket on which requests are served counts among the handshakes no longer, if it did.
+    pub(super) fn give_place_back(&mut self, key: SlotKey) -> bool {
+        let Some(socket) = self.sockets.tenant_mut(key) else { return false };
+        let origin = socket.peer.ip();
+        let had_place = socket.transport.web().is_some_and(|web| web.strange_until.take().is_some());
+        if had_place {
+            let outer = socket.transport.outer().filter(|outer| !outer.is_up());
+            let answered = outer.and_then(|outer| outer.stage().answered());
+            self.handshakes.end(Some(origin), answered);
             self.note_handshakes();
         }
+        had_place
     }
 
     /// A known device's socket was of use: it may rest for a while.
@@ -271,16 +280,22 @@ impl Reactor {
             web.end.get_or_insert((reason, String::new()));
         }
         self.lose_asked(now, key);
-        self.give_time(now, key, CLOSING_TICKS);
+        self.give_last_time(now, key);
     }
 
     /// A socket without a channel has had its time.
     pub(super) fn on_socket_time(&mut self, now: Now, key: SlotKey) {
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
+        let is_unsent = socket.unsent_bytes() > 0;
         let is_shaking_hands = socket.transport.outer().is_some_and(|outer| !outer.is_up());
         match &socket.transport {
             _ if is_shaking_hands => self.let_socket_go(now, key, CloseReason::HandshakeTimedOut, ""),
             Transport::Introduced(..) => self.let_socket_go(now, key, CloseReason::BadProxyHeader, ""),
+            // Its place was promised for so long; who still takes in its answer has some time without one.
+            Transport::Web(web) if web.is_parting && web.strange_until.is_some() && is_unsent => {
+                self.give_place_back(key);
+                self.give_last_time(now, key);
+            }
             Transport::Web(web) if web.is_parting => self.let_socket_go(now, key, CloseReason::Answered, ""),
             Transport::Web(web) if web.strange_until.is_none() => self.part(now, key, CloseReason::Answered),
             _ => self.let_socket_go(now, key, CloseReason::NoSession, ""),
@@ -317,6 +332,20 @@ impl Reactor {
     /// A socket has so long from now on.
     pub(super) fn give_time(&mut self, now: Now, key: SlotKey, ticks: u64) {
         self.socket_deadlines.arm(key.index, Tick(now.tick.0 + ticks));
+    }
+
+    /// A socket parts, and its peer has a while to go. Where it holds a place among the handshakes, no longer than it would have had.
+    fn give_last_time(&mut self, now: Now, key: SlotKey) {
+        let until = Tick(now.tick.0 + CLOSING_TICKS);
+        match self.web(key).and_then(|web| web.strange_until) {
+            Some(place_until) if place_until > now.tick => {
+                self.socket_deadlines.arm(key.index, until.min(place_until));
+            }
+            _ => {
+                self.give_place_back(key);
+                self.socket_deadlines.arm(key.index, until);
+            }
+        }
     }
 
     /// A stranger's socket has so long to bring a session about, whatever it asks meanwhile.
@@ -385,7 +414,7 @@ impl Reactor {
     }
 
     /// Nothing follows what was written: when it is sent, that is said, and the peer has a while to go.
-    fn part(&mut self, now: Now, key: SlotKey, reason: CloseReason) {
+    pub(super) fn part(&mut self, now: Now, key: SlotKey, reason: CloseReason) {
         self.lose_asked(now, key);
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
         self.scratch.records.clear();
@@ -395,7 +424,7 @@ impl Reactor {
         let Some(web) = socket.transport.web() else { return };
         web.is_parting = true;
         web.end.get_or_insert((reason, String::new()));
-        self.give_time(now, key, CLOSING_TICKS);
+        self.give_last_time(now, key);
         if self.scratch.records.is_empty() || self.write_raw(now, key) {
             self.on_web_flushed(now, key);
         }

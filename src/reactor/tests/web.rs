@@ -233,3 +233,102 @@ fn a_ping_is_answered_when_what_was_said_before_is_sent_and_of_two_the_later() {
     assert_eq!(line.heard, [0x82, 1, b'x', 0x8a, 1, 8]);
     assert!(bench.reactor.sockets.tenant_mut(key).unwrap().take_pong().is_none());
 }
+
+/// The only socket's, which is a stranger's, time is over as when it is crowded.
+fn time_of_crowds(bench: &mut Bench) {
+    let key = bench.reactor.sockets.keys().next().unwrap();
+    let now = bench.reactor.now();
+    bench.reactor.give_stranger_time(now, key, 20);
+}
+
+#[test]
+fn whoever_has_had_its_answer_keeps_no_stranger_s_place_longer_than_promised() {
+    let mut bench = Bench::new(10);
+    let mut line = Line::connect(&bench);
+    bench.turn_until(|reactor| reactor.sockets.len() == 1);
+    time_of_crowds(&mut bench);
+    line.say(b"GET / HTTP/1.0\r\n\r\n");
+    bench.turn_until(|_| line.answer().is_some());
+    // It has been told the end, and stays.
+    assert!(bench.reactor.sockets.len() == 1 && bench.reactor.handshakes.in_flight() == 1);
+    bench.advance(22);
+    assert!(bench.reactor.sockets.is_empty() && bench.reactor.handshakes.in_flight() == 0);
+    assert!(closed(&bench.reactor, CloseReason::Answered));
+}
+
+#[test]
+fn whoever_still_takes_in_its_answer_has_time_for_it_without_a_place() {
+    let mut bench = Bench::new(10);
+    let mut line = Line::connect(&bench);
+    bench.turn_until(|reactor| reactor.sockets.len() == 1);
+    let key = bench.reactor.sockets.keys().next().unwrap();
+    // Of an answer that the kernel would not take.
+    bench.reactor.sockets.tenant_mut(key).unwrap().hold_back(&[b'x'; 100]);
+    time_of_crowds(&mut bench);
+    let now = bench.reactor.now();
+    bench.reactor.part(now, key, CloseReason::Answered);
+    assert!(!line.hear());
+    bench.advance(22);
+    assert_eq!((bench.reactor.sockets.len(), bench.reactor.handshakes.in_flight()), (1, 0));
+    bench.advance(22 + CLOSING_TICKS);
+    assert!(bench.reactor.sockets.is_empty() && bench.reactor.handshakes.in_flight() == 0);
+}
+
+#[test]
+fn a_reactor_that_stops_waits_for_devices_of_other_reactors_tunnels() {
+    let mut bench = Bench::new(10);
+    let id = bench.known_tunnel();
+    let mut line = Line::connect(&bench);
+    assert_eq!(line.ask(&mut bench, "POST", &format!("/bgb/tunnel/{id}?from=0")), "204");
+    // The tunnel is gone, and another reactor has one.
+    let key = bench.reactor.channels.key_at(id.slot).unwrap();
+    let now = bench.reactor.now();
+    bench.reactor.end(now, key, CloseReason::Goodbye);
+    bench.reactor.room.begin_tunnel();
+    bench.mailbox.send(Letter::Stop);
+    for _ in 0..20 {
+        bench.mailbox.wake();
+        assert!(bench.reactor.turn().unwrap().is_continue());
+    }
+    assert!(!line.hear(), "it may ask");
+    assert!(bench.reactor.timeout().unwrap() <= ROOM_LOOK, "nobody rings when it may go");
+    bench.reactor.room.end_tunnels(1);
+    assert!(bench.reactor.turn().unwrap().is_break());
+}
+
+/// The outer TLS of an agent on the bench's HTTPS port.
+fn outer(bench: &Bench) -> (rustls::ClientConnection, StdStream) {
+    let mut tls = device_tls(&bench.site, DeviceId(1), &[b"http/1.1"]);
+    tls.set_buffer_limit(None);
+    (tls, StdStream::connect(bench.https).unwrap())
+}
+
+#[test]
+fn what_is_asked_together_with_the_end_is_answered_in_https_too() {
+    let mut bench = Bench::new(10);
+    let (mut tls, mut stream) = outer(&bench);
+    tls.write_tls(&mut stream).unwrap();
+    bench.turn_until(|reactor| reactor.handshakes.answered() == 1);
+    while tls.wants_read() && tls.is_handshaking() {
+        tls.read_tls(&mut stream).unwrap();
+        tls.process_new_packets().unwrap();
+    }
+    // More requests than are served in one go.
+    for _ in 0..20 {
+        tls.writer().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    }
+    tls.send_close_notify();
+    let mut last = Vec::new();
+    while tls.wants_write() {
+        tls.write_tls(&mut last).unwrap();
+    }
+    stream.write_all(&last).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    bench.turn_until(|reactor| reactor.sockets.is_empty());
+    let mut answers = String::new();
+    let mut heard = rustls::Stream::new(&mut tls, &mut stream);
+    // It ends with the connection, if not with close_notify.
+    let _ = heard.read_to_string(&mut answers);
+    assert_eq!(answers.matches("HTTP/1.1 200 ").count(), 20, "{answers}");
+    assert_eq!((bench.reactor.handshakes.in_flight(), bench.reactor.handshakes.answered()), (0, 0));
+}
