@@ -124,6 +124,8 @@ pub struct Reactor {
     listeners: Vec<(Entrance, Listener)>,
     /// Which of them is asked first for the next connection.
     next_listener: usize,
+    /// Which slot of a socket is looked at first when room is to be made.
+    next_to_go: u32,
     sockets: Slots<Socket>,
     channels: Slots<Channel>,
     shard: Shard,
@@ -167,6 +169,7 @@ impl Reactor {
             inbox,
             listeners: Vec::new(),
             next_listener: 0,
+            next_to_go: 0,
             sockets: Slots::default(),
             channels: Slots::default(),
             shard: parts.shard,

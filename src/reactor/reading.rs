@@ -61,6 +61,9 @@ impl Reactor {
 
     pub(super) fn accept(&mut self) {
         let now = Instant::now();
+        if self.room.is_full() && self.listeners.iter().any(|(_, listener)| listener.has_work(now)) {
+            self.make_room(self.now());
+        }
         for _ in 0..ACCEPTS_PER_TURN {
             if !self.may_accept() {
                 return;

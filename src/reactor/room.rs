@@ -2,7 +2,8 @@
 //! be left to wait at one reactor while another has room.
 //!
 //! A connection takes room when it is accepted, and a seat when its device is known. There is a little more room than seats, so that a
-//! device for which there is no seat is told so, instead of waiting for an answer that does not come.
+//! device for which there is no seat is told so, instead of waiting for an answer that does not come. A device on long-poll has a connection more than
+//! seats, whenever it speaks; those that rest between two requests go when others want room.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -297,6 +297,13 @@ impl Web {
         !self.is_parting && (self.has_turn || (is_unsent && self.requests.is_busy()))
     }
 
+    /// Whether it is a known device's between two requests.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        let is_idle = matches!(self.asked, Asked::Nothing) && !self.requests.is_busy();
+        self.standing() == Standing::Welcome && !self.is_parting && is_idle
+    }
+
     /// Whether a tunnel has the present request.
     #[must_use]
     pub fn is_underway(&self) -> bool {

@@ -31,6 +31,11 @@ const ABOUT: &str = "This is a BGB notification server. Its agents connect to it
 const REQUESTS_IN_ONE_GO: usize = 8;
 /// How long a connection of known devices rests between two requests: longer than proxies keep theirs as a rule.
 pub(super) const REST_TICKS: u64 = 75_000 / TICK_MS;
+/// How long it has rested at least when it is let go for others' sake.
+const RESTED_TICKS: u64 = 1_000 / TICK_MS;
+/// Sockets that are looked at for some that may go, some 5 ns each, and let go, at a time; there is a next turn.
+const LOOKED_AT_FOR_ROOM: u32 = 1_024;
+const FREED_AT_ONCE: usize = 64;
 /// How much longer than a GET may be held its connection is kept.
 const HELD_TICKS: u64 = 15_000 / TICK_MS;
 /// How long a request may wait for its tunnel's handshake: as long as that may take.
@@ -265,6 +270,33 @@ impl Reactor {
     fn rest(&mut self, now: Now, key: SlotKey) {
         if self.web(key).is_some_and(|web| web.strange_until.is_none() && !web.is_parting) {
             self.give_time(now, key, REST_TICKS);
+        }
+    }
+
+    /// Lets connections go that rest between two requests, so that others find room: their devices begin another when they have something to say.
+    pub(super) fn make_room(&mut self, now: Now) {
+        let slots = self.sockets.slots();
+        let mut freed = 0;
+        for _ in 0..slots.min(LOOKED_AT_FOR_ROOM) {
+            if freed == FREED_AT_ONCE {
+                return;
+            }
+            let index = self.next_to_go % slots;
+            self.next_to_go = index + 1;
+            let Some(key) = self.sockets.key_at(index) else { continue };
+            let Some(socket) = self.sockets.tenant_mut(key).filter(|socket| socket.unsent_bytes() == 0)
+            else {
+                continue;
+            };
+            // The next request may be on its way.
+            let rests_until = self.socket_deadlines.deadline(index);
+            let has_rested =
+                rests_until.is_some_and(|until| until.0 + RESTED_TICKS <= now.tick.0 + REST_TICKS);
+            if has_rested && socket.transport.web().is_some_and(|web| web.is_at_rest()) {
+                self.part(now, key, CloseReason::Answered);
+                self.let_socket_go(now, key, CloseReason::Answered, "");
+                freed += 1;
+            }
         }
     }
 

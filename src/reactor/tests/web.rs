@@ -79,9 +79,10 @@ impl Bench {
     /// Sockets with the limits of known devices, and with those of strangers.
     fn standings(&mut self) -> (usize, usize) {
         let keys: Vec<_> = self.reactor.sockets.keys().collect();
-        let of = |key| self.reactor.sockets.tenant_mut(key).unwrap().transport.web().unwrap().standing();
-        let strangers = keys.into_iter().map(of).filter(|standing| *standing == Standing::Stranger).count();
-        (self.reactor.sockets.len() - strangers, strangers)
+        let of = |key| Some(self.reactor.sockets.tenant_mut(key)?.transport.web()?.standing());
+        let (strangers, freed): (Vec<_>, Vec<_>) =
+            keys.into_iter().filter_map(of).partition(|standing| *standing == Standing::Stranger);
+        (freed.len(), strangers.len())
     }
 }
 
@@ -331,4 +332,25 @@ fn what_is_asked_together_with_the_end_is_answered_in_https_too() {
     let _ = heard.read_to_string(&mut answers);
     assert_eq!(answers.matches("HTTP/1.1 200 ").count(), 20, "{answers}");
     assert_eq!((bench.reactor.handshakes.in_flight(), bench.reactor.handshakes.answered()), (0, 0));
+}
+
+#[test]
+fn connections_that_rest_between_two_requests_go_when_others_want_room() {
+    let mut bench = Bench::new(3);
+    let id = bench.known_tunnel();
+    let mut lines: Vec<_> = (0..3).map(|_| Line::connect(&bench)).collect();
+    for line in &mut lines[..2] {
+        assert_eq!(line.ask(&mut bench, "POST", &format!("/bgb/tunnel/{id}?from=0")), "204");
+    }
+    lines[2].say(format!("GET /bgb/tunnel/{id}?from=0&hold=60 HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+    bench.turn_until(|reactor| only_channel(reactor).is_some_and(is_held));
+    let rested_since = Instant::now();
+    let _first = bench.connect();
+    bench.turn_until(|reactor| reactor.metrics.accepted.value() == 4);
+    assert!(rested_since.elapsed() > Duration::from_millis(800), "the next request may be on its way");
+    let _second = bench.connect();
+    bench.turn_until(|reactor| reactor.metrics.accepted.value() == 5);
+    let has_ended: Vec<_> = lines.iter_mut().map(Line::hear).collect();
+    assert_eq!(has_ended, [true, true, false], "whoever waits for an answer stays");
+    assert_eq!(bench.standings(), (1, 0));
 }
