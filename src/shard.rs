@@ -143,7 +143,7 @@ impl Shard {
 
     /// Passes a request on to another shard; `false` when that has no room for it.
     pub fn pass(&mut self, shard: ShardId, passed: Passed) -> bool {
-        self.links.shards[usize::from(shard.0)].try_send(Letter::Passed(passed)).is_ok()
+        self.links.shards[usize::from(shard.0)].try_send_late(Letter::Passed(passed)).is_ok()
     }
 
     /// Passes an answer on to another shard, as soon as it has room for it.
@@ -384,7 +384,7 @@ impl Shard {
             if full.contains(&shard) {
                 self.unpassed.push_back((shard, passed));
             } else if let Err(Undelivered::Full(Letter::Passed(passed))) =
-                mailbox.try_send(Letter::Passed(passed))
+                mailbox.try_send_late(Letter::Passed(passed))
             {
                 full.push(shard);
                 self.unpassed.push_back((shard, passed));

@@ -61,6 +61,8 @@ use crate::tls::TlsContext;
 const EVENTS_MAX: usize = 1024;
 /// Letters taken in one turn.
 const LETTERS_PER_TURN: usize = 64;
+/// And requests that other shards' sockets pass on, and answers to those of ours: they may wait.
+const PASSED_PER_TURN: usize = 64;
 /// How long a channel that is ended may take to read its last bytes.
 const CLOSING_TICKS: u64 = 5_000 / TICK_MS;
 /// How soon to look again when another thread's channel was full.
@@ -329,26 +331,35 @@ impl Reactor {
     fn take_letters(&mut self, now: Now) -> io::Result<()> {
         for _ in 0..LETTERS_PER_TURN {
             let Some(letter) = self.inbox.next() else { break };
-            match self.shard.handle_letter(now, letter) {
-                Some(Letter::Orders(orders)) => {
-                    for order in &*orders {
-                        self.shard.handle_order(now, order.clone());
-                        self.do_deeds(now);
-                    }
-                }
-                Some(Letter::Listen(entrance, socket)) => {
-                    let token = Token(LISTENERS + self.listeners.len());
-                    let listener = Listener::start(socket.try_clone()?, self.poll.registry(), token)?;
-                    self.listeners.push((entrance, listener));
-                }
-                Some(Letter::Passed(passed)) => self.take_passed(now, passed),
-                Some(Letter::Tls(tls)) => self.tls = tls,
-                Some(Letter::Stop) => self.stop(now),
-                _ => {}
-            }
-            self.do_deeds(now);
+            self.take_letter(now, letter)?;
+        }
+        for _ in 0..PASSED_PER_TURN {
+            let Some(letter) = self.inbox.next_late() else { break };
+            self.take_letter(now, letter)?;
         }
         self.more_letters = self.inbox.has_letters();
+        Ok(())
+    }
+
+    fn take_letter(&mut self, now: Now, letter: Letter) -> io::Result<()> {
+        match self.shard.handle_letter(now, letter) {
+            Some(Letter::Orders(orders)) => {
+                for order in &*orders {
+                    self.shard.handle_order(now, order.clone());
+                    self.do_deeds(now);
+                }
+            }
+            Some(Letter::Listen(entrance, socket)) => {
+                let token = Token(LISTENERS + self.listeners.len());
+                let listener = Listener::start(socket.try_clone()?, self.poll.registry(), token)?;
+                self.listeners.push((entrance, listener));
+            }
+            Some(Letter::Passed(passed)) => self.take_passed(now, passed),
+            Some(Letter::Tls(tls)) => self.tls = tls,
+            Some(Letter::Stop) => self.stop(now),
+            _ => {}
+        }
+        self.do_deeds(now);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use bgb_http::tunnel::TunnelId;
 
 use super::*;
-use crate::reactor::passed::Standing;
+use crate::reactor::passed::{Ask, Asker, Passed, Standing};
 use crate::reactor::web::REST_TICKS;
 
 /// A socket of the bench's HTTP port.
@@ -353,4 +353,23 @@ fn connections_that_rest_between_two_requests_go_when_others_want_room() {
     let has_ended: Vec<_> = lines.iter_mut().map(Line::hear).collect();
     assert_eq!(has_ended, [true, true, false], "whoever waits for an answer stays");
     assert_eq!(bench.standings(), (1, 0));
+}
+
+#[test]
+fn an_order_stands_behind_no_request_that_another_shard_passes_on() {
+    let mut bench = Bench::new(10);
+    let asker = Asker { shard: ShardId(0), socket: SlotKey { index: 0, generation: 0 }, number: 0 };
+    let id = TunnelId { server: 1, shard: 0, slot: 0, secret: [0; 16] };
+    let passed = || {
+        let ask = Ask::Up { from: 0, bytes: vec![0; 1_000], is_last: true };
+        Letter::Passed(Passed::Ask { asker, standing: Standing::Stranger, id, ask })
+    };
+    while bench.mailbox.try_send_late(passed()).is_ok() {}
+    // What stands for an order: a letter of which the reactor shows that it has come.
+    let tls = Arc::new(site_and_context(tempfile::tempdir().unwrap().path()).1);
+    assert!(bench.mailbox.try_send(Letter::Tls(Arc::clone(&tls))).is_ok(), "there is room for it");
+    assert!(bench.reactor.turn().unwrap().is_continue());
+    assert!(Arc::ptr_eq(&bench.reactor.tls, &tls), "it is taken in the first turn");
+    assert!(bench.reactor.inbox.has_letters(), "and the others wait");
+    bench.turn_until(|reactor| !reactor.inbox.has_letters());
 }
