@@ -150,6 +150,13 @@ impl Reactor {
         Some(TunnelId { server: self.server.0, shard: self.shard.id().0, slot: key.index, secret })
     }
 
+    /// A tunnel was opened of which nobody has heard: its first bytes were not all taken.
+    pub(super) fn drop_tunnel(&mut self, now: Now, id: TunnelId) {
+        if let Some((key, ..)) = self.tunnel_of(id) {
+            self.end(now, key, CloseReason::NoSession);
+        }
+    }
+
     fn count_tunnels(&mut self, tunnels: u64) {
         self.tunnels = tunnels;
         self.metrics.tunnels.set(tunnels);

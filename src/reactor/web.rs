@@ -11,7 +11,7 @@
 
 use bgb_http::requests::Part;
 use bgb_http::tunnel::{TunnelId, TunnelRequest};
-use bgb_http::websocket;
+use bgb_http::websocket::{self, Refusal};
 use bgb_http::{RequestFault, RequestHead, ResponseHead};
 use bgb_hub::{CloseReason, Now, TICK_MS, Tick, ticks_from_secs};
 
@@ -94,6 +94,10 @@ impl Reactor {
         let asked = if path == WEBSOCKET_PATH {
             match websocket::answer(head) {
                 Ok(answer) => return self.upgrade(now, key, &answer),
+                // Its own words come not back to anybody.
+                Err(refusal @ Refusal::Method(_)) => {
+                    known(Reply::sentence(refusal.answer(), "A WebSocket is begun with GET."))
+                }
                 Err(refusal) => known(Reply::sentence(refusal.answer(), &refusal.to_string())),
             }
         } else if TunnelRequest::is_about(path) {
@@ -190,7 +194,12 @@ impl Reactor {
         self.note_handshakes();
         let web = self.web(key)?;
         web.opened = id;
-        web.asked = id.map_or_else(|| known(crowded()), |id| Asked::Up(id, 0));
+        // That nothing was taken shows that it is our answer, and not that of something between.
+        let received = |mut reply: Reply| {
+            reply.head = reply.head.with("Bgb-Received", "0");
+            reply
+        };
+        web.asked = id.map_or_else(|| known(received(crowded())), |id| Asked::Up(id, 0));
         id
     }
 
@@ -228,9 +237,13 @@ impl Reactor {
                     self.welcome(key);
                 }
                 let mut reply = refused.map_or_else(|| given.reply(), |reply| *reply);
-                if let Some(id) = opened.filter(|_| is_success) {
-                    reply.head.status = 201;
-                    reply.head = reply.head.with("Bgb-Tunnel", id.to_string());
+                match opened {
+                    Some(id) if is_success => {
+                        reply.head.status = 201;
+                        reply.head = reply.head.with("Bgb-Tunnel", id.to_string());
+                    }
+                    Some(id) => self.drop_tunnel(now, id),
+                    None => {}
                 }
                 self.reply(now, key, reply);
                 if is_success {
@@ -482,6 +495,8 @@ fn known(reply: Reply) -> Asked {
 }
 
 fn crowded() -> Reply {
-    let head = ResponseHead::new(503).with("Retry-After", "2").with("Bgb-Received", "0");
-    Reply::sentence(head, "Too many handshakes are in flight; try again in a moment.")
+    Reply::sentence(
+        ResponseHead::new(503).with("Retry-After", "2"),
+        "Too many handshakes are in flight; try again in a moment.",
+    )
 }

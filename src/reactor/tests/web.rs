@@ -156,12 +156,13 @@ fn a_stolen_name_frees_no_more_sockets_than_a_device_needs() {
     }
 }
 
+const UPGRADE: &[u8] =
+    b"GET /bgb/websocket HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
 /// Asks for a WebSocket; it is one from then on.
 fn become_websocket(bench: &mut Bench, line: &mut Line) {
-    line.say(
-        b"GET /bgb/websocket HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-    );
+    line.say(UPGRADE);
     bench.turn_until(|_| line.answer().is_some_and(|head| head.starts_with("HTTP/1.1 101 ")));
 }
 
@@ -372,4 +373,34 @@ fn an_order_stands_behind_no_request_that_another_shard_passes_on() {
     assert!(Arc::ptr_eq(&bench.reactor.tls, &tls), "it is taken in the first turn");
     assert!(bench.reactor.inbox.has_letters(), "and the others wait");
     bench.turn_until(|reactor| !reactor.inbox.has_letters());
+}
+
+#[test]
+fn when_it_is_crowded_another_tunnel_or_websocket_is_refused_for_now() {
+    let mut bench = Bench::new(10);
+    let id = bench.known_tunnel();
+    let mut line = Line::connect(&bench);
+    assert_eq!(line.ask(&mut bench, "POST", &format!("/bgb/tunnel/{id}?from=0")), "204");
+    while bench.reactor.handshakes.has_room() {
+        assert!(bench.reactor.handshakes.begin(None, Tick(0)));
+    }
+    let mut refusal = |request: &[u8]| {
+        line.say(request);
+        let mut head = None;
+        bench.turn_until(|_| {
+            head = line.answer();
+            head.is_some()
+        });
+        head.unwrap()
+    };
+    let post = b"POST /bgb/tunnel HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    let head = refusal(post);
+    assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("Retry-After: 2\r\n"), "{head}");
+    assert!(head.contains("Bgb-Received: 0\r\n") && !head.contains("Bgb-Tunnel"), "{head}");
+    // The socket is a device's, and lives on; a tunnel that there is answers as ever.
+    let head = refusal(format!("POST /bgb/tunnel/{id}?from=0 HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+    assert!(head.starts_with("HTTP/1.1 204 "), "{head}");
+    let head = refusal(UPGRADE);
+    assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("Connection: close"), "{head}");
+    assert!(!head.contains("Bgb-Received"), "{head}");
 }
