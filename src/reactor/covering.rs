@@ -111,7 +111,7 @@ impl Reactor {
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
         match &mut socket.transport {
             Transport::WebSocket(_) => self.hear_frames(now, key, bytes),
-            Transport::Web(web) if !web.is_parting => {
+            Transport::Web(web) if !web.is_parting() => {
                 web.requests.hear(&self.scratch.received[..bytes]);
                 self.take_requests(now, key);
             }

@@ -22,7 +22,7 @@ use super::listener::Accepted;
 use super::scratch::Scratch;
 use super::slots::{SlotKey, Slots};
 use super::socket::{Reading, Socket};
-use super::transport::Transport;
+use super::transport::{Course, Transport};
 use super::{Reactor, hub_key};
 use crate::metrics::RoadName;
 use crate::tls::{Established, TlsFault, TlsSession};
@@ -230,8 +230,8 @@ impl Reactor {
             return;
         }
         let is_unsent = socket.unsent_bytes() > 0;
-        if let Some(web) = socket.transport.web().filter(|web| !web.is_parting) {
-            if web.has_turn {
+        if let Some(web) = socket.transport.web().filter(|web| !web.is_parting()) {
+            if web.course == Course::Owed {
                 return self.readable.push_back(key);
             }
             // Its end came before they were served.
@@ -274,8 +274,8 @@ impl Reactor {
                 if socket.reading != Reading::Listed {
                     return;
                 }
-                let has_turn = socket.transport.web().is_some_and(|web| web.has_turn);
-                if bytes < room && !socket.read_closed && !has_turn {
+                let is_owed = socket.transport.web().is_some_and(|web| web.course == Course::Owed);
+                if bytes < room && !socket.read_closed && !is_owed {
                     // A stream that gave less than was asked for is empty, and its next edge is armed (epoll(7)). But an end that was
                     // told together with these bytes is not told again.
                     socket.reading = Reading::Waiting;

@@ -159,7 +159,7 @@ impl Socket {
     /// Whether a device's requests come by it, and may come again.
     #[must_use]
     pub fn may_ask_for_a_tunnel(&self) -> bool {
-        matches!(&self.transport, Transport::Web(web) if web.standing() == Standing::Welcome && !web.is_parting)
+        matches!(&self.transport, Transport::Web(web) if web.standing() == Standing::Welcome && !web.is_parting())
     }
 
     /// Bytes that wait to be sent.

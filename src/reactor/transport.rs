@@ -65,21 +65,40 @@ pub struct Web {
     pub number: u32,
     /// What it is answered when it is whole, if bytes of it were refused.
     pub refused: Option<Box<Reply>>,
-    /// It has been served as much as it is in one go, and has its turn again.
-    pub has_turn: bool,
+    /// How far the connection has got.
+    pub course: Course,
+}
+
+/// How far a socket has got on which HTTP is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Course {
+    /// Requests are served as they come.
+    Listening,
+    /// As many were served as are in one go, and it has its turn again.
+    Owed,
     /// The last answer was given: what still comes is read over until the peer has gone.
-    pub is_parting: bool,
+    Parting,
 }
 
 /// How a request is answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Manner {
-    /// The connection ends with it.
-    pub closes: bool,
+    /// Whether the connection lives on.
+    pub keeping: Keeping,
     /// Without a body (HEAD).
     pub is_bodiless: bool,
-    /// The peer is of HTTP/1.0 and asked whether the connection lives on.
-    pub is_asked: bool,
+}
+
+/// Whether a connection lives on behind an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keeping {
+    /// It does, as it does in HTTP/1.1.
+    #[default]
+    Silent,
+    /// It does, and a peer of HTTP/1.0 that asked for it is told.
+    Said,
+    /// It ends, and that is said.
+    Closes,
 }
 
 /// What a request asks for.
@@ -190,8 +209,7 @@ impl Transport {
                 strange_until: Some(Tick(0)),
                 number: 0,
                 refused: None,
-                has_turn: false,
-                is_parting: false,
+                course: Course::Listening,
             })),
         }
     }
@@ -285,6 +303,12 @@ fn seal<'a>(outer: Option<&mut Layer>, bytes: &'a [u8], sealed: &'a mut Vec<u8>)
 }
 
 impl Web {
+    /// Whether the last answer was given.
+    #[must_use]
+    pub fn is_parting(&self) -> bool {
+        self.course == Course::Parting
+    }
+
     /// Whose limits it has.
     #[must_use]
     pub fn standing(&self) -> Standing {
@@ -294,14 +318,18 @@ impl Web {
     /// Whether requests came that wait for nothing but their turn, or for answers before them that are not sent.
     #[must_use]
     pub fn is_owed(&self, is_unsent: bool) -> bool {
-        !self.is_parting && (self.has_turn || (is_unsent && self.requests.is_busy()))
+        match self.course {
+            Course::Owed => true,
+            Course::Listening => is_unsent && self.requests.is_busy(),
+            Course::Parting => false,
+        }
     }
 
     /// Whether it is a known device's between two requests.
     #[must_use]
     pub fn is_at_rest(&self) -> bool {
         let is_idle = matches!(self.asked, Asked::Nothing) && !self.requests.is_busy();
-        self.standing() == Standing::Welcome && !self.is_parting && is_idle
+        self.standing() == Standing::Welcome && self.course == Course::Listening && is_idle
     }
 
     /// Whether a tunnel has the present request.
@@ -312,9 +340,12 @@ impl Web {
 
     /// A request begins: how its answer will be.
     pub fn begin(&mut self, head: &RequestHead) {
-        let closes = !head.keep_alive();
-        let is_asked = head.minor_version == 0 && !closes;
-        self.manner = Manner { closes, is_bodiless: head.method == "HEAD", is_asked };
+        let keeping = match (head.keep_alive(), head.minor_version) {
+            (false, _) => Keeping::Closes,
+            (true, 0) => Keeping::Said,
+            (true, _) => Keeping::Silent,
+        };
+        self.manner = Manner { keeping, is_bodiless: head.method == "HEAD" };
         self.number = self.number.wrapping_add(1);
         (self.opened, self.refused) = (None, None);
     }

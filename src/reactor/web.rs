@@ -19,7 +19,7 @@ use super::admission::Opening;
 use super::passed::{Ask, TunnelAnswer, Word};
 use super::slots::SlotKey;
 use super::socket::Reading;
-use super::transport::{Asked, Manner, Reply, Transport, Web};
+use super::transport::{Asked, Course, Keeping, Manner, Reply, Transport, Web};
 use super::{CLOSING_TICKS, Reactor};
 use crate::HTTP_LOG;
 
@@ -48,8 +48,9 @@ impl Reactor {
         loop {
             let Some(socket) = self.sockets.tenant_mut(key) else { return };
             let is_unsent = socket.unsent_bytes() > 0;
-            let Some(web) = socket.transport.web().filter(|web| !web.is_parting) else { return };
-            web.has_turn = !is_unsent && served == REQUESTS_IN_ONE_GO && web.requests.is_busy();
+            let Some(web) = socket.transport.web().filter(|web| !web.is_parting()) else { return };
+            let is_owed = !is_unsent && served == REQUESTS_IN_ONE_GO && web.requests.is_busy();
+            web.course = if is_owed { Course::Owed } else { Course::Listening };
             if is_unsent {
                 // They wait for the answers before them; and so does whatever else the peer has to say.
                 if web.requests.is_busy() && socket.reading != Reading::Over {
@@ -127,7 +128,7 @@ impl Reactor {
         match asked {
             // It waits for our word, and is told that it need not send the rest.
             Asked::Known(reply) if head.expects_continue() => {
-                web.manner.closes = true;
+                web.manner.keeping = Keeping::Closes;
                 self.reply(now, key, *reply);
             }
             asked => {
@@ -206,7 +207,7 @@ impl Reactor {
     /// There is no place for another handshake at present.
     pub(super) fn refuse_for_now(&mut self, now: Now, key: SlotKey) {
         let Some(web) = self.web(key) else { return };
-        web.manner.closes = true;
+        web.manner.keeping = Keeping::Closes;
         self.reply(now, key, crowded());
     }
 
@@ -281,7 +282,7 @@ impl Reactor {
 
     /// A known device's socket was of use: it may rest for a while.
     fn rest(&mut self, now: Now, key: SlotKey) {
-        if self.web(key).is_some_and(|web| web.strange_until.is_none() && !web.is_parting) {
+        if self.web(key).is_some_and(|web| web.strange_until.is_none() && !web.is_parting()) {
             self.give_time(now, key, REST_TICKS);
         }
     }
@@ -321,7 +322,7 @@ impl Reactor {
         }
         socket.reading = Reading::Over;
         if let Some(web) = socket.transport.web() {
-            web.is_parting = true;
+            web.course = Course::Parting;
             web.end.get_or_insert((reason, String::new()));
         }
         self.lose_asked(now, key);
@@ -337,11 +338,13 @@ impl Reactor {
             _ if is_shaking_hands => self.let_socket_go(now, key, CloseReason::HandshakeTimedOut, ""),
             Transport::Introduced(..) => self.let_socket_go(now, key, CloseReason::BadProxyHeader, ""),
             // Its place was promised for so long; who still takes in its answer has some time without one.
-            Transport::Web(web) if web.is_parting && web.strange_until.is_some() && is_unsent => {
+            Transport::Web(web) if web.is_parting() && web.strange_until.is_some() && is_unsent => {
                 self.give_place_back(key);
                 self.give_last_time(now, key);
             }
-            Transport::Web(web) if web.is_parting => self.let_socket_go(now, key, CloseReason::Answered, ""),
+            Transport::Web(web) if web.is_parting() => {
+                self.let_socket_go(now, key, CloseReason::Answered, "")
+            }
             Transport::Web(web) if web.strange_until.is_none() => self.part(now, key, CloseReason::Answered),
             _ => self.let_socket_go(now, key, CloseReason::NoSession, ""),
         }
@@ -412,7 +415,7 @@ impl Reactor {
         let status = head.status;
         // However long it was held: a stranger has no more time for another one.
         let is_over = strange_until.is_some_and(|until| until <= now.tick);
-        let closes = manner.closes || is_over || self.stopping_until.is_some();
+        let closes = manner.keeping == Keeping::Closes || is_over || self.stopping_until.is_some();
         let mut head = head.with("Date", bgb_daemon::http_server::date());
         if status != 204 {
             head = head.with("Content-Length", body.len().to_string());
@@ -422,7 +425,7 @@ impl Reactor {
         }
         if closes {
             head = head.with("Connection", "close");
-        } else if manner.is_asked {
+        } else if manner.keeping == Keeping::Said {
             head = head.with("Connection", "keep-alive");
         }
         let mut bytes = Vec::with_capacity(256 + body.len());
@@ -452,7 +455,7 @@ impl Reactor {
     fn refuse(&mut self, now: Now, key: SlotKey, fault: RequestFault) {
         let Some(web) = self.web(key) else { return };
         let sentence = fault.to_string();
-        web.manner = Manner { closes: true, ..Manner::default() };
+        web.manner = Manner { keeping: Keeping::Closes, is_bodiless: false };
         let reply = Reply::sentence(ResponseHead::new(fault.status()), &sentence);
         web.end = Some((CloseReason::BadRequest, sentence));
         self.reply(now, key, reply);
@@ -467,7 +470,7 @@ impl Reactor {
             outer.close(&mut self.scratch.records);
         }
         let Some(web) = socket.transport.web() else { return };
-        web.is_parting = true;
+        web.course = Course::Parting;
         web.end.get_or_insert((reason, String::new()));
         self.give_last_time(now, key);
         if self.scratch.records.is_empty() || self.write_raw(now, key) {
@@ -480,7 +483,7 @@ impl Reactor {
         let Some(socket) = self.sockets.tenant_mut(key).filter(|socket| socket.unsent_bytes() == 0) else {
             return;
         };
-        if !socket.transport.web().is_some_and(|web| web.is_parting) {
+        if !socket.transport.web().is_some_and(|web| web.is_parting()) {
             return self.read_on(key);
         }
         if socket.reading == Reading::Over {

@@ -220,13 +220,14 @@ fn frames_that_break_the_protocol_end_the_websocket_with_their_code() {
     assert!(said.len() < 100, "{said:?}");
     // And a close is answered with a close.
     http.send(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]).unwrap();
-    assert_eq!(http.rest(SOON), [0x88, 2, 0x03, 0xe8]);
+    let said = http.rest(SOON);
+    assert!(said.ends_with(&[0x88, 2, 0x03, 0xe8]), "{said:?}");
     // What brings nothing is against the rules, and is told so.
     let mut http = websocket(&site);
     // The server may have ended it before all is sent.
     let _ = http.send(&[0x82, 0x80, 1, 2, 3, 4].repeat(2_000));
     let said = http.rest(SOON);
-    assert!(said.starts_with(&[0x88, 2, 0x03, 0xf0]), "{said:?}");
+    assert!(said.ends_with(&[0x88, 2, 0x03, 0xf0]), "{said:?}");
     site.wait_closed("bad-websocket", shapes.len() as u64 + 1);
 }
 
@@ -246,12 +247,12 @@ fn a_websocket_of_which_one_end_alone_says_that_it_is_over_is_over() {
     // The peer says it in a frame, and keeps the connection open.
     let mut closed = websocket(&site);
     closed.send(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]).unwrap();
-    assert_eq!(closed.rest(SOON), [0x88, 2, 0x03, 0xe8]);
+    assert!(closed.rest(SOON).ends_with(&[0x88, 2, 0x03, 0xe8]));
     site.wait_closed("peer-closed", 1);
     // The server says it, and is not answered.
     let mut refused = websocket(&site);
     refused.send(&[0x81, 0x81, 0, 0, 0, 0, b'x']).unwrap();
-    assert!(refused.rest(SOON).starts_with(&[0x88, 2, 0x03, 0xeb]));
+    assert!(refused.rest(SOON).ends_with(&[0x88, 2, 0x03, 0xeb]));
     // The peer closes its half of the connection, and says nothing.
     let mut half = websocket(&site);
     half.second_handle().shutdown(Shutdown::Write).unwrap();
