@@ -18,6 +18,7 @@ pub mod layer;
 pub mod listener;
 pub mod mailbox;
 pub mod passed;
+pub mod readable;
 mod reading;
 pub mod room;
 pub mod scratch;
@@ -28,7 +29,6 @@ pub mod tunnels;
 mod web;
 mod websockets;
 
-use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -48,6 +48,7 @@ use self::handshakes::Handshakes;
 use self::layer::Stage;
 use self::listener::Listener;
 use self::mailbox::{Inbox, Mailbox, mailbox};
+use self::readable::Readable;
 use self::room::Room;
 use self::scratch::Scratch;
 use self::slots::{SlotKey, Slots};
@@ -145,7 +146,7 @@ pub struct Reactor {
     /// Ends of what sockets without a channel may take, by socket slot.
     socket_deadlines: Wheel,
     /// Sockets that may have something to read.
-    readable: VecDeque<SlotKey>,
+    readable: Readable,
     /// Sockets with something to write, or just written to.
     dirty: Vec<SlotKey>,
     /// Channels in tunnels that have something for who is held.
@@ -186,7 +187,7 @@ impl Reactor {
             scratch: Scratch::new(),
             deadlines: Wheel::new(),
             socket_deadlines: Wheel::new(),
-            readable: VecDeque::new(),
+            readable: Readable::default(),
             dirty: Vec::new(),
             answering: Vec::new(),
             tunnels: 0,

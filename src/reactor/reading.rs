@@ -19,6 +19,8 @@ use super::entrance::Entrance;
 use super::handshakes::{ANSWERED_MAX, IN_FLIGHT_MAX};
 use super::layer::{Layer, Stage};
 use super::listener::Accepted;
+use super::passed::Standing;
+use super::readable::Kind;
 use super::scratch::Scratch;
 use super::slots::{SlotKey, Slots};
 use super::socket::{Reading, Socket};
@@ -29,7 +31,7 @@ use crate::tls::{Established, TlsFault, TlsSession};
 
 /// Connections accepted in one turn: each costs a handshake soon after, and sessions that are there already must not wait.
 const ACCEPTS_PER_TURN: usize = 64;
-/// Sockets read in one turn, one read each.
+/// Sockets sorted in one turn, and of known devices' sessions so many read, one read each.
 const READS_PER_TURN: usize = 512;
 /// And of known devices while a task is on its way to many: those who have it answer at once, and what they say would make the others wait for
 /// the task. Whoever shakes hands is read all the same, since its time is short; admission bounds what that costs.
@@ -191,27 +193,36 @@ impl Reactor {
     }
 
     pub(super) fn read(&mut self, now: Now) {
-        let is_fanning_out = self.shard.is_fanning_out();
-        let mut of_known = if is_fanning_out { READS_PER_TURN_BESIDE_FAN_OUT } else { READS_PER_TURN };
-        let mut of_web = if is_fanning_out { READS_PER_TURN_BESIDE_FAN_OUT } else { WEB_READS_PER_TURN };
-        for _ in 0..READS_PER_TURN.min(self.readable.len()) {
-            let Some(key) = self.readable.pop_front() else { return };
-            let budget = match (self.sockets.tenant(key).map(|socket| &socket.transport), self.is_known(key))
-            {
-                (Some(Transport::Web(_)), _) | (Some(Transport::WebSocket(_)), false) => &mut of_web,
-                (_, true) => &mut of_known,
-                (_, false) => {
-                    self.read_one(now, key);
-                    continue;
-                }
-            };
-            match budget.checked_sub(1) {
-                Some(left) => {
-                    *budget = left;
-                    self.read_one(now, key);
-                }
-                None => self.readable.push_back(key),
+        for _ in 0..READS_PER_TURN.min(self.readable.unsorted()) {
+            let Some(key) = self.readable.pop_unsorted() else { break };
+            match self.kind(key) {
+                Some(kind) => self.readable.sort(kind, key),
+                None => self.read_one(now, key),
             }
+        }
+        let is_fanning_out = self.shard.is_fanning_out();
+        for (kind, reads) in [
+            (Kind::Session, READS_PER_TURN),
+            (Kind::Requests, WEB_READS_PER_TURN),
+            (Kind::Stranger, WEB_READS_PER_TURN),
+        ] {
+            let reads = if is_fanning_out { READS_PER_TURN_BESIDE_FAN_OUT } else { reads };
+            for _ in 0..reads {
+                let Some(key) = self.readable.pop(kind) else { break };
+                self.read_one(now, key);
+            }
+        }
+    }
+
+    /// Whose socket it is; `None` of one that shakes hands by itself, which is read at once.
+    fn kind(&mut self, key: SlotKey) -> Option<Kind> {
+        let is_known = self.is_known(key);
+        match &self.sockets.tenant(key)?.transport {
+            Transport::Web(web) if web.standing() == Standing::Welcome => Some(Kind::Requests),
+            Transport::Web(_) => Some(Kind::Stranger),
+            Transport::WebSocket(_) if !is_known => Some(Kind::Stranger),
+            Transport::WebSocket(_) | Transport::Raw => is_known.then_some(Kind::Session),
+            Transport::Introduced(..) => None,
         }
     }
 

@@ -404,3 +404,30 @@ fn when_it_is_crowded_another_tunnel_or_websocket_is_refused_for_now() {
     assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("Connection: close"), "{head}");
     assert!(!head.contains("Bgb-Received"), "{head}");
 }
+
+#[test]
+fn strangers_who_have_always_more_to_ask_are_served_in_turn_and_nobody_waits_behind_them() {
+    let mut bench = Bench::new(300);
+    let id = bench.known_tunnel();
+    let mut device = Line::connect(&bench);
+    let target = format!("/bgb/tunnel/{id}?from=0");
+    assert_eq!(device.ask(&mut bench, "POST", &target), "204");
+    let requests = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(500);
+    let mut strangers: Vec<_> = (0..200).map(|_| Line::connect(&bench)).collect();
+    strangers.iter_mut().for_each(|stranger| stranger.say(&requests));
+    bench.turn_until(|reactor| reactor.metrics.accepted.value() == 201 && !reactor.readable.is_empty());
+    device.say(format!("POST {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").as_bytes());
+    let mut turns = 0;
+    while device.answer().is_none() {
+        assert!(bench.reactor.turn().unwrap().is_continue());
+        turns += 1;
+        assert!(turns <= 3, "a device waits for strangers");
+    }
+    // Each of them has an answer when all have had their turn.
+    for _ in 0..2 * 200 / 64 {
+        assert!(bench.reactor.turn().unwrap().is_continue());
+    }
+    let unanswered =
+        strangers.iter_mut().filter_map(|stranger| stranger.answer().is_none().then_some(())).count();
+    assert_eq!(unanswered, 0);
+}
