@@ -17,6 +17,8 @@ use crate::wait::{SOON, until_true};
 
 /// Connections of each attack.
 const CONNECTIONS: usize = 500;
+/// Those who are so few that a server answers in their ten seconds more than kernels keep for them.
+const FEW: usize = 30;
 /// How long each lasts.
 const LASTS: Duration = Duration::from_secs(20);
 /// A push while it goes on, against the slowest of a quiet while: so many times that, and some milliseconds, in which the attack's own programs have a core.
@@ -46,14 +48,18 @@ fn slow_strangers_by_the_hundred_are_not_noticed_by_devices() {
     let latency_max = TIMES_MAX * quiet + SLACK;
     // From its manual: heads that do not end, and bodies that do not.
     let attacks = [
-        ("slow heads", Some(vec!["-H", "-i", "1", "-x", "24", "-t", "GET", "-u", &*root])),
-        ("slow bodies", Some(vec!["-B", "-i", "1", "-s", "8192", "-x", "10", "-t", "POST", "-u", &*tunnel])),
-        ("slow reading", None),
+        ("slow heads", Way::Tool(vec!["-H", "-i", "1", "-x", "24", "-t", "GET", "-u", &*root])),
+        (
+            "slow bodies",
+            Way::Tool(vec!["-B", "-i", "1", "-s", "8192", "-x", "10", "-t", "POST", "-u", &*tunnel]),
+        ),
+        ("asking without end", Way::Readers(CONNECTIONS)),
+        ("slow reading", Way::Readers(FEW)),
     ];
-    for (what, arguments) in attacks {
-        let attacked = Attack::begin(&site, |stopping| match arguments {
-            Some(arguments) => slowhttptest(&site, &arguments, stopping),
-            None => read_slowly(site.http_address(1), stopping),
+    for (what, way) in attacks {
+        let attacked = Attack::begin(&site, |stopping| match way {
+            Way::Tool(arguments) => slowhttptest(&site, &arguments, stopping),
+            Way::Readers(count) => read_slowly(site.http_address(1), count, stopping),
         });
         let (worst, pushes) = slowest_push(&site, &mut visitors);
         // Somebody comes anew, on each road.
@@ -73,6 +79,14 @@ fn slow_strangers_by_the_hundred_are_not_noticed_by_devices() {
     visitors.iter_mut().for_each(Visitor::keep_alive);
 }
 
+/// How an attack is made.
+enum Way<'a> {
+    /// By slowhttptest, with these arguments.
+    Tool(Vec<&'a str>),
+    /// By so many who ask for much and read little.
+    Readers(usize),
+}
+
 /// An attack, which goes on until it is ended.
 struct Attack<'a> {
     site: &'a Site,
@@ -86,9 +100,7 @@ impl<'a> Attack<'a> {
         let stopping = Arc::new(AtomicBool::new(false));
         let accepted_before = accepted(site);
         let thread = begin(Arc::clone(&stopping));
-        until_true("the attack has begun", SOON, || {
-            accepted(site) >= accepted_before + CONNECTIONS as u64 / 2
-        });
+        until_true("the attack has begun", SOON, || accepted(site) >= accepted_before + FEW as u64 / 2);
         Self { site, accepted_before, stopping, thread }
     }
 
@@ -127,22 +139,22 @@ fn slowhttptest(site: &Site, arguments: &[&str], stopping: Arc<AtomicBool>) -> J
 
 /// Asks for more than kernels keep of answers, as long as the server takes requests, and reads a few bytes in a second: what slowhttptest asks for (`-X`)
 /// lies in a kernel's buffer as a whole, and no server notices who reads it.
-fn read_slowly(server: SocketAddr, stopping: Arc<AtomicBool>) -> JoinHandle<()> {
-    let mut readers: Vec<_> = (0..CONNECTIONS).map(|_| Reader::connect(server)).collect();
+fn read_slowly(server: SocketAddr, count: usize, stopping: Arc<AtomicBool>) -> JoinHandle<()> {
+    let mut readers: Vec<_> = (0..count).map(|_| Reader::connect(server)).collect();
     std::thread::spawn(move || {
         let requests = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1_000);
         let mut stuck = 0;
         while !stopping.load(Ordering::Relaxed) {
             for reader in &mut readers {
                 match reader.ask(&requests) {
-                    Ok(is_taken) => stuck += usize::from(!is_taken),
+                    Ok(taken) => stuck += usize::from(taken == 0),
                     Err(_) => *reader = Reader::connect(server),
                 }
             }
             // The pace of the attack, not a wait for anything.
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(20));
         }
-        assert!(stuck > CONNECTIONS, "the server took requests without end: {stuck}");
+        assert!(stuck > count, "the server took requests without end: {stuck}");
     })
 }
 
@@ -157,13 +169,14 @@ impl Reader {
     fn connect(server: SocketAddr) -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(2_048).unwrap();
+        socket.set_send_buffer_size(16 * 1_024).unwrap();
         socket.connect(&server.into()).unwrap();
         socket.set_nonblocking(true).unwrap();
         Self { stream: socket.into(), asked: 0, read: Instant::now() }
     }
 
-    /// Asks as much as is taken of so many requests, and reads a little when it is time; whether all of them were taken.
-    fn ask(&mut self, requests: &[u8]) -> std::io::Result<bool> {
+    /// Asks as much as is taken of so many requests, and reads a little when it is time; how many bytes were taken.
+    fn ask(&mut self, requests: &[u8]) -> std::io::Result<usize> {
         if self.read.elapsed() > Duration::from_secs(1) {
             self.read = Instant::now();
             match self.stream.read(&mut [0; 16]) {
@@ -172,14 +185,17 @@ impl Reader {
                 _ => {}
             }
         }
-        match self.stream.write(&requests[self.asked..]) {
-            Ok(taken) => self.asked += taken,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+        let mut taken = 0;
+        loop {
+            match self.stream.write(&requests[self.asked..]) {
+                Ok(bytes) => {
+                    taken += bytes;
+                    self.asked = (self.asked + bytes) % requests.len();
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(taken),
+                Err(error) => return Err(error),
+            }
         }
-        let is_taken = self.asked == requests.len();
-        self.asked %= requests.len();
-        Ok(is_taken)
     }
 }
 
