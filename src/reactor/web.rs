@@ -343,7 +343,7 @@ impl Reactor {
                 self.give_last_time(now, key);
             }
             Transport::Web(web) if web.is_parting() => {
-                self.let_socket_go(now, key, CloseReason::Answered, "")
+                self.let_socket_go(now, key, CloseReason::Answered, "");
             }
             Transport::Web(web) if web.strange_until.is_none() => self.part(now, key, CloseReason::Answered),
             _ => self.let_socket_go(now, key, CloseReason::NoSession, ""),
