@@ -51,20 +51,12 @@ pub struct Web {
     pub outer: Option<Box<Layer>>,
     /// What came of requests.
     pub requests: Requests,
-    /// What the present one asks for.
-    pub asked: Asked,
-    /// How its answer is to be.
-    pub manner: Manner,
-    /// The tunnel that the present request has opened.
-    pub opened: Option<TunnelId>,
+    /// The present one.
+    pub request: Request,
     /// Why the connection ends, and the details, once that is settled.
     pub end: Option<(CloseReason, String)>,
     /// It holds a place among the handshakes until it has named the tunnel of a known device, and has time until then; afterwards it has none.
     pub strange_until: Option<Tick>,
-    /// Counts requests: an answer to an earlier one is void.
-    pub number: u32,
-    /// What it is answered when it is whole, if bytes of it were refused.
-    pub refused: Option<Box<Reply>>,
     /// How far the connection has got.
     pub course: Course,
 }
@@ -78,6 +70,21 @@ pub enum Course {
     Owed,
     /// The last answer was given: what still comes is read over until the peer has gone.
     Parting,
+}
+
+/// A request, or what there is of it.
+#[derive(Debug, Default)]
+pub struct Request {
+    /// Counts a connection's requests: an answer to an earlier one is void.
+    pub number: u32,
+    /// What it asks for.
+    pub asked: Asked,
+    /// How its answer is to be.
+    pub manner: Manner,
+    /// The tunnel that it has opened.
+    pub opened: Option<TunnelId>,
+    /// What it is answered when it is whole, if bytes of it were refused.
+    pub refused: Option<Box<Reply>>,
 }
 
 /// How a request is answered.
@@ -102,9 +109,10 @@ pub enum Keeping {
 }
 
 /// What a request asks for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub enum Asked {
     /// There is none.
+    #[default]
     Nothing,
     /// What is answered when it is whole, whatever its body.
     Known(Box<Reply>),
@@ -202,13 +210,9 @@ impl Transport {
             Entrance::Http | Entrance::Https => Self::Web(Box::new(Web {
                 outer,
                 requests: Requests::new(BODY_BYTES_MAX),
-                asked: Asked::Nothing,
-                manner: Manner::default(),
-                opened: None,
+                request: Request::default(),
                 end: None,
                 strange_until: Some(Tick(0)),
-                number: 0,
-                refused: None,
                 course: Course::Listening,
             })),
         }
@@ -328,14 +332,14 @@ impl Web {
     /// Whether it is a known device's between two requests.
     #[must_use]
     pub fn is_at_rest(&self) -> bool {
-        let is_idle = matches!(self.asked, Asked::Nothing) && !self.requests.is_busy();
+        let is_idle = matches!(self.request.asked, Asked::Nothing) && !self.requests.is_busy();
         self.standing() == Standing::Welcome && self.course == Course::Listening && is_idle
     }
 
     /// Whether a tunnel has the present request.
     #[must_use]
     pub fn is_underway(&self) -> bool {
-        matches!(self.asked, Asked::UpUnderway | Asked::DownUnderway(..))
+        matches!(self.request.asked, Asked::UpUnderway | Asked::DownUnderway(..))
     }
 
     /// A request begins: how its answer will be.
@@ -345,8 +349,7 @@ impl Web {
             (true, 0) => Keeping::Said,
             (true, _) => Keeping::Silent,
         };
-        self.manner = Manner { keeping, is_bodiless: head.method == "HEAD" };
-        self.number = self.number.wrapping_add(1);
-        (self.opened, self.refused) = (None, None);
+        let manner = Manner { keeping, is_bodiless: head.method == "HEAD" };
+        self.request = Request { number: self.request.number.wrapping_add(1), manner, ..Request::default() };
     }
 }

@@ -165,7 +165,7 @@ impl Reactor {
     /// Has a request reach its tunnel. What comes of it comes as [`on_tunnel_answer`](Self::on_tunnel_answer), at once where the tunnel is here.
     pub(super) fn ask_tunnel(&mut self, now: Now, socket: SlotKey, id: TunnelId, ask: Ask) {
         let web = self.sockets.tenant_mut(socket).and_then(|socket| socket.transport.web());
-        let Some((number, standing)) = web.map(|web| (web.number, web.standing())) else { return };
+        let Some((number, standing)) = web.map(|web| (web.request.number, web.standing())) else { return };
         let asker = Asker { shard: self.shard.id(), socket, number };
         if id.shard == asker.shard.0 {
             return self.serve(now, (asker, standing), id, ask);

@@ -128,11 +128,11 @@ impl Reactor {
         match asked {
             // It waits for our word, and is told that it need not send the rest.
             Asked::Known(reply) if head.expects_continue() => {
-                web.manner.keeping = Keeping::Closes;
+                web.request.manner.keeping = Keeping::Closes;
                 self.reply(now, key, *reply);
             }
             asked => {
-                web.asked = asked;
+                web.request.asked = asked;
                 if head.expects_continue() {
                     self.write_covered(now, key, b"HTTP/1.1 100 Continue\r\n\r\n");
                 }
@@ -147,7 +147,7 @@ impl Reactor {
 
     fn on_body(&mut self, now: Now, key: SlotKey, bytes: Vec<u8>) {
         let Some(web) = self.web(key) else { return };
-        let (id, from) = match web.asked {
+        let (id, from) = match web.request.asked {
             Asked::Open => match self.open_for(now, key) {
                 Some(id) => (id, 0),
                 None => return,
@@ -157,7 +157,7 @@ impl Reactor {
         };
         if let Some(web) = self.web(key) {
             // Beyond the end of numbers nothing was ever taken, and so nothing will be.
-            web.asked = Asked::Up(id, from.saturating_add(bytes.len() as u64));
+            web.request.asked = Asked::Up(id, from.saturating_add(bytes.len() as u64));
         }
         self.ask_tunnel(now, key, id, Ask::Up { from, bytes, is_last: false });
     }
@@ -165,18 +165,18 @@ impl Reactor {
     /// A request is whole.
     fn on_request(&mut self, now: Now, key: SlotKey) {
         let Some(web) = self.web(key) else { return };
-        match std::mem::replace(&mut web.asked, Asked::Nothing) {
+        match std::mem::replace(&mut web.request.asked, Asked::Nothing) {
             Asked::Known(reply) => self.reply(now, key, *reply),
             Asked::Open => {
                 self.open_for(now, key);
                 self.on_request(now, key);
             }
             Asked::Up(id, from) => {
-                web.asked = Asked::UpUnderway;
+                web.request.asked = Asked::UpUnderway;
                 self.ask_tunnel(now, key, id, Ask::Up { from, bytes: Vec::new(), is_last: true });
             }
             Asked::Down(id, from, hold_secs) => {
-                web.asked = Asked::DownUnderway(id, hold_secs);
+                web.request.asked = Asked::DownUnderway(id, hold_secs);
                 self.ask_tunnel(now, key, id, Ask::Down { from, hold_secs });
             }
             Asked::Nothing | Asked::UpUnderway | Asked::DownUnderway(..) => {}
@@ -194,27 +194,27 @@ impl Reactor {
         }
         self.note_handshakes();
         let web = self.web(key)?;
-        web.opened = id;
+        web.request.opened = id;
         // That nothing was taken shows that it is our answer, and not that of something between.
         let received = |mut reply: Reply| {
             reply.head = reply.head.with("Bgb-Received", "0");
             reply
         };
-        web.asked = id.map_or_else(|| known(received(crowded())), |id| Asked::Up(id, 0));
+        web.request.asked = id.map_or_else(|| known(received(crowded())), |id| Asked::Up(id, 0));
         id
     }
 
     /// There is no place for another handshake at present.
     pub(super) fn refuse_for_now(&mut self, now: Now, key: SlotKey) {
         let Some(web) = self.web(key) else { return };
-        web.manner.keeping = Keeping::Closes;
+        web.request.manner.keeping = Keeping::Closes;
         self.reply(now, key, crowded());
     }
 
     /// What a request to a tunnel, the socket's `number`th, came to.
     pub(super) fn on_tunnel_answer(&mut self, now: Now, key: SlotKey, number: u32, answer: TunnelAnswer) {
-        let Some(web) = self.web(key).filter(|web| web.number == number) else { return };
-        match (answer, &web.asked) {
+        let Some(web) = self.web(key).filter(|web| web.request.number == number) else { return };
+        match (answer, &web.request.asked) {
             (TunnelAnswer::Held(word), Asked::DownUnderway(_, hold_secs)) => {
                 let ticks = match word {
                     Word::Unknown => STRANGE_TICKS,
@@ -226,13 +226,13 @@ impl Reactor {
                 self.give_time(now, key, ticks);
             }
             // The rest of its body is read over.
-            (TunnelAnswer::Refused(given), Asked::Up(..)) => web.asked = known(given.reply()),
+            (TunnelAnswer::Refused(given), Asked::Up(..)) => web.request.asked = known(given.reply()),
             (TunnelAnswer::Refused(given), Asked::UpUnderway) => {
-                web.refused.get_or_insert_with(|| Box::new(given.reply()));
+                web.request.refused.get_or_insert_with(|| Box::new(given.reply()));
             }
             (TunnelAnswer::Freed, _) => self.welcome(key),
             (TunnelAnswer::Given(given), Asked::UpUnderway | Asked::DownUnderway(..)) => {
-                let (opened, refused) = (web.opened.take(), web.refused.take());
+                let (opened, refused) = (web.request.opened.take(), web.request.refused.take());
                 let is_success = given.is_success() && refused.is_none();
                 if given.frees {
                     self.welcome(key);
@@ -367,8 +367,8 @@ impl Reactor {
     /// Whoever asked a tunnel for bytes is not there any more.
     pub(super) fn lose_asked(&mut self, now: Now, key: SlotKey) {
         let Some(web) = self.web(key) else { return };
-        if let Asked::DownUnderway(id, _) = web.asked {
-            web.asked = Asked::Nothing;
+        if let Asked::DownUnderway(id, _) = web.request.asked {
+            web.request.asked = Asked::Nothing;
             self.ask_tunnel(now, key, id, Ask::Lost);
         }
     }
@@ -408,8 +408,8 @@ impl Reactor {
     /// Answers the present request.
     fn reply(&mut self, now: Now, key: SlotKey, reply: Reply) {
         let Some(web) = self.web(key) else { return };
-        let (manner, strange_until) = (web.manner, web.strange_until);
-        web.asked = Asked::Nothing;
+        let (manner, strange_until) = (web.request.manner, web.strange_until);
+        web.request.asked = Asked::Nothing;
         web.requests.on_answered();
         let Reply { head, body, content_type } = reply;
         let status = head.status;
@@ -455,7 +455,7 @@ impl Reactor {
     fn refuse(&mut self, now: Now, key: SlotKey, fault: RequestFault) {
         let Some(web) = self.web(key) else { return };
         let sentence = fault.to_string();
-        web.manner = Manner { keeping: Keeping::Closes, is_bodiless: false };
+        web.request.manner = Manner { keeping: Keeping::Closes, is_bodiless: false };
         let reply = Reply::sentence(ResponseHead::new(fault.status()), &sentence);
         web.end = Some((CloseReason::BadRequest, sentence));
         self.reply(now, key, reply);
