@@ -337,6 +337,12 @@ fn whoever_brings_no_session_about_is_let_go_however_slowly_it_speaks() {
             let again = format!("GET /bgb/tunnel/{id}?from=0&hold=1 HTTP/1.1\r\nHost: a\r\n\r\n");
             lasts(line, again.clone().into_bytes(), Box::leak(again.into_boxed_str()).as_bytes())
         }),
+        ("says not even a hello to HTTPS", lasts(Http::connect(https, false), Vec::new(), b"")),
+        ("half a hello", lasts(Http::connect(https, false), vec![22, 3, 1, 1, 0, 1, 0, 0, 0xfc], b"")),
+        (
+            "a hello that drips in",
+            lasts(Http::connect(https, false), vec![22, 3, 1, 1, 0, 1, 0, 0, 0xfc], b"x"),
+        ),
         ("says nothing in HTTPS", lasts(Http::connect(https, true), Vec::new(), b"")),
         (
             "slow head in HTTPS",

@@ -63,11 +63,17 @@ impl Bench {
         let now = self.reactor.now();
         let id = self.reactor.open_tunnel(now, self.http).unwrap();
         let key = self.reactor.channels.key_at(id.slot).unwrap();
+        self.become_known(key);
+        id
+    }
+
+    /// A tunnel's device has shown itself.
+    fn become_known(&mut self, key: SlotKey) {
         assert!(self.reactor.room.take_seat());
         let channel = self.reactor.channels.tenant_mut(key).unwrap();
         (channel.state, channel.device) = (ChannelState::Open, Some(DeviceId(1)));
+        let now = self.reactor.now();
         self.reactor.on_tunnel_open(now, key);
-        id
     }
 
     /// The reactor's time is so much later. The bench turns no more after that.
@@ -430,4 +436,42 @@ fn strangers_who_have_always_more_to_ask_are_served_in_turn_and_nobody_waits_beh
     let unanswered =
         strangers.iter_mut().filter_map(|stranger| stranger.answer().is_none().then_some(())).count();
     assert_eq!(unanswered, 0);
+}
+
+#[test]
+fn whoever_closes_its_half_while_its_get_is_held_is_gone_and_its_tunnel_stays() {
+    let mut bench = Bench::new(10);
+    let id = bench.known_tunnel();
+    let mut line = Line::connect(&bench);
+    line.say(format!("GET /bgb/tunnel/{id}?from=0&hold=60 HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+    bench.turn_until(|reactor| only_channel(reactor).is_some_and(is_held));
+    line.stream.shutdown(Shutdown::Write).unwrap();
+    bench.turn_until(|reactor| reactor.sockets.is_empty());
+    assert!(line.hear() && line.heard.is_empty());
+    assert!(only_channel(&bench.reactor).is_some_and(|channel| !is_held(channel)));
+    // What comes down now waits for the next GET.
+    let key = bench.reactor.channels.key_at(id.slot).unwrap();
+    bench.reactor.scratch.records = vec![7; 10];
+    let now = bench.reactor.now();
+    bench.reactor.push_down(now, key, false);
+    let mut line = Line::connect(&bench);
+    assert_eq!(line.ask(&mut bench, "GET", &format!("/bgb/tunnel/{id}?from=0")), "200");
+}
+
+#[test]
+fn whoever_is_held_in_a_handshake_is_freed_and_has_its_time_when_the_device_is_known() {
+    let mut bench = Bench::new(10);
+    let now = bench.reactor.now();
+    let id = bench.reactor.open_tunnel(now, bench.http).unwrap();
+    let key = bench.reactor.channels.key_at(id.slot).unwrap();
+    let mut line = Line::connect(&bench);
+    line.say(format!("GET /bgb/tunnel/{id}?from=0&hold=60 HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+    bench.turn_until(|reactor| only_channel(reactor).is_some_and(is_held));
+    assert_eq!(bench.standings(), (0, 1), "nobody is known");
+    bench.become_known(key);
+    assert_eq!(bench.standings(), (1, 0));
+    bench.advance(590);
+    assert_eq!((line.hear(), line.heard.len()), (false, 0), "it is held");
+    bench.advance(602);
+    assert!(line.answer().is_some_and(|head| head.starts_with("HTTP/1.1 204 ")));
 }
