@@ -10,7 +10,7 @@ use bgb_protocol::ids::SiteCode;
 use serde::Deserialize;
 
 use crate::network::Network;
-use crate::reactor::transport::Entrance;
+use crate::reactor::entrance::Entrance;
 use crate::tls::TlsFiles;
 
 /// The configuration of one notification server.
@@ -88,6 +88,9 @@ const ADDRESS_BYTES_MAX: usize = 260;
 /// Ports of HTTP's roads (docs/protocol.md, 13).
 const HTTP_PORT: u16 = 8080;
 const HTTPS_PORT: u16 = 8443;
+
+/// What else can be done about one of HTTP's ports.
+const OR_OFF: &str = ", or set one of HTTP's to \"off\"";
 
 /// Networks of one kind: each is looked at for every connection.
 const NETWORKS_MAX: usize = 64;
@@ -219,11 +222,16 @@ impl ServerConfig {
         bgb_daemon::admin::check_address(self.admin, "127.0.0.1:10125")
     }
 
-    /// SO_REUSEPORT would let two entrances share a port, and half of the devices meet the wrong one.
+    /// SO_REUSEPORT would let two entrances share a port, and half of the devices meet the wrong one; beside `admin` the server would not start.
     fn check_entrances(&self) -> anyhow::Result<()> {
-        let entrances = self.entrances();
-        for (at, (one, first)) in entrances.iter().enumerate() {
-            for (other, second) in &entrances[at + 1..] {
+        let listeners: Vec<_> = self
+            .entrances()
+            .into_iter()
+            .map(|(entrance, address)| (entrance.key(), address))
+            .chain([("admin", self.admin)])
+            .collect();
+        for (at, (one, first)) in listeners.iter().enumerate() {
+            for (other, second) in &listeners[at + 1..] {
                 let is_shared = first.port() == second.port()
                     && first.port() != 0
                     && (first.ip() == second.ip()
@@ -231,10 +239,8 @@ impl ServerConfig {
                         || second.ip().is_unspecified());
                 anyhow::ensure!(
                     !is_shared,
-                    "{} ({first}) and {} ({second}) are one port: change one of them{}",
-                    one.key(),
-                    other.key(),
-                    if *other == Entrance::Tcp { "" } else { ", or set it to \"off\"" }
+                    "{one} ({first}) and {other} ({second}) are one port: change one of them{}",
+                    if (*one, *other) == (Entrance::Tcp.key(), "admin") { "" } else { OR_OFF }
                 );
             }
         }
@@ -358,6 +364,8 @@ mod tests {
             let fault = format!("{:#}", load(&format!("{lines}\n{GOOD}")).unwrap_err());
             assert!(fault.contains("are one port") && fault.contains("listen_http"), "{fault}");
         }
+        let fault = format!("{:#}", load(&format!("admin = \"127.0.0.1:8080\"\n{GOOD}")).unwrap_err());
+        assert!(fault.contains("listen_http (0.0.0.0:8080) and admin (127.0.0.1:8080)"), "{fault}");
         let apart = "listen = \"192.0.2.1:443\"\nlisten_http = \"off\"\nlisten_https = \"192.0.2.2:443\"";
         assert!(load(&format!("{apart}\n{GOOD}")).is_ok());
     }

@@ -23,9 +23,9 @@ use crate::courier::StatusLine;
 use crate::directory::{Claim, Directory, Place, ShardId};
 use crate::metrics::ShardMetrics;
 use crate::presence::Told;
+use crate::reactor::entrance::Entrance;
 use crate::reactor::mailbox::{Mailbox, Undelivered};
-use crate::reactor::transport::Entrance;
-use crate::reactor::tunnels::Passed;
+use crate::reactor::passed::Passed;
 use crate::tls::TlsContext;
 
 /// What other threads say to a shard.
@@ -143,7 +143,7 @@ impl Shard {
 
     /// Passes a request on to another shard; `false` when that has no room for it.
     pub fn pass(&mut self, shard: ShardId, passed: Passed) -> bool {
-        self.links.shards[usize::from(shard.0)].try_send(Letter::Passed(passed)).is_ok()
+        self.links.shards[usize::from(shard.0)].try_send_late(Letter::Passed(passed)).is_ok()
     }
 
     /// Passes an answer on to another shard, as soon as it has room for it.
@@ -384,7 +384,7 @@ impl Shard {
             if full.contains(&shard) {
                 self.unpassed.push_back((shard, passed));
             } else if let Err(Undelivered::Full(Letter::Passed(passed))) =
-                mailbox.try_send(Letter::Passed(passed))
+                mailbox.try_send_late(Letter::Passed(passed))
             {
                 full.push(shard);
                 self.unpassed.push_back((shard, passed));

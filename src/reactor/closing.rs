@@ -143,18 +143,12 @@ impl Reactor {
         self.lose_asked(now, key);
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
         let peer = socket.peer;
-        let (is_strange, noted) = match &mut socket.transport {
-            Transport::Web(web) => (web.strange_until.is_some(), web.end.take()),
-            Transport::Introduced(..) => (true, None),
-            Transport::Raw | Transport::WebSocket(_) => (false, None),
-        };
-        if is_strange {
-            let is_introduced = !matches!(socket.transport, Transport::Introduced(..));
-            let outer = socket.transport.outer().filter(|outer| !outer.is_up());
-            let answered = outer.and_then(|outer| outer.stage().answered());
-            self.handshakes.end(is_introduced.then(|| peer.ip()), answered);
+        let noted = socket.transport.web().and_then(|web| web.end.take());
+        if let Transport::Introduced(..) = socket.transport {
+            self.handshakes.end(None, None);
             self.note_handshakes();
         }
+        self.give_place_back(key);
         let (reason, detail) = noted.as_ref().map_or((reason, detail), |(reason, detail)| (*reason, detail));
         self.note_closing(now, &Closing { peer, device: None, reason, detail });
         self.socket_deadlines.cancel(key.index);

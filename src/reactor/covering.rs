@@ -6,7 +6,7 @@
 use bgb_hub::{CloseReason, Now};
 
 use super::Reactor;
-use super::admission::Waiter;
+use super::admission::{Step, Waiter};
 use super::layer::Stage;
 use super::reading::LINE_TICKS;
 use super::slots::SlotKey;
@@ -31,7 +31,10 @@ impl Reactor {
                     let fault = TlsFault::handshake_too_long(too_much);
                     return self.let_socket_go(now, key, fault.reason(), &fault.detail);
                 }
-                let Some(step) = step.filter(|_| !socket.read_closed) else { return };
+                // Who has closed its half without an answer goes no further; of others the last word may be an alert, or all that they ask.
+                let is_read_closed = socket.read_closed;
+                let goes_on = |step: &Step| matches!(step, Step::GoesOn) || !is_read_closed;
+                let Some(step) = step.filter(goes_on) else { return };
                 socket.reading = Reading::InLine;
                 if was_silent {
                     self.give_time(now, key, LINE_TICKS);
@@ -87,9 +90,19 @@ impl Reactor {
                     self.hear_uncovered(now, key, bytes);
                 }
                 if fed.peer_closed {
-                    self.on_half_closed(now, key, CloseReason::PeerClosed);
+                    self.on_outer_closed(now, key);
                 }
             }
+        }
+    }
+
+    /// The peer says no more in the outer TLS. Requests that it has said before that and that wait for their turn are served first.
+    fn on_outer_closed(&mut self, now: Now, key: SlotKey) {
+        let Some(socket) = self.sockets.tenant_mut(key) else { return };
+        let is_unsent = socket.unsent_bytes() > 0;
+        match socket.transport.web().filter(|web| web.is_owed(is_unsent)) {
+            Some(web) => web.end = Some((CloseReason::PeerClosed, String::new())),
+            None => self.on_half_closed(now, key, CloseReason::PeerClosed),
         }
     }
 
@@ -98,7 +111,7 @@ impl Reactor {
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
         match &mut socket.transport {
             Transport::WebSocket(_) => self.hear_frames(now, key, bytes),
-            Transport::Web(web) if !web.is_parting => {
+            Transport::Web(web) if !web.is_parting() => {
                 web.requests.hear(&self.scratch.received[..bytes]);
                 self.take_requests(now, key);
             }

@@ -7,8 +7,9 @@ use bgb_http::proxy_protocol::ProxyHeader;
 use bgb_hub::{CloseReason, Now};
 
 use super::Reactor;
+use super::entrance::Entrance;
 use super::slots::SlotKey;
-use super::transport::{Entrance, Transport};
+use super::transport::Transport;
 
 impl Reactor {
     /// Bytes of a connection whose peer is not known yet, at the beginning of the scratch.

@@ -3,6 +3,9 @@
 //! A bounded channel and mio's waker. However many letters come while the reactor is awake, it is woken once: a letter
 //! wakes only when none has since the reactor last looked.
 //!
+//! Requests that strangers' sockets pass on may wait behind everything else, and have a channel of their own: however many come, orders find room and
+//! stand behind none of them.
+//!
 //! Threads that may wait (the broker, main) use [`Mailbox::send`]. Reactors must not wait, and use [`Mailbox::try_send`].
 
 use std::io;
@@ -15,17 +18,20 @@ use mio::{Registry, Token, Waker};
 /// Letters that a mailbox holds. Orders come in batches of a thousand rows at most, so this is far more than a burst of
 /// tasks; a reader that falls this far behind makes the broker wait, which is what it should do.
 const LETTERS_MAX: usize = 4096;
+/// And of those that may wait, with up to 32 KiB of a request's body in each. What finds no room is refused or said later.
+const LATE_MAX: usize = 1024;
 
 /// The sending end; clones reach the same reactor.
 #[derive(Debug)]
 pub struct Mailbox<L> {
     letters: Sender<L>,
+    late: Sender<L>,
     bell: Arc<Bell>,
 }
 
 impl<L> Clone for Mailbox<L> {
     fn clone(&self) -> Self {
-        Self { letters: self.letters.clone(), bell: Arc::clone(&self.bell) }
+        Self { letters: self.letters.clone(), late: self.late.clone(), bell: Arc::clone(&self.bell) }
     }
 }
 
@@ -33,6 +39,7 @@ impl<L> Clone for Mailbox<L> {
 #[derive(Debug)]
 pub struct Inbox<L> {
     letters: Receiver<L>,
+    late: Receiver<L>,
     bell: Arc<Bell>,
 }
 
@@ -67,8 +74,10 @@ pub enum Undelivered<L> {
 /// When the kernel gives no descriptor for the waker.
 pub fn mailbox<L>(registry: &Registry, token: Token) -> io::Result<(Mailbox<L>, Inbox<L>)> {
     let (sender, receiver) = bounded(LETTERS_MAX);
+    let (late_sender, late_receiver) = bounded(LATE_MAX);
     let bell = Arc::new(Bell { waker: Waker::new(registry, token)?, rung: AtomicBool::new(false) });
-    Ok((Mailbox { letters: sender, bell: Arc::clone(&bell) }, Inbox { letters: receiver, bell }))
+    let mailbox = Mailbox { letters: sender, late: late_sender, bell: Arc::clone(&bell) };
+    Ok((mailbox, Inbox { letters: receiver, late: late_receiver, bell }))
 }
 
 impl<L> Mailbox<L> {
@@ -84,7 +93,19 @@ impl<L> Mailbox<L> {
     /// # Errors
     /// [`Undelivered`] says why not, and gives the letter back.
     pub fn try_send(&self, letter: L) -> Result<(), Undelivered<L>> {
-        match self.letters.try_send(letter) {
+        self.put(&self.letters, letter)
+    }
+
+    /// Delivers a letter that may wait behind all others, if there is room.
+    ///
+    /// # Errors
+    /// As [`try_send`](Self::try_send).
+    pub fn try_send_late(&self, letter: L) -> Result<(), Undelivered<L>> {
+        self.put(&self.late, letter)
+    }
+
+    fn put(&self, letters: &Sender<L>, letter: L) -> Result<(), Undelivered<L>> {
+        match letters.try_send(letter) {
             Ok(()) => {
                 self.bell.ring();
                 Ok(())
@@ -106,16 +127,22 @@ impl<L> Inbox<L> {
         self.bell.rung.store(false, Ordering::Release);
     }
 
-    /// The next letter.
+    /// The next letter, but for those that may wait.
     #[must_use]
     pub fn next(&self) -> Option<L> {
         self.letters.try_recv().ok()
     }
 
+    /// The next letter that may wait.
+    #[must_use]
+    pub fn next_late(&self) -> Option<L> {
+        self.late.try_recv().ok()
+    }
+
     /// Whether a letter waits.
     #[must_use]
     pub fn has_letters(&self) -> bool {
-        !self.letters.is_empty()
+        !(self.letters.is_empty() && self.late.is_empty())
     }
 }
 
@@ -147,6 +174,16 @@ mod tests {
     }
 
     #[test]
+    fn what_may_wait_takes_nobody_s_room_and_is_heard_apart() {
+        let poll = Poll::new().unwrap();
+        let (sender, inbox) = mailbox(poll.registry(), Token(7)).unwrap();
+        (0..LATE_MAX).for_each(|_| sender.try_send_late("a request").unwrap());
+        assert!(inbox.has_letters() && inbox.next().is_none());
+        assert!(sender.send("an order"));
+        assert_eq!((inbox.next(), inbox.next_late()), (Some("an order"), Some("a request")));
+    }
+
+    #[test]
     fn a_full_mailbox_gives_the_letter_back() {
         let poll = Poll::new().unwrap();
         let (sender, inbox) = mailbox(poll.registry(), Token(7)).unwrap();
@@ -154,8 +191,13 @@ mod tests {
             sender.try_send(number).unwrap();
         }
         assert_eq!(sender.try_send(5), Err(Undelivered::Full(5)));
+        for number in 0..LATE_MAX {
+            sender.try_send_late(number).unwrap();
+        }
+        assert_eq!(sender.try_send_late(6), Err(Undelivered::Full(6)));
         drop(inbox);
         assert_eq!(sender.try_send(5), Err(Undelivered::Gone));
+        assert_eq!(sender.try_send_late(6), Err(Undelivered::Gone));
         assert!(!sender.send(5));
     }
 }

@@ -11,11 +11,14 @@ pub mod channel;
 mod closing;
 pub mod closing_log;
 mod covering;
+pub mod entrance;
 pub mod handshakes;
 mod introduction;
 pub mod layer;
 pub mod listener;
 pub mod mailbox;
+pub mod passed;
+pub mod readable;
 mod reading;
 pub mod room;
 pub mod scratch;
@@ -26,7 +29,6 @@ pub mod tunnels;
 mod web;
 mod websockets;
 
-use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -41,15 +43,16 @@ use self::admission::Admission;
 use self::channel::{Channel, ChannelState};
 use self::closing::transport_fault;
 use self::closing_log::ClosingLog;
+use self::entrance::Entrance;
 use self::handshakes::Handshakes;
 use self::layer::Stage;
 use self::listener::Listener;
 use self::mailbox::{Inbox, Mailbox, mailbox};
+use self::readable::Readable;
 use self::room::Room;
 use self::scratch::Scratch;
 use self::slots::{SlotKey, Slots};
 use self::socket::{CHOKED_BYTES, FLOWING_BYTES, Flow, Flushed, Reading, Socket, UNSENT_BYTES_MAX};
-use self::transport::Entrance;
 use crate::metrics::ShardMetrics;
 use crate::network::Network;
 use crate::shard::{Deed, Letter, Shard};
@@ -59,6 +62,8 @@ use crate::tls::TlsContext;
 const EVENTS_MAX: usize = 1024;
 /// Letters taken in one turn.
 const LETTERS_PER_TURN: usize = 64;
+/// And requests that other shards' sockets pass on, and answers to those of ours: they may wait.
+const PASSED_PER_TURN: usize = 64;
 /// How long a channel that is ended may take to read its last bytes.
 const CLOSING_TICKS: u64 = 5_000 / TICK_MS;
 /// How soon to look again when another thread's channel was full.
@@ -122,6 +127,8 @@ pub struct Reactor {
     listeners: Vec<(Entrance, Listener)>,
     /// Which of them is asked first for the next connection.
     next_listener: usize,
+    /// Which slot of a socket is looked at first when room is to be made.
+    next_to_go: u32,
     sockets: Slots<Socket>,
     channels: Slots<Channel>,
     shard: Shard,
@@ -139,7 +146,7 @@ pub struct Reactor {
     /// Ends of what sockets without a channel may take, by socket slot.
     socket_deadlines: Wheel,
     /// Sockets that may have something to read.
-    readable: VecDeque<SlotKey>,
+    readable: Readable,
     /// Sockets with something to write, or just written to.
     dirty: Vec<SlotKey>,
     /// Channels in tunnels that have something for who is held.
@@ -165,6 +172,7 @@ impl Reactor {
             inbox,
             listeners: Vec::new(),
             next_listener: 0,
+            next_to_go: 0,
             sockets: Slots::default(),
             channels: Slots::default(),
             shard: parts.shard,
@@ -179,7 +187,7 @@ impl Reactor {
             scratch: Scratch::new(),
             deadlines: Wheel::new(),
             socket_deadlines: Wheel::new(),
-            readable: VecDeque::new(),
+            readable: Readable::default(),
             dirty: Vec::new(),
             answering: Vec::new(),
             tunnels: 0,
@@ -216,7 +224,12 @@ impl Reactor {
         self.shard.publish();
         self.metrics.turns.add(1);
         self.metrics.turn_times.observe(woken.elapsed());
-        Ok(self.is_over())
+        let is_over = self.is_over();
+        if is_over.is_break() {
+            // Others wait for nobody who would ask for them.
+            self.room.end_tunnels(self.tunnels as usize);
+        }
+        Ok(is_over)
     }
 
     fn now(&self) -> Now {
@@ -305,8 +318,9 @@ impl Reactor {
             self.shard.is_owing().then_some(RETRY),
             // Whoever waits in line has a place, and gets its answer when there is credit.
             self.admission.is_owing(self.handshakes.has_places()).then_some(CREDIT_LOOK),
-            // Another reactor may make room, and does not say so.
+            // Another reactor may make room, and does not say so; nor does it say when its last tunnel has ended.
             (somebody_waits && self.room.is_full()).then_some(ROOM_LOOK),
+            (self.stopping_until.is_some() && self.others_have_tunnels()).then_some(ROOM_LOOK),
         ]
         .into_iter()
         .flatten()
@@ -318,26 +332,35 @@ impl Reactor {
     fn take_letters(&mut self, now: Now) -> io::Result<()> {
         for _ in 0..LETTERS_PER_TURN {
             let Some(letter) = self.inbox.next() else { break };
-            match self.shard.handle_letter(now, letter) {
-                Some(Letter::Orders(orders)) => {
-                    for order in &*orders {
-                        self.shard.handle_order(now, order.clone());
-                        self.do_deeds(now);
-                    }
-                }
-                Some(Letter::Listen(entrance, socket)) => {
-                    let token = Token(LISTENERS + self.listeners.len());
-                    let listener = Listener::start(socket.try_clone()?, self.poll.registry(), token)?;
-                    self.listeners.push((entrance, listener));
-                }
-                Some(Letter::Passed(passed)) => self.take_passed(now, passed),
-                Some(Letter::Tls(tls)) => self.tls = tls,
-                Some(Letter::Stop) => self.stop(now),
-                _ => {}
-            }
-            self.do_deeds(now);
+            self.take_letter(now, letter)?;
+        }
+        for _ in 0..PASSED_PER_TURN {
+            let Some(letter) = self.inbox.next_late() else { break };
+            self.take_letter(now, letter)?;
         }
         self.more_letters = self.inbox.has_letters();
+        Ok(())
+    }
+
+    fn take_letter(&mut self, now: Now, letter: Letter) -> io::Result<()> {
+        match self.shard.handle_letter(now, letter) {
+            Some(Letter::Orders(orders)) => {
+                for order in &*orders {
+                    self.shard.handle_order(now, order.clone());
+                    self.do_deeds(now);
+                }
+            }
+            Some(Letter::Listen(entrance, socket)) => {
+                let token = Token(LISTENERS + self.listeners.len());
+                let listener = Listener::start(socket.try_clone()?, self.poll.registry(), token)?;
+                self.listeners.push((entrance, listener));
+            }
+            Some(Letter::Passed(passed)) => self.take_passed(now, passed),
+            Some(Letter::Tls(tls)) => self.tls = tls,
+            Some(Letter::Stop) => self.stop(now),
+            _ => {}
+        }
+        self.do_deeds(now);
         Ok(())
     }
 
@@ -507,6 +530,9 @@ impl Reactor {
             self.shard.handle_flow(now, hub_key(channel), flow == Flow::Choked);
         }
         if unsent == 0 {
+            if let Some(pong) = self.sockets.tenant_mut(key).and_then(Socket::take_pong) {
+                self.say_pong(now, key, pong);
+            }
             self.finish_closing(channel, now);
         }
     }
@@ -521,12 +547,20 @@ impl Reactor {
         self.metrics.handshakes_in_flight.set(self.handshakes.in_flight() as u64);
     }
 
+    fn others_have_tunnels(&self) -> bool {
+        self.room.tunnels() > self.tunnels as usize
+    }
+
     fn is_over(&self) -> ControlFlow<()> {
         let Some(until) = self.stopping_until else { return ControlFlow::Continue(()) };
-        // Whoever may still ask for a tunnel's last bytes is waited for as long as there are some.
+        // Whoever may still ask for a tunnel's last bytes is waited for as long as there are some, be they another reactor's.
         let is_done = |channel: &Channel| channel.has_given_all();
+        let others_have_tunnels = self.others_have_tunnels();
+        let is_gone = |socket: &Socket| {
+            socket.has_nothing_to_say() && !(others_have_tunnels && socket.may_ask_for_a_tunnel())
+        };
         let everybody_gone = self.channels.tenants().all(is_done)
-            && self.sockets.tenants().all(Socket::has_nothing_to_say)
+            && self.sockets.tenants().all(is_gone)
             && !self.shard.is_owing();
         if everybody_gone || Instant::now() >= until {
             ControlFlow::Break(())

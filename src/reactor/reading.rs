@@ -15,25 +15,28 @@ use super::admission::{Opening, STEPS_PER_TURN, Step, Waiter};
 use super::channel::{Carrier, Channel, ChannelState, Progress};
 use super::closing::transport_fault;
 use super::closing_log::Closing;
+use super::entrance::Entrance;
 use super::handshakes::{ANSWERED_MAX, IN_FLIGHT_MAX};
 use super::layer::{Layer, Stage};
 use super::listener::Accepted;
+use super::passed::Standing;
+use super::readable::Kind;
 use super::scratch::Scratch;
 use super::slots::{SlotKey, Slots};
 use super::socket::{Reading, Socket};
-use super::transport::{Entrance, Transport};
+use super::transport::{Course, Transport};
 use super::{Reactor, hub_key};
 use crate::metrics::RoadName;
 use crate::tls::{Established, TlsFault, TlsSession};
 
 /// Connections accepted in one turn: each costs a handshake soon after, and sessions that are there already must not wait.
 const ACCEPTS_PER_TURN: usize = 64;
-/// Sockets read in one turn, one read each.
+/// Sockets sorted in one turn, and of known devices' sessions so many read, one read each.
 const READS_PER_TURN: usize = 512;
 /// And of known devices while a task is on its way to many: those who have it answer at once, and what they say would make the others wait for
 /// the task. Whoever shakes hands is read all the same, since its time is short; admission bounds what that costs.
 const READS_PER_TURN_BESIDE_FAN_OUT: usize = 8;
-/// And of sockets on which requests are served, some each: one of a stranger costs as much as several reads of known devices.
+/// And of sockets on which requests are served, some each, and of strangers' WebSockets: one costs as much as several reads of known devices.
 const WEB_READS_PER_TURN: usize = 64;
 /// How long a peer may take to say hello, and how long from our answer on to show who it is (docs/promises.md, Strangers).
 const HANDSHAKE_TICKS: u64 = 10_000 / TICK_MS;
@@ -60,6 +63,9 @@ impl Reactor {
 
     pub(super) fn accept(&mut self) {
         let now = Instant::now();
+        if self.room.is_full() && self.listeners.iter().any(|(_, listener)| listener.has_work(now)) {
+            self.make_room(self.now());
+        }
         for _ in 0..ACCEPTS_PER_TURN {
             if !self.may_accept() {
                 return;
@@ -187,27 +193,36 @@ impl Reactor {
     }
 
     pub(super) fn read(&mut self, now: Now) {
-        let is_fanning_out = self.shard.is_fanning_out();
-        let mut of_known = if is_fanning_out { READS_PER_TURN_BESIDE_FAN_OUT } else { READS_PER_TURN };
-        let mut of_web = if is_fanning_out { READS_PER_TURN_BESIDE_FAN_OUT } else { WEB_READS_PER_TURN };
-        for _ in 0..READS_PER_TURN.min(self.readable.len()) {
-            let Some(key) = self.readable.pop_front() else { return };
-            let is_web = self.sockets.tenant_mut(key).is_some_and(|socket| socket.transport.web().is_some());
-            let budget = if is_web {
-                &mut of_web
-            } else if self.is_known(key) {
-                &mut of_known
-            } else {
-                self.read_one(now, key);
-                continue;
-            };
-            match budget.checked_sub(1) {
-                Some(left) => {
-                    *budget = left;
-                    self.read_one(now, key);
-                }
-                None => self.readable.push_back(key),
+        for _ in 0..READS_PER_TURN.min(self.readable.unsorted()) {
+            let Some(key) = self.readable.pop_unsorted() else { break };
+            match self.kind(key) {
+                Some(kind) => self.readable.sort(kind, key),
+                None => self.read_one(now, key),
             }
+        }
+        let is_fanning_out = self.shard.is_fanning_out();
+        for (kind, reads) in [
+            (Kind::Session, READS_PER_TURN),
+            (Kind::Requests, WEB_READS_PER_TURN),
+            (Kind::Stranger, WEB_READS_PER_TURN),
+        ] {
+            let reads = if is_fanning_out { READS_PER_TURN_BESIDE_FAN_OUT } else { reads };
+            for _ in 0..reads {
+                let Some(key) = self.readable.pop(kind) else { break };
+                self.read_one(now, key);
+            }
+        }
+    }
+
+    /// Whose socket it is; `None` of one that shakes hands by itself, which is read at once.
+    fn kind(&mut self, key: SlotKey) -> Option<Kind> {
+        let is_known = self.is_known(key);
+        match &self.sockets.tenant(key)?.transport {
+            Transport::Web(web) if web.standing() == Standing::Welcome => Some(Kind::Requests),
+            Transport::Web(_) => Some(Kind::Stranger),
+            Transport::WebSocket(_) if !is_known => Some(Kind::Stranger),
+            Transport::WebSocket(_) | Transport::Raw => is_known.then_some(Kind::Session),
+            Transport::Introduced(..) => None,
         }
     }
 
@@ -225,9 +240,14 @@ impl Reactor {
         if socket.reading != Reading::Listed {
             return;
         }
-        if let Some(web) = socket.transport.web().filter(|web| !web.is_parting) {
-            if web.has_turn {
+        let is_unsent = socket.unsent_bytes() > 0;
+        if let Some(web) = socket.transport.web().filter(|web| !web.is_parting()) {
+            if web.course == Course::Owed {
                 return self.readable.push_back(key);
+            }
+            // Its end came before they were served.
+            if web.end.is_some() && !web.is_owed(is_unsent) {
+                return self.on_half_closed(now, key, CloseReason::PeerClosed);
             }
             if web.requests.is_full() {
                 // Of somebody who has gone nobody waits for the answer.
@@ -265,8 +285,8 @@ impl Reactor {
                 if socket.reading != Reading::Listed {
                     return;
                 }
-                let has_turn = socket.transport.web().is_some_and(|web| web.has_turn);
-                if bytes < room && !socket.read_closed && !has_turn {
+                let is_owed = socket.transport.web().is_some_and(|web| web.course == Course::Owed);
+                if bytes < room && !socket.read_closed && !is_owed {
                     // A stream that gave less than was asked for is empty, and its next edge is armed (epoll(7)). But an end that was
                     // told together with these bytes is not told again.
                     socket.reading = Reading::Waiting;

@@ -2,7 +2,8 @@
 //! be left to wait at one reactor while another has room.
 //!
 //! A connection takes room when it is accepted, and a seat when its device is known. There is a little more room than seats, so that a
-//! device for which there is no seat is told so, instead of waiting for an answer that does not come.
+//! device for which there is no seat is told so, instead of waiting for an answer that does not come. A device on long-poll has a connection more than
+//! seats, whenever it speaks; those that rest between two requests go when others want room.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,6 +14,7 @@ pub struct Room {
     connections_max: usize,
     seats_taken: AtomicUsize,
     seats: usize,
+    tunnels: AtomicUsize,
 }
 
 impl Room {
@@ -24,6 +26,7 @@ impl Room {
             connections_max: seats + reserve,
             seats_taken: AtomicUsize::new(0),
             seats,
+            tunnels: AtomicUsize::new(0),
         }
     }
 
@@ -53,6 +56,22 @@ impl Room {
     /// A device that took a seat is gone.
     pub fn free_seat(&self) {
         self.seats_taken.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A long-poll tunnel begins, which may be asked by way of any reactor.
+    pub fn begin_tunnel(&self) {
+        self.tunnels.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many tunnels are gone.
+    pub fn end_tunnels(&self, count: usize) {
+        self.tunnels.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// Tunnels of all reactors.
+    #[must_use]
+    pub fn tunnels(&self) -> usize {
+        self.tunnels.load(Ordering::Relaxed)
     }
 }
 

@@ -100,6 +100,12 @@ impl<T> Slots<T> {
         self.tenants.iter().map(|(_, tenant)| tenant)
     }
 
+    /// How many slots there are, taken or not: every index is below that.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.generations.len() as u32
+    }
+
     /// How many tenants there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -12,8 +12,9 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry};
 use socket2::SockRef;
 
+use super::passed::Standing;
 use super::slots::SlotKey;
-use super::transport::{Asked, Transport};
+use super::transport::Transport;
 
 /// High-water mark of unsent bytes: some dozens of tasks. What comes after waits in the hub, where it costs nothing.
 pub const CHOKED_BYTES: usize = 128 * 1024;
@@ -100,6 +101,8 @@ struct Unsent {
     bytes: Vec<u8>,
     /// How many of them it has taken since.
     sent: usize,
+    /// What a ping is to be answered with when they are sent.
+    pong: Option<Vec<u8>>,
 }
 
 impl Socket {
@@ -149,9 +152,14 @@ impl Socket {
     /// Whether no byte waits to be sent, and no request for its answer.
     #[must_use]
     pub fn has_nothing_to_say(&self) -> bool {
-        let is_underway =
-            matches!(&self.transport, Transport::Web(web) if matches!(web.asked, Asked::Underway(_)));
+        let is_underway = matches!(&self.transport, Transport::Web(web) if web.is_underway());
         self.unsent_bytes() == 0 && !is_underway
+    }
+
+    /// Whether a device's requests come by it, and may come again.
+    #[must_use]
+    pub fn may_ask_for_a_tunnel(&self) -> bool {
+        matches!(&self.transport, Transport::Web(web) if web.standing() == Standing::Welcome && !web.is_parting())
     }
 
     /// Bytes that wait to be sent.
@@ -199,18 +207,33 @@ impl Socket {
 
     /// Sends what waits. When all is sent, the buffer is given back.
     pub fn flush(&mut self) -> Flushed {
-        while let Some(unsent) = &mut self.unsent {
+        while let Some(unsent) = self.unsent.as_mut().filter(|unsent| !unsent.rest().is_empty()) {
             match self.stream.write(unsent.rest()) {
                 Ok(taken) => unsent.on_sent(taken),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flushed::Blocked,
                 Err(error) => return Flushed::Broken(error),
             }
-            if unsent.rest().is_empty() {
-                self.unsent = None;
-            }
         }
+        self.unsent.take_if(|unsent| unsent.pong.is_none());
         Flushed::Empty
+    }
+
+    /// Keeps what a ping is to be answered with while bytes are unsent, in place of what was kept before; else it is given back, to be said now.
+    pub fn say_afterwards(&mut self, pong: Vec<u8>) -> Option<Vec<u8>> {
+        if self.unsent_bytes() == 0 {
+            return Some(pong);
+        }
+        self.unsent.get_or_insert_default().pong = Some(pong);
+        None
+    }
+
+    /// What a ping is to be answered with, once all is sent.
+    pub fn take_pong(&mut self) -> Option<Vec<u8>> {
+        if self.unsent_bytes() > 0 {
+            return None;
+        }
+        self.unsent.take()?.pong
     }
 
     /// Asks the kernel to say when it takes more, where bytes remain, and only there.

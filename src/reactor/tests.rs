@@ -20,10 +20,14 @@ use crate::tls::{ALPN, TlsSession};
 /// How long a test waits for what must happen within a few turns.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+mod web;
+
 struct Bench {
     reactor: Reactor,
     mailbox: Mailbox<Letter>,
     address: SocketAddr,
+    http: SocketAddr,
+    https: SocketAddr,
     site: SiteFolder,
     _folder: tempfile::TempDir,
 }
@@ -68,11 +72,14 @@ impl Bench {
             proxies: Arc::from([]),
             metrics,
         });
-        let socket: TcpListener = listener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        let address = socket.local_addr().unwrap();
-        listener::listen(&socket).unwrap();
-        mailbox.send(Letter::Listen(Entrance::Tcp, Arc::new(socket)));
-        Self { reactor, mailbox, address, site, _folder: folder }
+        let [address, http, https] = [Entrance::Tcp, Entrance::Http, Entrance::Https].map(|entrance| {
+            let socket: TcpListener = listener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+            let address = socket.local_addr().unwrap();
+            listener::listen(&socket).unwrap();
+            mailbox.send(Letter::Listen(entrance, Arc::new(socket)));
+            address
+        });
+        Self { reactor, mailbox, address, http, https, site, _folder: folder }
     }
 
     fn connect(&self) -> StdStream {

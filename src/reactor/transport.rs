@@ -15,7 +15,9 @@ use bgb_http::websocket::{self, Control, Decoder, Side};
 use bgb_http::{RequestHead, ResponseHead};
 use bgb_hub::{CloseReason, Tick};
 
+use super::entrance::Entrance;
 use super::layer::Layer;
+use super::passed::Standing;
 use crate::metrics::RoadName;
 
 /// Bytes of a request's body at the most (docs/protocol.md, 13.2).
@@ -24,38 +26,10 @@ const BODY_BYTES_MAX: u64 = 256 * 1024;
 /// The code of a close frame when nothing is wrong (RFC 6455, 7.4.1).
 const NORMAL: u16 = 1000;
 
-/// By which of the server's ports a connection came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entrance {
-    /// Sessions, straight.
-    Tcp,
-    /// HTTP.
-    Http,
-    /// HTTP in an outer TLS.
-    Https,
-}
-
-impl Entrance {
-    /// The key of `server.toml` that says where it is.
-    #[must_use]
-    pub fn key(self) -> &'static str {
-        match self {
-            Self::Tcp => "listen",
-            Self::Http => "listen_http",
-            Self::Https => "listen_https",
-        }
-    }
-
-    /// Its name, where people read it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-}
+/// A header of a client's frame: two bytes, eight of length, four of mask.
+const HEADER_BYTES_MAX: usize = 14;
+/// Bytes of frames that hold nothing before the peer is known, as much as a handshake may have: 1,365 empty frames, where an agent sends none.
+const IDLE_BYTES_MAX: u32 = 8 * 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -77,41 +51,68 @@ pub struct Web {
     pub outer: Option<Box<Layer>>,
     /// What came of requests.
     pub requests: Requests,
-    /// What the present one asks for.
-    pub asked: Asked,
-    /// How its answer is to be.
-    pub manner: Manner,
-    /// The tunnel that the present request has opened.
-    pub opened: Option<TunnelId>,
+    /// The present one.
+    pub request: Request,
     /// Why the connection ends, and the details, once that is settled.
     pub end: Option<(CloseReason, String)>,
     /// It holds a place among the handshakes until it has named the tunnel of a known device, and has time until then; afterwards it has none.
     pub strange_until: Option<Tick>,
-    /// Counts requests: an answer to an earlier one is void.
+    /// How far the connection has got.
+    pub course: Course,
+}
+
+/// How far a socket has got on which HTTP is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Course {
+    /// Requests are served as they come.
+    Listening,
+    /// As many were served as are in one go, and it has its turn again.
+    Owed,
+    /// The last answer was given: what still comes is read over until the peer has gone.
+    Parting,
+}
+
+/// A request, or what there is of it.
+#[derive(Debug, Default)]
+pub struct Request {
+    /// Counts a connection's requests: an answer to an earlier one is void.
     pub number: u32,
+    /// What it asks for.
+    pub asked: Asked,
+    /// How its answer is to be.
+    pub manner: Manner,
+    /// The tunnel that it has opened.
+    pub opened: Option<TunnelId>,
     /// What it is answered when it is whole, if bytes of it were refused.
     pub refused: Option<Box<Reply>>,
-    /// It has been served as much as it is in one go, and has its turn again.
-    pub has_turn: bool,
-    /// The last answer was given: what still comes is read over until the peer has gone.
-    pub is_parting: bool,
 }
 
 /// How a request is answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Manner {
-    /// The connection ends with it.
-    pub closes: bool,
+    /// Whether the connection lives on.
+    pub keeping: Keeping,
     /// Without a body (HEAD).
     pub is_bodiless: bool,
-    /// The peer is of HTTP/1.0 and asked whether the connection lives on.
-    pub is_asked: bool,
+}
+
+/// Whether a connection lives on behind an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keeping {
+    /// It does, as it does in HTTP/1.1.
+    #[default]
+    Silent,
+    /// It does, and a peer of HTTP/1.0 that asked for it is told.
+    Said,
+    /// It ends, and that is said.
+    Closes,
 }
 
 /// What a request asks for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub enum Asked {
     /// There is none.
+    #[default]
     Nothing,
     /// What is answered when it is whole, whatever its body.
     Known(Box<Reply>),
@@ -121,8 +122,10 @@ pub enum Asked {
     Up(TunnelId, u64),
     /// Bytes of a tunnel are wanted, when it is whole.
     Down(TunnelId, u64, u32),
-    /// It is whole, and a tunnel has it: which one, and for how long, where it is a GET, which may be held.
-    Underway(Option<(TunnelId, u32)>),
+    /// It is whole, and a tunnel has its bytes.
+    UpUnderway,
+    /// It is whole, and this tunnel has it and may hold it for so many seconds.
+    DownUnderway(TunnelId, u32),
 }
 
 /// An answer.
@@ -158,6 +161,8 @@ pub struct WebSocket {
     pub outer: Option<Box<Layer>>,
     /// What came of frames.
     pub decoder: Decoder,
+    /// Until its peer is known: bytes of frames beyond what the data in them needs, 14 for a byte.
+    idle_bytes: u32,
     /// The code of the close frame with which it ends.
     pub closing_code: u16,
     /// That is out: nothing follows it.
@@ -168,7 +173,21 @@ impl WebSocket {
     /// Before the first frame.
     #[must_use]
     pub fn new(outer: Option<Box<Layer>>) -> Self {
-        Self { outer, decoder: Decoder::new(Side::Server), closing_code: NORMAL, has_closed: false }
+        Self {
+            outer,
+            decoder: Decoder::new(Side::Server),
+            idle_bytes: 0,
+            closing_code: NORMAL,
+            has_closed: false,
+        }
+    }
+
+    /// A stranger's frames came, so many bytes with so many of data in them; `false` when too much of them was nothing.
+    pub fn hear_stranger(&mut self, bytes: usize, data: usize) -> bool {
+        let heard = self.idle_bytes.saturating_add(u32::try_from(bytes - data).unwrap_or(u32::MAX));
+        let needed = u32::try_from(data * HEADER_BYTES_MAX).unwrap_or(u32::MAX);
+        self.idle_bytes = heard.saturating_sub(needed);
+        self.idle_bytes <= IDLE_BYTES_MAX
     }
 }
 
@@ -191,15 +210,10 @@ impl Transport {
             Entrance::Http | Entrance::Https => Self::Web(Box::new(Web {
                 outer,
                 requests: Requests::new(BODY_BYTES_MAX),
-                asked: Asked::Nothing,
-                manner: Manner::default(),
-                opened: None,
+                request: Request::default(),
                 end: None,
                 strange_until: Some(Tick(0)),
-                number: 0,
-                refused: None,
-                has_turn: false,
-                is_parting: false,
+                course: Course::Listening,
             })),
         }
     }
@@ -293,12 +307,49 @@ fn seal<'a>(outer: Option<&mut Layer>, bytes: &'a [u8], sealed: &'a mut Vec<u8>)
 }
 
 impl Web {
+    /// Whether the last answer was given.
+    #[must_use]
+    pub fn is_parting(&self) -> bool {
+        self.course == Course::Parting
+    }
+
+    /// Whose limits it has.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        if self.strange_until.is_some() { Standing::Stranger } else { Standing::Welcome }
+    }
+
+    /// Whether requests came that wait for nothing but their turn, or for answers before them that are not sent.
+    #[must_use]
+    pub fn is_owed(&self, is_unsent: bool) -> bool {
+        match self.course {
+            Course::Owed => true,
+            Course::Listening => is_unsent && self.requests.is_busy(),
+            Course::Parting => false,
+        }
+    }
+
+    /// Whether it is a known device's between two requests.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        let is_idle = matches!(self.request.asked, Asked::Nothing) && !self.requests.is_busy();
+        self.standing() == Standing::Welcome && self.course == Course::Listening && is_idle
+    }
+
+    /// Whether a tunnel has the present request.
+    #[must_use]
+    pub fn is_underway(&self) -> bool {
+        matches!(self.request.asked, Asked::UpUnderway | Asked::DownUnderway(..))
+    }
+
     /// A request begins: how its answer will be.
     pub fn begin(&mut self, head: &RequestHead) {
-        let closes = !head.keep_alive();
-        let is_asked = head.minor_version == 0 && !closes;
-        self.manner = Manner { closes, is_bodiless: head.method == "HEAD", is_asked };
-        self.number = self.number.wrapping_add(1);
-        (self.opened, self.refused) = (None, None);
+        let keeping = match (head.keep_alive(), head.minor_version) {
+            (false, _) => Keeping::Closes,
+            (true, 0) => Keeping::Said,
+            (true, _) => Keeping::Silent,
+        };
+        let manner = Manner { keeping, is_bodiless: head.method == "HEAD" };
+        self.request = Request { number: self.request.number.wrapping_add(1), manner, ..Request::default() };
     }
 }

@@ -13,15 +13,14 @@
 
 use std::net::SocketAddr;
 
-use bgb_http::ResponseHead;
 use bgb_http::tunnel::TunnelId;
 use bgb_http::tunnel::server::Tunnel;
 use bgb_hub::{CloseReason, Now, TICK_MS, Tick, ticks_from_secs};
 
 use super::channel::{Carrier, Channel, ChannelState};
+use super::passed::{Ask, Asker, GivenAnswer, Passed, Standing, TunnelAnswer, Word};
 use super::slots::SlotKey;
 use super::socket::{CHOKED_BYTES, FLOWING_BYTES, Flow, UNSENT_BYTES_MAX};
-use super::transport::Reply;
 use super::{Reactor, hub_key};
 use crate::HTTP_LOG;
 use crate::directory::ShardId;
@@ -46,156 +45,27 @@ pub struct TunnelEnd {
     flow: Flow,
     /// It is on the reactor's list of those that have something for who is held.
     is_answering: bool,
-    /// Whose bytes up came last, until the device is known.
-    last_up: Option<Asker>,
+    /// Who has asked, until the device is known.
+    askers: Option<Box<Askers>>,
     /// Bytes up from here on were refused for the moment, and what was sent behind them is no fault of the agent's.
     refused_from: Option<u64>,
     /// Sockets that may still be freed of a stranger's limits for this tunnel's sake, and when that was reckoned last.
     welcomes: (u8, Tick),
 }
 
+/// Who is told when a tunnel's device is known.
+#[derive(Default)]
+struct Askers {
+    /// Whose bytes up came last, if its socket is a stranger's.
+    up: Option<Asker>,
+    /// Who asked for bytes down last.
+    down: Option<(Asker, Standing)>,
+}
+
 /// The secret is the agent's alone.
 impl std::fmt::Debug for TunnelEnd {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "TunnelEnd({}, {} bytes kept)", self.peer, self.tunnel.kept_bytes())
-    }
-}
-
-/// Whose request it is: the way back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asker {
-    /// The shard of the socket.
-    pub shard: ShardId,
-    /// The socket.
-    pub socket: SlotKey,
-    /// Which of its requests it is: it may have been answered otherwise since.
-    pub number: u32,
-}
-
-/// What is asked of a tunnel.
-#[derive(Clone, Debug)]
-pub enum Ask {
-    /// Bytes up; whether they are the last of their request, which is to be answered.
-    Up {
-        /// The first one's offset.
-        from: u64,
-        /// They themselves.
-        bytes: Vec<u8>,
-        /// Whether they are the last of their request, so that it is to be answered.
-        is_last: bool,
-    },
-    /// Bytes down.
-    Down {
-        /// The first one's offset.
-        from: u64,
-        /// How long to wait for one.
-        hold_secs: u32,
-    },
-    /// Whoever waited for bytes down is gone.
-    Lost,
-}
-
-/// What is passed from shard to shard.
-#[derive(Clone, Debug)]
-pub enum Passed {
-    /// A request.
-    Ask {
-        /// Whose.
-        asker: Asker,
-        /// Of which tunnel.
-        id: TunnelId,
-        /// What.
-        ask: Ask,
-    },
-    /// What it comes to.
-    Answer {
-        /// Whose it is.
-        asker: Asker,
-        /// The answer.
-        answer: TunnelAnswer,
-    },
-}
-
-/// What a request to a tunnel comes to.
-#[derive(Clone, Debug)]
-pub enum TunnelAnswer {
-    /// It is held; whether the tunnel is a known device's.
-    Held(bool),
-    /// The answer.
-    Given(GivenAnswer),
-    /// Bytes up were not taken, and the rest of their body need not be passed on.
-    Refused(GivenAnswer),
-    /// The tunnel's device is known since.
-    Known,
-}
-
-/// An answer to a request to a tunnel.
-#[derive(Clone, Debug)]
-pub struct GivenAnswer {
-    status: u16,
-    /// Up to where bytes up were taken; not known of a tunnel that there is not.
-    received: Option<u64>,
-    /// The offset that was asked for.
-    from: Option<u64>,
-    bytes: Vec<u8>,
-    /// Whether the tunnel is a known device's.
-    pub is_known: bool,
-}
-
-impl GivenAnswer {
-    fn of(end: &TunnelEnd, is_known: bool, status: u16) -> Self {
-        Self { status, received: Some(end.tunnel.received()), from: None, bytes: Vec::new(), is_known }
-    }
-
-    /// There is no such tunnel, or no longer.
-    #[must_use]
-    pub fn gone() -> Self {
-        Self { status: 404, received: None, from: None, bytes: Vec::new(), is_known: false }
-    }
-
-    /// Its shard takes no more at present. The offset shows that it is our answer, and not that of something between.
-    #[must_use]
-    pub fn busy(from: u64) -> Self {
-        Self { status: 503, ..Self::gone() }.at(from)
-    }
-
-    /// Whether bytes were taken or given.
-    #[must_use]
-    pub fn is_success(&self) -> bool {
-        (200..300).contains(&self.status)
-    }
-
-    fn at(mut self, from: u64) -> Self {
-        self.from = Some(from);
-        self
-    }
-
-    /// As HTTP says it.
-    #[must_use]
-    pub fn reply(self) -> Reply {
-        let mut head = ResponseHead::new(self.status).with("Cache-Control", "no-store");
-        if let Some(received) = self.received {
-            head = head.with("Bgb-Received", received.to_string());
-        }
-        if let Some(from) = self.from {
-            head = head.with("Bgb-From", from.to_string());
-        }
-        match self.status {
-            200 => Reply { head, body: self.bytes, content_type: "application/octet-stream" },
-            503 => Reply::sentence(
-                head.with("Retry-After", "1"),
-                "There is no room for more at present; repeat it in a second.",
-            ),
-            404 => Reply::sentence(
-                head,
-                "There is no such tunnel, or no longer; open another with a POST to /bgb/tunnel.",
-            ),
-            409 => Reply::sentence(
-                head,
-                "The offset cannot be: see Bgb-Received; or a later request took this one's place.",
-            ),
-            _ => Reply::empty(head),
-        }
     }
 }
 
@@ -208,14 +78,21 @@ impl TunnelEnd {
             until: Tick(0),
             flow: Flow::Flowing,
             is_answering: false,
-            last_up: None,
+            askers: None,
             refused_from: None,
             welcomes: (WELCOMES_MAX, Tick(0)),
         }
     }
 
-    /// Whether one more socket may be freed of a stranger's limits for this tunnel's sake. Whoever has seen the tunnel's name go by could name it too.
-    fn welcomes(&mut self, now: Tick) -> bool {
+    /// What the tunnel of a known device says for a socket. It frees few of them: whoever has seen the tunnel's name go by could name it too.
+    fn word(&mut self, standing: Standing, now: Tick) -> Word {
+        match standing {
+            Standing::Stranger if self.spend_welcome(now) => Word::Frees,
+            Standing::Stranger | Standing::Welcome => Word::Known,
+        }
+    }
+
+    fn spend_welcome(&mut self, now: Tick) -> bool {
         let (left, since) = &mut self.welcomes;
         let gained = now.since(*since) / WELCOME_TICKS;
         if gained > 0 {
@@ -231,10 +108,20 @@ impl TunnelEnd {
         }
     }
 
+    /// Whether somebody is held until there is something to be given.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.tunnel.holds()
+    }
+
     /// Whether all that went down was given at least once.
     #[must_use]
     pub fn has_given_all(&self) -> bool {
         self.tunnel.has_given_all()
+    }
+
+    fn answer(&self, status: u16) -> GivenAnswer {
+        GivenAnswer::new(status, self.tunnel.received())
     }
 
     /// Bytes go down.
@@ -258,8 +145,16 @@ impl Reactor {
         self.deadlines.arm(key.index, Tick(now.tick.0 + self.patience()));
         self.metrics.tunnels_opened.add(1);
         tracing::debug!(target: HTTP_LOG, %peer, "a tunnel begins");
+        self.room.begin_tunnel();
         self.count_tunnels(self.tunnels + 1);
         Some(TunnelId { server: self.server.0, shard: self.shard.id().0, slot: key.index, secret })
+    }
+
+    /// A tunnel was opened of which nobody has heard: its first bytes were not all taken.
+    pub(super) fn drop_tunnel(&mut self, now: Now, id: TunnelId) {
+        if let Some((key, ..)) = self.tunnel_of(id) {
+            self.end(now, key, CloseReason::NoSession);
+        }
     }
 
     fn count_tunnels(&mut self, tunnels: u64) {
@@ -270,10 +165,10 @@ impl Reactor {
     /// Has a request reach its tunnel. What comes of it comes as [`on_tunnel_answer`](Self::on_tunnel_answer), at once where the tunnel is here.
     pub(super) fn ask_tunnel(&mut self, now: Now, socket: SlotKey, id: TunnelId, ask: Ask) {
         let web = self.sockets.tenant_mut(socket).and_then(|socket| socket.transport.web());
-        let Some(number) = web.map(|web| web.number) else { return };
+        let Some((number, standing)) = web.map(|web| (web.request.number, web.standing())) else { return };
         let asker = Asker { shard: self.shard.id(), socket, number };
         if id.shard == asker.shard.0 {
-            return self.serve(now, asker, id, ask);
+            return self.serve(now, (asker, standing), id, ask);
         }
         let busy = match &ask {
             Ask::Up { from, is_last: false, .. } => Some(TunnelAnswer::Refused(GivenAnswer::busy(*from))),
@@ -282,7 +177,7 @@ impl Reactor {
             }
             Ask::Lost => None,
         };
-        if self.shard.pass(ShardId(id.shard), Passed::Ask { asker, id, ask }) {
+        if self.shard.pass(ShardId(id.shard), Passed::Ask { asker, standing, id, ask }) {
             self.metrics.tunnel_requests_passed.add(1);
         } else if let Some(busy) = busy {
             self.on_tunnel_answer(now, socket, number, busy);
@@ -292,7 +187,7 @@ impl Reactor {
     /// What another shard passed on.
     pub(super) fn take_passed(&mut self, now: Now, passed: Passed) {
         match passed {
-            Passed::Ask { asker, id, ask } => self.serve(now, asker, id, ask),
+            Passed::Ask { asker, standing, id, ask } => self.serve(now, (asker, standing), id, ask),
             Passed::Answer { asker, answer } => {
                 self.on_tunnel_answer(now, asker.socket, asker.number, answer);
             }
@@ -308,10 +203,12 @@ impl Reactor {
         Some((key, is_known, end))
     }
 
-    fn serve(&mut self, now: Now, asker: Asker, id: TunnelId, ask: Ask) {
+    fn serve(&mut self, now: Now, (asker, standing): (Asker, Standing), id: TunnelId, ask: Ask) {
         match ask {
-            Ask::Up { from, bytes, is_last } => self.serve_up(now, asker, id, (from, &bytes), is_last),
-            Ask::Down { from, hold_secs } => self.serve_down(now, asker, id, from, hold_secs),
+            Ask::Up { from, bytes, is_last } => {
+                self.serve_up(now, (asker, standing), id, (from, &bytes), is_last);
+            }
+            Ask::Down { from, hold_secs } => self.serve_down(now, (asker, standing), id, from, hold_secs),
             Ask::Lost => {
                 let Some((key, _, end)) = self.tunnel_of(id) else { return };
                 if end.tunnel.lose(&asker) {
@@ -322,7 +219,14 @@ impl Reactor {
         }
     }
 
-    fn serve_up(&mut self, now: Now, asker: Asker, id: TunnelId, (from, bytes): (u64, &[u8]), is_last: bool) {
+    fn serve_up(
+        &mut self,
+        now: Now,
+        (asker, standing): (Asker, Standing),
+        id: TunnelId,
+        (from, bytes): (u64, &[u8]),
+        is_last: bool,
+    ) {
         let is_backed_up = self.shard.is_backed_up();
         let say = |given| if is_last { TunnelAnswer::Given(given) } else { TunnelAnswer::Refused(given) };
         let Some((key, is_known, end)) = self.tunnel_of(id) else {
@@ -339,10 +243,12 @@ impl Reactor {
             Err(_) => Some(409),
         };
         if let Some(status) = status {
-            let given = GivenAnswer::of(end, is_known, status);
+            let given = end.answer(status);
             return self.answer(now, asker, say(given));
         }
-        end.last_up = (!is_known).then_some(asker);
+        if !is_known {
+            end.askers.get_or_insert_default().up = (standing == Standing::Stranger).then_some(asker);
+        }
         let new = end.tunnel.take(from, bytes).unwrap_or_default();
         for piece in new.chunks(self.scratch.received.len()) {
             self.scratch.received[..piece.len()].copy_from_slice(piece);
@@ -351,8 +257,8 @@ impl Reactor {
         if is_last {
             let given = match self.tunnel_of(id) {
                 Some((_, is_known, end)) => {
-                    let is_welcome = is_known && end.welcomes(now.tick);
-                    GivenAnswer::of(end, is_welcome, 204)
+                    let is_freed = is_known && end.word(standing, now.tick) == Word::Frees;
+                    end.answer(204).freeing(is_freed)
                 }
                 None => GivenAnswer::gone(),
             };
@@ -360,22 +266,34 @@ impl Reactor {
         }
     }
 
-    fn serve_down(&mut self, now: Now, asker: Asker, id: TunnelId, from: u64, hold_secs: u32) {
+    fn serve_down(
+        &mut self,
+        now: Now,
+        (asker, standing): (Asker, Standing),
+        id: TunnelId,
+        from: u64,
+        hold_secs: u32,
+    ) {
         let Some((key, is_known, end)) = self.tunnel_of(id) else {
             return self.answer(now, asker, TunnelAnswer::Given(GivenAnswer::gone()));
         };
         let former_from = end.tunnel.acknowledged();
         let Ok(former) = end.tunnel.ask(from, asker) else {
-            let given = GivenAnswer::of(end, false, 409).at(from);
+            let given = end.answer(409).at(from);
             return self.answer(now, asker, TunnelAnswer::Given(given));
         };
         end.until = Tick(now.tick.0 + ticks_from_secs(hold_secs));
-        let is_known = is_known && end.welcomes(now.tick);
-        let superseded = GivenAnswer::of(end, false, 409).at(former_from);
+        let word = if is_known {
+            end.word(standing, now.tick)
+        } else {
+            end.askers.get_or_insert_default().down = Some((asker, standing));
+            Word::Unknown
+        };
+        let superseded = end.answer(409).at(former_from);
         if let Some(former) = former {
             self.answer(now, former, TunnelAnswer::Given(superseded));
         }
-        self.answer(now, asker, TunnelAnswer::Held(is_known));
+        self.answer(now, asker, TunnelAnswer::Held(word));
         self.arm_tunnel(key);
         self.note_tunnel_flow(now, key);
         self.want_answer(key);
@@ -450,14 +368,12 @@ impl Reactor {
     /// Those who are held get what this turn has for them.
     pub(super) fn answer_held(&mut self, now: Now) {
         for key in std::mem::take(&mut self.answering) {
-            let Some(channel) = self.channels.tenant_mut(key) else { continue };
-            let is_known = channel.is_known();
-            let Some(end) = channel.tunnel() else { continue };
+            let Some(end) = self.channels.tenant_mut(key).and_then(Channel::tunnel) else { continue };
             end.is_answering = false;
             let Some((asker, from, bytes)) = end.tunnel.answer() else { continue };
             let bytes = bytes.to_vec();
             end.until = Tick(now.tick.0 + SILENT_TICKS);
-            let given = GivenAnswer { bytes, ..GivenAnswer::of(end, is_known, 200).at(from) };
+            let given = end.answer(200).at(from).with(bytes);
             self.arm_tunnel(key);
             self.answer(now, asker, TunnelAnswer::Given(given));
         }
@@ -471,7 +387,7 @@ impl Reactor {
                 return self.close(now, key, CloseReason::TunnelSilent);
             };
             end.until = Tick(now.tick.0 + SILENT_TICKS);
-            let given = GivenAnswer::of(end, true, 204).at(from);
+            let given = end.answer(204).at(from);
             self.answer(now, asker, TunnelAnswer::Given(given));
         }
         // What was held back goes.
@@ -485,10 +401,17 @@ impl Reactor {
         if !end.tunnel.holds() {
             end.until = Tick(now.tick.0 + SILENT_TICKS);
         }
-        let last_up = end.last_up.take();
+        let Askers { up, down } = end.askers.take().map_or_else(Askers::default, |askers| *askers);
+        // Of those who asked for bytes down the last one is held, if anybody is.
+        let down = down.filter(|_| end.tunnel.holds());
+        let freed = up.filter(|_| end.word(Standing::Stranger, now.tick) == Word::Frees);
+        let held = down.map(|(asker, standing)| (asker, end.word(standing, now.tick)));
         self.arm_tunnel(key);
-        if let Some(asker) = last_up {
-            self.answer(now, asker, TunnelAnswer::Known);
+        if let Some(asker) = freed {
+            self.answer(now, asker, TunnelAnswer::Freed);
+        }
+        if let Some((asker, word)) = held {
+            self.answer(now, asker, TunnelAnswer::Held(word));
         }
     }
 
@@ -503,6 +426,7 @@ impl Reactor {
 
     /// A tunnel's channel is gone: whoever is held is told.
     pub(super) fn on_tunnel_over(&mut self, now: Now, end: TunnelEnd) {
+        self.room.end_tunnels(1);
         self.count_tunnels(self.tunnels - 1);
         let mut tunnel = end.tunnel;
         if let Some((asker, from)) = tunnel.let_go() {

@@ -11,15 +11,15 @@
 
 use bgb_http::requests::Part;
 use bgb_http::tunnel::{TunnelId, TunnelRequest};
-use bgb_http::websocket;
+use bgb_http::websocket::{self, Refusal};
 use bgb_http::{RequestFault, RequestHead, ResponseHead};
 use bgb_hub::{CloseReason, Now, TICK_MS, Tick, ticks_from_secs};
 
 use super::admission::Opening;
+use super::passed::{Ask, TunnelAnswer, Word};
 use super::slots::SlotKey;
 use super::socket::Reading;
-use super::transport::{Asked, Manner, Reply, Transport, Web};
-use super::tunnels::{Ask, TunnelAnswer};
+use super::transport::{Asked, Course, Keeping, Manner, Reply, Transport, Web};
 use super::{CLOSING_TICKS, Reactor};
 use crate::HTTP_LOG;
 
@@ -30,7 +30,12 @@ const ABOUT: &str = "This is a BGB notification server. Its agents connect to it
 /// Requests that a socket is served in one go: some 5 us each, and others wait.
 const REQUESTS_IN_ONE_GO: usize = 8;
 /// How long a connection of known devices rests between two requests: longer than proxies keep theirs as a rule.
-const REST_TICKS: u64 = 75_000 / TICK_MS;
+pub(super) const REST_TICKS: u64 = 75_000 / TICK_MS;
+/// How long it has rested at least when it is let go for others' sake.
+const RESTED_TICKS: u64 = 1_000 / TICK_MS;
+/// Sockets that are looked at for some that may go, some 5 ns each, and let go, at a time; there is a next turn.
+const LOOKED_AT_FOR_ROOM: u32 = 1_024;
+const FREED_AT_ONCE: usize = 64;
 /// How much longer than a GET may be held its connection is kept.
 const HELD_TICKS: u64 = 15_000 / TICK_MS;
 /// How long a request may wait for its tunnel's handshake: as long as that may take.
@@ -43,8 +48,9 @@ impl Reactor {
         loop {
             let Some(socket) = self.sockets.tenant_mut(key) else { return };
             let is_unsent = socket.unsent_bytes() > 0;
-            let Some(web) = socket.transport.web().filter(|web| !web.is_parting) else { return };
-            web.has_turn = !is_unsent && served == REQUESTS_IN_ONE_GO && web.requests.is_busy();
+            let Some(web) = socket.transport.web().filter(|web| !web.is_parting()) else { return };
+            let is_owed = !is_unsent && served == REQUESTS_IN_ONE_GO && web.requests.is_busy();
+            web.course = if is_owed { Course::Owed } else { Course::Listening };
             if is_unsent {
                 // They wait for the answers before them; and so does whatever else the peer has to say.
                 if web.requests.is_busy() && socket.reading != Reading::Over {
@@ -89,6 +95,10 @@ impl Reactor {
         let asked = if path == WEBSOCKET_PATH {
             match websocket::answer(head) {
                 Ok(answer) => return self.upgrade(now, key, &answer),
+                // Its own words come not back to anybody.
+                Err(refusal @ Refusal::Method(_)) => {
+                    known(Reply::sentence(refusal.answer(), "A WebSocket is begun with GET."))
+                }
                 Err(refusal) => known(Reply::sentence(refusal.answer(), &refusal.to_string())),
             }
         } else if TunnelRequest::is_about(path) {
@@ -118,11 +128,11 @@ impl Reactor {
         match asked {
             // It waits for our word, and is told that it need not send the rest.
             Asked::Known(reply) if head.expects_continue() => {
-                web.manner.closes = true;
+                web.request.manner.keeping = Keeping::Closes;
                 self.reply(now, key, *reply);
             }
             asked => {
-                web.asked = asked;
+                web.request.asked = asked;
                 if head.expects_continue() {
                     self.write_covered(now, key, b"HTTP/1.1 100 Continue\r\n\r\n");
                 }
@@ -137,7 +147,7 @@ impl Reactor {
 
     fn on_body(&mut self, now: Now, key: SlotKey, bytes: Vec<u8>) {
         let Some(web) = self.web(key) else { return };
-        let (id, from) = match web.asked {
+        let (id, from) = match web.request.asked {
             Asked::Open => match self.open_for(now, key) {
                 Some(id) => (id, 0),
                 None => return,
@@ -147,7 +157,7 @@ impl Reactor {
         };
         if let Some(web) = self.web(key) {
             // Beyond the end of numbers nothing was ever taken, and so nothing will be.
-            web.asked = Asked::Up(id, from.saturating_add(bytes.len() as u64));
+            web.request.asked = Asked::Up(id, from.saturating_add(bytes.len() as u64));
         }
         self.ask_tunnel(now, key, id, Ask::Up { from, bytes, is_last: false });
     }
@@ -155,21 +165,21 @@ impl Reactor {
     /// A request is whole.
     fn on_request(&mut self, now: Now, key: SlotKey) {
         let Some(web) = self.web(key) else { return };
-        match std::mem::replace(&mut web.asked, Asked::Nothing) {
+        match std::mem::replace(&mut web.request.asked, Asked::Nothing) {
             Asked::Known(reply) => self.reply(now, key, *reply),
             Asked::Open => {
                 self.open_for(now, key);
                 self.on_request(now, key);
             }
             Asked::Up(id, from) => {
-                web.asked = Asked::Underway(None);
+                web.request.asked = Asked::UpUnderway;
                 self.ask_tunnel(now, key, id, Ask::Up { from, bytes: Vec::new(), is_last: true });
             }
             Asked::Down(id, from, hold_secs) => {
-                web.asked = Asked::Underway(Some((id, hold_secs)));
+                web.request.asked = Asked::DownUnderway(id, hold_secs);
                 self.ask_tunnel(now, key, id, Ask::Down { from, hold_secs });
             }
-            Asked::Nothing | Asked::Underway(_) => {}
+            Asked::Nothing | Asked::UpUnderway | Asked::DownUnderway(..) => {}
         }
     }
 
@@ -184,47 +194,57 @@ impl Reactor {
         }
         self.note_handshakes();
         let web = self.web(key)?;
-        web.opened = id;
-        web.asked = id.map_or_else(|| known(crowded()), |id| Asked::Up(id, 0));
+        web.request.opened = id;
+        // That nothing was taken shows that it is our answer, and not that of something between.
+        let received = |mut reply: Reply| {
+            reply.head = reply.head.with("Bgb-Received", "0");
+            reply
+        };
+        web.request.asked = id.map_or_else(|| known(received(crowded())), |id| Asked::Up(id, 0));
         id
     }
 
     /// There is no place for another handshake at present.
     pub(super) fn refuse_for_now(&mut self, now: Now, key: SlotKey) {
         let Some(web) = self.web(key) else { return };
-        web.manner.closes = true;
+        web.request.manner.keeping = Keeping::Closes;
         self.reply(now, key, crowded());
     }
 
     /// What a request to a tunnel, the socket's `number`th, came to.
     pub(super) fn on_tunnel_answer(&mut self, now: Now, key: SlotKey, number: u32, answer: TunnelAnswer) {
-        let Some(web) = self.web(key).filter(|web| web.number == number) else { return };
-        match (answer, &web.asked) {
-            (TunnelAnswer::Held(is_known), Asked::Underway(Some((_, hold_secs)))) => {
-                let ticks = ticks_from_secs(*hold_secs) + HELD_TICKS;
-                if is_known {
+        let Some(web) = self.web(key).filter(|web| web.request.number == number) else { return };
+        match (answer, &web.request.asked) {
+            (TunnelAnswer::Held(word), Asked::DownUnderway(_, hold_secs)) => {
+                let ticks = match word {
+                    Word::Unknown => STRANGE_TICKS,
+                    Word::Known | Word::Frees => ticks_from_secs(*hold_secs) + HELD_TICKS,
+                };
+                if word == Word::Frees {
                     self.welcome(key);
-                    self.give_time(now, key, ticks);
-                } else {
-                    self.give_time(now, key, STRANGE_TICKS);
                 }
+                self.give_time(now, key, ticks);
             }
             // The rest of its body is read over.
-            (TunnelAnswer::Refused(given), Asked::Up(..)) => web.asked = known(given.reply()),
-            (TunnelAnswer::Refused(given), Asked::Underway(None)) => {
-                web.refused.get_or_insert_with(|| Box::new(given.reply()));
+            (TunnelAnswer::Refused(given), Asked::Up(..)) => web.request.asked = known(given.reply()),
+            (TunnelAnswer::Refused(given), Asked::UpUnderway) => {
+                web.request.refused.get_or_insert_with(|| Box::new(given.reply()));
             }
-            (TunnelAnswer::Known, _) => self.welcome(key),
-            (TunnelAnswer::Given(given), Asked::Underway(_)) => {
-                let (opened, refused) = (web.opened.take(), web.refused.take());
+            (TunnelAnswer::Freed, _) => self.welcome(key),
+            (TunnelAnswer::Given(given), Asked::UpUnderway | Asked::DownUnderway(..)) => {
+                let (opened, refused) = (web.request.opened.take(), web.request.refused.take());
                 let is_success = given.is_success() && refused.is_none();
-                if given.is_known {
+                if given.frees {
                     self.welcome(key);
                 }
                 let mut reply = refused.map_or_else(|| given.reply(), |reply| *reply);
-                if let Some(id) = opened.filter(|_| is_success) {
-                    reply.head.status = 201;
-                    reply.head = reply.head.with("Bgb-Tunnel", id.to_string());
+                match opened {
+                    Some(id) if is_success => {
+                        reply.head.status = 201;
+                        reply.head = reply.head.with("Bgb-Tunnel", id.to_string());
+                    }
+                    Some(id) => self.drop_tunnel(now, id),
+                    None => {}
                 }
                 self.reply(now, key, reply);
                 if is_success {
@@ -238,23 +258,59 @@ impl Reactor {
 
     /// A socket has named the tunnel of a known device: it is no stranger's any more.
     fn welcome(&mut self, key: SlotKey) {
-        let Some(socket) = self.sockets.tenant_mut(key) else { return };
-        let (origin, is_covered) = (socket.peer.ip(), socket.transport.outer().is_some());
-        let Some(web) = socket.transport.web() else { return };
-        if web.strange_until.take().is_some() {
-            self.handshakes.end(Some(origin), None);
-            if is_covered {
-                // Of those that complete an outer handshake only devices earn its answers.
-                self.handshakes.earn(Opening::Full);
-            }
+        let outer = self.sockets.tenant_mut(key).and_then(|socket| socket.transport.outer());
+        let is_covered = outer.is_some();
+        if self.give_place_back(key) && is_covered {
+            // Of those that complete an outer handshake only devices earn its answers.
+            self.handshakes.earn(Opening::Full);
+        }
+    }
+
+    /// A socket on which requests are served counts among the handshakes no longer, if it did.
+    pub(super) fn give_place_back(&mut self, key: SlotKey) -> bool {
+        let Some(socket) = self.sockets.tenant_mut(key) else { return false };
+        let origin = socket.peer.ip();
+        let had_place = socket.transport.web().is_some_and(|web| web.strange_until.take().is_some());
+        if had_place {
+            let outer = socket.transport.outer().filter(|outer| !outer.is_up());
+            let answered = outer.and_then(|outer| outer.stage().answered());
+            self.handshakes.end(Some(origin), answered);
             self.note_handshakes();
         }
+        had_place
     }
 
     /// A known device's socket was of use: it may rest for a while.
     fn rest(&mut self, now: Now, key: SlotKey) {
-        if self.web(key).is_some_and(|web| web.strange_until.is_none() && !web.is_parting) {
+        if self.web(key).is_some_and(|web| web.strange_until.is_none() && !web.is_parting()) {
             self.give_time(now, key, REST_TICKS);
+        }
+    }
+
+    /// Lets connections go that rest between two requests, so that others find room: their devices begin another when they have something to say.
+    pub(super) fn make_room(&mut self, now: Now) {
+        let slots = self.sockets.slots();
+        let mut freed = 0;
+        for _ in 0..slots.min(LOOKED_AT_FOR_ROOM) {
+            if freed == FREED_AT_ONCE {
+                return;
+            }
+            let index = self.next_to_go % slots;
+            self.next_to_go = index + 1;
+            let Some(key) = self.sockets.key_at(index) else { continue };
+            let Some(socket) = self.sockets.tenant_mut(key).filter(|socket| socket.unsent_bytes() == 0)
+            else {
+                continue;
+            };
+            // The next request may be on its way.
+            let rests_until = self.socket_deadlines.deadline(index);
+            let has_rested =
+                rests_until.is_some_and(|until| until.0 + RESTED_TICKS <= now.tick.0 + REST_TICKS);
+            if has_rested && socket.transport.web().is_some_and(|web| web.is_at_rest()) {
+                self.part(now, key, CloseReason::Answered);
+                self.let_socket_go(now, key, CloseReason::Answered, "");
+                freed += 1;
+            }
         }
     }
 
@@ -266,21 +322,29 @@ impl Reactor {
         }
         socket.reading = Reading::Over;
         if let Some(web) = socket.transport.web() {
-            web.is_parting = true;
+            web.course = Course::Parting;
             web.end.get_or_insert((reason, String::new()));
         }
         self.lose_asked(now, key);
-        self.give_time(now, key, CLOSING_TICKS);
+        self.give_last_time(now, key);
     }
 
     /// A socket without a channel has had its time.
     pub(super) fn on_socket_time(&mut self, now: Now, key: SlotKey) {
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
+        let is_unsent = socket.unsent_bytes() > 0;
         let is_shaking_hands = socket.transport.outer().is_some_and(|outer| !outer.is_up());
         match &socket.transport {
             _ if is_shaking_hands => self.let_socket_go(now, key, CloseReason::HandshakeTimedOut, ""),
             Transport::Introduced(..) => self.let_socket_go(now, key, CloseReason::BadProxyHeader, ""),
-            Transport::Web(web) if web.is_parting => self.let_socket_go(now, key, CloseReason::Answered, ""),
+            // Its place was promised for so long; who still takes in its answer has some time without one.
+            Transport::Web(web) if web.is_parting() && web.strange_until.is_some() && is_unsent => {
+                self.give_place_back(key);
+                self.give_last_time(now, key);
+            }
+            Transport::Web(web) if web.is_parting() => {
+                self.let_socket_go(now, key, CloseReason::Answered, "");
+            }
             Transport::Web(web) if web.strange_until.is_none() => self.part(now, key, CloseReason::Answered),
             _ => self.let_socket_go(now, key, CloseReason::NoSession, ""),
         }
@@ -303,8 +367,8 @@ impl Reactor {
     /// Whoever asked a tunnel for bytes is not there any more.
     pub(super) fn lose_asked(&mut self, now: Now, key: SlotKey) {
         let Some(web) = self.web(key) else { return };
-        if let Asked::Underway(Some((id, _))) = web.asked {
-            web.asked = Asked::Nothing;
+        if let Asked::DownUnderway(id, _) = web.request.asked {
+            web.request.asked = Asked::Nothing;
             self.ask_tunnel(now, key, id, Ask::Lost);
         }
     }
@@ -316,6 +380,20 @@ impl Reactor {
     /// A socket has so long from now on.
     pub(super) fn give_time(&mut self, now: Now, key: SlotKey, ticks: u64) {
         self.socket_deadlines.arm(key.index, Tick(now.tick.0 + ticks));
+    }
+
+    /// A socket parts, and its peer has a while to go. Where it holds a place among the handshakes, no longer than it would have had.
+    fn give_last_time(&mut self, now: Now, key: SlotKey) {
+        let until = Tick(now.tick.0 + CLOSING_TICKS);
+        match self.web(key).and_then(|web| web.strange_until) {
+            Some(place_until) if place_until > now.tick => {
+                self.socket_deadlines.arm(key.index, until.min(place_until));
+            }
+            _ => {
+                self.give_place_back(key);
+                self.socket_deadlines.arm(key.index, until);
+            }
+        }
     }
 
     /// A stranger's socket has so long to bring a session about, whatever it asks meanwhile.
@@ -330,14 +408,14 @@ impl Reactor {
     /// Answers the present request.
     fn reply(&mut self, now: Now, key: SlotKey, reply: Reply) {
         let Some(web) = self.web(key) else { return };
-        let (manner, strange_until) = (web.manner, web.strange_until);
-        web.asked = Asked::Nothing;
+        let (manner, strange_until) = (web.request.manner, web.strange_until);
+        web.request.asked = Asked::Nothing;
         web.requests.on_answered();
         let Reply { head, body, content_type } = reply;
         let status = head.status;
         // However long it was held: a stranger has no more time for another one.
         let is_over = strange_until.is_some_and(|until| until <= now.tick);
-        let closes = manner.closes || is_over || self.stopping_until.is_some();
+        let closes = manner.keeping == Keeping::Closes || is_over || self.stopping_until.is_some();
         let mut head = head.with("Date", bgb_daemon::http_server::date());
         if status != 204 {
             head = head.with("Content-Length", body.len().to_string());
@@ -347,7 +425,7 @@ impl Reactor {
         }
         if closes {
             head = head.with("Connection", "close");
-        } else if manner.is_asked {
+        } else if manner.keeping == Keeping::Said {
             head = head.with("Connection", "keep-alive");
         }
         let mut bytes = Vec::with_capacity(256 + body.len());
@@ -377,14 +455,14 @@ impl Reactor {
     fn refuse(&mut self, now: Now, key: SlotKey, fault: RequestFault) {
         let Some(web) = self.web(key) else { return };
         let sentence = fault.to_string();
-        web.manner = Manner { closes: true, ..Manner::default() };
+        web.request.manner = Manner { keeping: Keeping::Closes, is_bodiless: false };
         let reply = Reply::sentence(ResponseHead::new(fault.status()), &sentence);
         web.end = Some((CloseReason::BadRequest, sentence));
         self.reply(now, key, reply);
     }
 
     /// Nothing follows what was written: when it is sent, that is said, and the peer has a while to go.
-    fn part(&mut self, now: Now, key: SlotKey, reason: CloseReason) {
+    pub(super) fn part(&mut self, now: Now, key: SlotKey, reason: CloseReason) {
         self.lose_asked(now, key);
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
         self.scratch.records.clear();
@@ -392,9 +470,9 @@ impl Reactor {
             outer.close(&mut self.scratch.records);
         }
         let Some(web) = socket.transport.web() else { return };
-        web.is_parting = true;
+        web.course = Course::Parting;
         web.end.get_or_insert((reason, String::new()));
-        self.give_time(now, key, CLOSING_TICKS);
+        self.give_last_time(now, key);
         if self.scratch.records.is_empty() || self.write_raw(now, key) {
             self.on_web_flushed(now, key);
         }
@@ -405,7 +483,7 @@ impl Reactor {
         let Some(socket) = self.sockets.tenant_mut(key).filter(|socket| socket.unsent_bytes() == 0) else {
             return;
         };
-        if !socket.transport.web().is_some_and(|web| web.is_parting) {
+        if !socket.transport.web().is_some_and(|web| web.is_parting()) {
             return self.read_on(key);
         }
         if socket.reading == Reading::Over {
@@ -420,6 +498,8 @@ fn known(reply: Reply) -> Asked {
 }
 
 fn crowded() -> Reply {
-    let head = ResponseHead::new(503).with("Retry-After", "2").with("Bgb-Received", "0");
-    Reply::sentence(head, "Too many handshakes are in flight; try again in a moment.")
+    Reply::sentence(
+        ResponseHead::new(503).with("Retry-After", "2"),
+        "Too many handshakes are in flight; try again in a moment.",
+    )
 }

@@ -5,9 +5,13 @@ use bgb_http::websocket::{self, Control};
 use bgb_hub::{CloseReason, Now};
 
 use super::Reactor;
+use super::channel::Channel;
 use super::slots::SlotKey;
 use super::transport::{Transport, Web, WebSocket};
 use crate::HTTP_LOG;
+
+/// Whoever breaks the server's own rules, and not the protocol's (RFC 6455, 7.4.1).
+const AGAINST_POLICY: u16 = 1008;
 
 impl Reactor {
     /// A request becomes a WebSocket.
@@ -52,6 +56,7 @@ impl Reactor {
         let Some(socket) = self.sockets.tenant_mut(key) else { return };
         let Transport::WebSocket(frames) = &mut socket.transport else { return };
         let Some(channel) = socket.channel else { return };
+        let is_strange = self.channels.tenant(channel).is_some_and(Channel::is_handshaking);
         let mut controls = Vec::new();
         self.scratch.unwrapped.clear();
         let received = &mut self.scratch.received[..bytes];
@@ -60,9 +65,20 @@ impl Reactor {
         if let Err(fault) = &decoded {
             frames.closing_code = fault.code();
         }
-        let bytes = self.scratch.take_unwrapped();
-        if bytes > 0 {
-            self.hear_channel(now, key, channel, bytes);
+        let data = self.scratch.take_unwrapped();
+        if is_strange && !frames.hear_stranger(bytes, data) {
+            frames.closing_code = AGAINST_POLICY;
+            let detail = "it sends WebSocket frames without a session's bytes";
+            return self.close_for(now, channel, CloseReason::BadWebSocket, detail);
+        }
+        if data > 0 {
+            self.hear_channel(now, key, channel, data);
+        }
+        let known = self.channels.tenant_mut(channel).filter(|_| !is_strange);
+        let is_too_much =
+            known.is_some_and(|channel| !controls.iter().all(|_| channel.spend_message(now.tick)));
+        if is_too_much {
+            return self.close(now, channel, CloseReason::TooManyMessages);
         }
         // Of several the last one is enough (RFC 6455, 5.5.3): whoever sends many gets no more than it reads.
         let ping = controls.into_iter().rev().find_map(|control| match control {
@@ -79,10 +95,10 @@ impl Reactor {
         }
     }
 
-    fn say_pong(&mut self, now: Now, key: SlotKey, payload: Vec<u8>) {
-        let Some(socket) = self.sockets.tenant_mut(key).filter(|socket| socket.unsent_bytes() == 0) else {
-            return;
-        };
+    /// Answers a ping, when what was said before is sent.
+    pub(super) fn say_pong(&mut self, now: Now, key: SlotKey, payload: Vec<u8>) {
+        let Some(socket) = self.sockets.tenant_mut(key) else { return };
+        let Some(payload) = socket.say_afterwards(payload) else { return };
         if matches!(&socket.transport, Transport::WebSocket(frames) if !frames.has_closed) {
             let mut frame = Vec::new();
             websocket::encode_control(&Control::Pong(payload), None, &mut frame);

@@ -133,21 +133,21 @@ fn in_a_tunnel(site: &Site, device: &Device) -> (Peer<ClientConnection>, String)
 }
 
 /// A line that the test looks into.
-struct Shared(std::sync::Arc<std::sync::Mutex<LongPollLine>>);
+struct Shared<T>(std::sync::Arc<std::sync::Mutex<T>>);
 
-impl std::io::Read for Shared {
+impl<T: std::io::Read> std::io::Read for Shared<T> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.0.lock().unwrap().read(buffer)
     }
 }
 
-impl std::io::Write for Shared {
+impl<T: std::io::Write> std::io::Write for Shared<T> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.lock().unwrap().write(bytes)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
+        self.0.lock().unwrap().flush()
     }
 }
 
@@ -205,11 +205,14 @@ fn of_two_gets_the_later_is_held_and_a_lost_answer_is_given_again() {
     // Where the device is: nothing is held by it now, since it reads only when it hears.
     let heard = shared.lock().unwrap().heard_bytes();
     let target = format!("/bgb/tunnel/{id}?from={heard}");
-    let (mut first, mut second) =
-        (Http::connect(site.http_address(1), false), Http::connect(site.http_address(1), false));
+    let mut first = Http::connect(site.http_address(1), false);
     first.ask("GET", &target, b"").unwrap();
-    // The first comes before the second: whichever is later is held.
-    assert_eq!(first.answer().unwrap(), None);
+    // Whichever is later is held, and the first is when its socket, beside the device's two, is no stranger's any more.
+    until_equal("connections, and those of strangers", SOON, &(3, 0), || {
+        let accepted = site.metric(1, "bgb_server_connections_accepted_total");
+        (accepted, site.metric(1, "bgb_server_handshakes_in_flight"))
+    });
+    let mut second = Http::connect(site.http_address(1), false);
     second.ask("GET", &target, b"").unwrap();
     assert_eq!(first.wait().status, 409);
     site.start_task(Action::Ping, "lab");
@@ -251,7 +254,7 @@ fn a_session_that_ends_closes_its_websocket_as_the_rfc_says() {
     for (device, is_covered) in devices.iter().zip([false, true]) {
         let address = if is_covered { site.https_address(1) } else { site.http_address(1) };
         let line = std::sync::Arc::new(std::sync::Mutex::new(WebSocketLine::connect(address, is_covered)));
-        let (mut peer, _) = Peer::by(&site, device, SharedSocket(std::sync::Arc::clone(&line))).greet(1, 1);
+        let (mut peer, _) = Peer::by(&site, device, Shared(std::sync::Arc::clone(&line))).greet(1, 1);
         peer.say(&AgentMessage::Goodbye);
         assert!(peer.is_ended_within(SOON));
         // TLS's own end is inside a message before it.
@@ -260,25 +263,6 @@ fn a_session_that_ends_closes_its_websocket_as_the_rfc_says() {
         assert_eq!(code, Some(1000));
     }
     site.wait_closed("goodbye", 2);
-}
-
-/// The same for a WebSocket.
-struct SharedSocket(std::sync::Arc<std::sync::Mutex<WebSocketLine>>);
-
-impl std::io::Read for SharedSocket {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().read(buffer)
-    }
-}
-
-impl std::io::Write for SharedSocket {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.0.lock().unwrap().flush()
-    }
 }
 
 #[test]
@@ -293,7 +277,7 @@ fn a_proxy_says_whose_connection_it_is_where_the_server_was_told_of_it() {
     let mut header = Vec::new();
     let client = "192.0.2.7:50000".parse().unwrap();
     bgb_http::proxy_protocol::ProxyHeader::encode(client, site.server_address(1), &mut header);
-    // By every port, also in pieces.
+    // TCP and HTTP, also in pieces; HTTPS is in tests/network/introduction.rs.
     for (address, is_cut) in
         [(site.server_address(1), false), (site.http_address(1), true), (site.server_address(1), true)]
     {

@@ -7,6 +7,7 @@ use bgb_protocol::action::Action;
 use bgb_protocol::message::AgentMessage;
 
 use crate::peer::{self, Credentials, Heard, Peer};
+use crate::road::LongPollLine;
 use crate::site::Site;
 use crate::wait::{SOON, until_equal, until_true};
 
@@ -47,6 +48,29 @@ fn a_peer_that_never_reads_is_dropped_and_the_server_neither_spins_nor_swells() 
     assert!(grown_kib < GROWTH_KIB_MAX, "the server has grown by {grown_kib} KiB");
 
     until_equal("sessions of the server", SOON, &1, || site.metric(1, "bgb_server_sessions"));
+}
+
+#[test]
+fn a_device_that_asks_its_tunnel_for_nothing_while_much_waits_there_is_dropped() {
+    let mut site = Site::running(1);
+    site.issue_long_policies(None);
+    let device = site.add_device("deaf");
+    let before_kib = site.server(1).resident_kib();
+    let line = LongPollLine::connect(site.http_address(1), false);
+    let (mut deaf, _) = Peer::by(&site, &device, line).greet(1, 1);
+    let mut grown_kib = 0;
+    let mut requests = 1..;
+    until_true("the peer is dropped", SOON * 2, || {
+        let mut frame = Vec::new();
+        AgentMessage::PolicyRequest(requests.next().unwrap()).encode(&mut frame);
+        // It may have been dropped just now.
+        let _ = deaf.send(&frame);
+        grown_kib = grown_kib.max(site.server(1).resident_kib().saturating_sub(before_kib));
+        site.closed(1, "too-slow") == 1
+    });
+    assert!(grown_kib < GROWTH_KIB_MAX, "the server has grown by {grown_kib} KiB");
+    until_equal("tunnels", SOON, &0, || site.metric(1, "bgb_server_tunnels"));
+    assert_eq!(site.metric(1, "bgb_server_sessions"), 0);
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! What the HTTP ports answer to whoever is no agent: proper answers to what is proper, and an end to everything else.
 
+use std::io::ErrorKind;
+use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
+use crate::peer::READ_WAIT;
 use crate::road::{Answer, Http};
 use crate::site::Site;
-use crate::wait::SOON;
+use crate::wait::{SOON, until_equal, until_true};
 
 fn server() -> Site {
     let mut site = Site::new(1);
@@ -133,6 +136,7 @@ fn what_two_could_read_in_two_ways_is_refused_and_the_connection_ends() {
 #[test]
 fn requests_that_are_sent_without_reading_wait_and_are_all_answered_in_their_order() {
     let site = server();
+    // A fraction of what is served within a stranger's ten seconds, and more than kernels hold of answers.
     let all = 20_000;
     let mut http = Http::connect(site.http_address(1), false);
     let requests: String = (0..all)
@@ -155,11 +159,8 @@ fn requests_that_are_sent_without_reading_wait_and_are_all_answered_in_their_ord
     assert!(grown < 4 * 1024, "the server keeps {grown} KiB more");
     for number in 0..all {
         let status = if number % 2 == 0 { 200 } else { 404 };
-        match http.answer_within(SOON) {
-            Some(answer) => assert_eq!(answer.status, status, "the {number}th"),
-            // A stranger has ten seconds for all that it asks.
-            None => break,
-        }
+        let answer = http.answer_within(SOON).unwrap_or_else(|| panic!("the {number}th is not answered"));
+        assert_eq!(answer.status, status, "the {number}th");
     }
     sender.join().unwrap();
 }
@@ -185,8 +186,6 @@ fn whoever_waits_for_a_word_before_its_body_gets_one() {
 #[test]
 fn frames_that_break_the_protocol_end_the_websocket_with_their_code() {
     let site = server();
-    let upgrade = b"GET /bgb/websocket HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     let shapes: [(&str, &[u8], u16); 9] = [
         ("unmasked", &[0x82, 1, 7], 1002),
         ("reserved bits", &[0xc2, 0x81, 0, 0, 0, 0, 7], 1002),
@@ -199,9 +198,7 @@ fn frames_that_break_the_protocol_end_the_websocket_with_their_code() {
         ("a negative length", &[0x82, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0], 1002),
     ];
     for (what, frame, code) in shapes {
-        let mut http = Http::connect(site.http_address(1), false);
-        http.send(upgrade).unwrap();
-        assert_eq!(http.wait().status, 101);
+        let mut http = websocket(&site);
         http.send(frame).unwrap();
         let said = http.rest(SOON);
         let close = said
@@ -212,19 +209,79 @@ fn frames_that_break_the_protocol_end_the_websocket_with_their_code() {
     }
     site.wait_closed("bad-websocket", shapes.len() as u64);
     // A ping is answered before anybody is known, and of many the last.
-    let mut http = Http::connect(site.http_address(1), false);
-    http.send(upgrade).unwrap();
-    assert_eq!(http.wait().status, 101);
+    let mut http = websocket(&site);
     let pings: Vec<u8> = (0..100).flat_map(|number| [0x89, 0x81, 0, 0, 0, 0, number]).collect();
     http.send(&pings).unwrap();
+    let mut said = Vec::new();
+    until_true("the pong of the last", SOON, || {
+        said.extend(http.rest(READ_WAIT));
+        said.ends_with(&[0x8a, 1, 99])
+    });
+    assert!(said.len() < 100, "{said:?}");
     // And a close is answered with a close.
     http.send(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]).unwrap();
     let said = http.rest(SOON);
-    assert!(
-        said.windows(3).any(|bytes| bytes == [0x8a, 1, 99]) || said.ends_with(&[0x88, 2, 0x03, 0xe8]),
-        "{said:?}"
-    );
-    assert!(said.len() < 100, "{said:?}");
+    assert!(said.ends_with(&[0x88, 2, 0x03, 0xe8]), "{said:?}");
+    // What brings nothing is against the rules, and is told so.
+    let mut http = websocket(&site);
+    // The server may have ended it before all is sent.
+    let _ = http.send(&[0x82, 0x80, 1, 2, 3, 4].repeat(2_000));
+    let said = http.rest(SOON);
+    assert!(said.ends_with(&[0x88, 2, 0x03, 0xf0]), "{said:?}");
+    site.wait_closed("bad-websocket", shapes.len() as u64 + 1);
+}
+
+/// A connection that has become a WebSocket.
+fn websocket(site: &Site) -> Http {
+    let mut http = Http::connect(site.http_address(1), false);
+    let upgrade = b"GET /bgb/websocket HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    http.send(upgrade).unwrap();
+    assert_eq!(http.wait().status, 101);
+    http
+}
+
+#[test]
+fn a_websocket_of_which_one_end_alone_says_that_it_is_over_is_over() {
+    let site = server();
+    // The peer says it in a frame, and keeps the connection open.
+    let mut closed = websocket(&site);
+    closed.send(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]).unwrap();
+    assert!(closed.rest(SOON).ends_with(&[0x88, 2, 0x03, 0xe8]));
+    site.wait_closed("peer-closed", 1);
+    // The server says it, and is not answered.
+    let mut refused = websocket(&site);
+    refused.send(&[0x81, 0x81, 0, 0, 0, 0, b'x']).unwrap();
+    assert!(refused.rest(SOON).ends_with(&[0x88, 2, 0x03, 0xeb]));
+    // The peer closes its half of the connection, and says nothing.
+    let mut half = websocket(&site);
+    half.second_handle().shutdown(Shutdown::Write).unwrap();
+    assert!(half.is_ended());
+    site.wait_closed("half-closed", 1);
+    // None of them has hung up.
+    until_equal("connections", SOON, &0, || site.metric(1, "bgb_server_connections"));
+    until_equal("handshakes in flight", SOON, &0, || site.metric(1, "bgb_server_handshakes_in_flight"));
+    drop([closed, refused, half]);
+}
+
+#[test]
+fn a_port_that_is_off_is_closed() {
+    for (key, is_covered) in [("listen_http", false), ("listen_https", true)] {
+        let mut site = Site::new(1);
+        site.configure_server(1, |config| {
+            config.insert(key.into(), "off".into());
+        });
+        site.start_server(1);
+        let (mut off, mut on) = (site.http_address(1), site.https_address(1));
+        if is_covered {
+            (off, on) = (on, off);
+        }
+        let refused = TcpStream::connect(off).map_err(|error| error.kind());
+        assert_eq!(refused.err(), Some(ErrorKind::ConnectionRefused), "{key}");
+        let mut http = Http::connect(on, !is_covered);
+        http.ask("GET", "/", b"").unwrap();
+        assert_eq!(http.wait().status, 200);
+    }
 }
 
 #[test]
@@ -280,6 +337,12 @@ fn whoever_brings_no_session_about_is_let_go_however_slowly_it_speaks() {
             let again = format!("GET /bgb/tunnel/{id}?from=0&hold=1 HTTP/1.1\r\nHost: a\r\n\r\n");
             lasts(line, again.clone().into_bytes(), Box::leak(again.into_boxed_str()).as_bytes())
         }),
+        ("says not even a hello to HTTPS", lasts(Http::connect(https, false), Vec::new(), b"")),
+        ("half a hello", lasts(Http::connect(https, false), vec![22, 3, 1, 1, 0, 1, 0, 0, 0xfc], b"")),
+        (
+            "a hello that drips in",
+            lasts(Http::connect(https, false), vec![22, 3, 1, 1, 0, 1, 0, 0, 0xfc], b"x"),
+        ),
         ("says nothing in HTTPS", lasts(Http::connect(https, true), Vec::new(), b"")),
         (
             "slow head in HTTPS",
@@ -291,9 +354,7 @@ fn whoever_brings_no_session_about_is_let_go_however_slowly_it_speaks() {
         assert!(lasted < Duration::from_secs(15), "{what}: it lasted {lasted:?}");
         assert!(lasted > Duration::from_secs(1), "{what}: it lasted {lasted:?}");
     }
-    crate::wait::until_equal("connections", SOON, &0, || site.metric(1, "bgb_server_connections"));
-    crate::wait::until_equal("handshakes in flight", SOON, &0, || {
-        site.metric(1, "bgb_server_handshakes_in_flight")
-    });
-    crate::wait::until_equal("tunnels", SOON, &0, || site.metric(1, "bgb_server_tunnels"));
+    until_equal("connections", SOON, &0, || site.metric(1, "bgb_server_connections"));
+    until_equal("handshakes in flight", SOON, &0, || site.metric(1, "bgb_server_handshakes_in_flight"));
+    until_equal("tunnels", SOON, &0, || site.metric(1, "bgb_server_tunnels"));
 }
