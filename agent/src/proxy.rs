@@ -93,6 +93,7 @@ impl Proxy {
 }
 
 /// Of a proxy's URL.
+#[derive(Clone, Copy)]
 struct Parts<'a> {
     scheme: Option<&'a str>,
     user_info: Option<&'a str>,

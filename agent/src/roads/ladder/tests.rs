@@ -52,7 +52,7 @@ fn long_poll() -> Rung {
 }
 
 /// Better roads are tried beside the session: those that are, the last of which leads to a server where one `works`.
-fn probe(ladder: &mut Ladder, now: Moment, works: Option<Rung>, reason: Option<RoadReason>) -> Vec<Rung> {
+fn probe(ladder: &mut Ladder, now: Moment, works: Option<Rung>, reason: Option<&RoadReason>) -> Vec<Rung> {
     let mut probe = ladder.on_probe(now);
     let mut tried = Vec::new();
     while let Some(rung) = probe.next(now.boot_ms) {
@@ -61,7 +61,7 @@ fn probe(ladder: &mut Ladder, now: Moment, works: Option<Rung>, reason: Option<R
             probe.on_connected(rung, None);
             break;
         }
-        probe.on_failed(rung, reason.clone());
+        probe.on_failed(rung, reason.cloned());
     }
     ladder.on_probed(probe);
     tried
@@ -300,7 +300,7 @@ fn tcp_is_probed_ever_more_rarely_and_as_often_as_before_once_it_was_good() {
         let due_ms = probe_due_ms(&ladder).unwrap();
         assert!((wait_ms * 3 / 4..=wait_ms * 5 / 4).contains(&(due_ms - now_ms)), "{doubling}");
         now_ms = due_ms;
-        let tried = probe(&mut ladder, at(now_ms), None, Some(RoadReason::TimedOut));
+        let tried = probe(&mut ladder, at(now_ms), None, Some(&RoadReason::TimedOut));
         assert_eq!(tried, [Rung::TCP]);
     }
     // A session that is lost and comes again puts no probe off.
@@ -387,7 +387,7 @@ fn from_long_poll_websockets_are_probed_as_well_but_for_those_that_bear_no_silen
     sign_in(&mut ladder, long_poll(), at(0));
     let better = [Rung::TCP, websocket(), Rung::ALL[2], Rung::ALL[4]];
     assert_eq!(probe(&mut ladder, at(1_000), None, None), better);
-    assert_eq!(probe(&mut ladder, at(2_000), Some(websocket()), Some(RoadReason::Refused)), better[..2]);
+    assert_eq!(probe(&mut ladder, at(2_000), Some(websocket()), Some(&RoadReason::Refused)), better[..2]);
     ladder.on_ended(End::Wanted, at(3_000));
     ladder.begin(SERVER, &Rung::ALL, at(3_000));
     assert_eq!(ladder.next(3_000), Some(websocket()));
