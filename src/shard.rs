@@ -25,7 +25,7 @@ use crate::metrics::ShardMetrics;
 use crate::presence::Told;
 use crate::reactor::entrance::Entrance;
 use crate::reactor::mailbox::{Mailbox, Undelivered};
-use crate::reactor::passed::Passed;
+use crate::reactor::passed::{Ask, Passed, Standing};
 use crate::tls::TlsContext;
 
 /// What other threads say to a shard.
@@ -143,7 +143,9 @@ impl Shard {
 
     /// Passes a request on to another shard; `false` when that has no room for it.
     pub fn pass(&mut self, shard: ShardId, passed: Passed) -> bool {
-        self.links.shards[usize::from(shard.0)].try_send_late(Letter::Passed(passed)).is_ok()
+        let mailbox = &self.links.shards[usize::from(shard.0)];
+        let is_strangers = matches!(&passed, Passed::Ask { standing: Standing::Stranger, ask, .. } if !matches!(ask, Ask::Lost));
+        (!is_strangers || mailbox.takes_strangers()) && mailbox.try_send_late(Letter::Passed(passed)).is_ok()
     }
 
     /// Passes an answer on to another shard, as soon as it has room for it.

@@ -62,8 +62,9 @@ impl Proxy {
 
     /// The same of the environment, where what curl passes over is passed over: a port that is left out, a path, a `%` that is no escape.
     fn parse_as_curl(url: &str) -> Result<Self, &'static str> {
-        let Parts { scheme, user_info, address } = Parts::of(url);
-        let address = address.split(['/', '?', '#']).next().unwrap_or(address);
+        let from = url.find("://").map_or(0, |at| at + 3);
+        let to = url[from..].find(['/', '?', '#']).map_or(url.len(), |at| from + at);
+        let Parts { scheme, user_info, address } = Parts::of(&url[..to]);
         let user_info = user_info.map(literal_percent);
         Self::of(Parts { scheme, user_info: user_info.as_deref(), address }, None, Some(PORT_DEFAULT))
     }
@@ -319,7 +320,7 @@ mod tests {
         assert_eq!(address(&proxies, "localhost", true), None);
         assert_eq!(proxies.to("bgb.example", 1, true).unwrap().authorization(), None);
         // A path says nothing of a proxy, and a % is one where it begins no escape.
-        let proxies = of(&[("all_proxy", "http://us%20er:100%pure%@proxy.example:3128/x?y#z")]);
+        let proxies = of(&[("all_proxy", "http://us%20er:100%pure%@proxy.example:3128/x?y@z")]);
         let proxy = proxies.to("bgb.example", 1, true).unwrap();
         let value = format!("Basic {}", STANDARD.encode("us er:100%pure%"));
         assert_eq!((proxy.address(), proxy.authorization()), ("proxy.example:3128", Some(&*value)));

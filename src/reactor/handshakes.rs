@@ -23,7 +23,7 @@ use super::admission::{Admits, Opening};
 use crate::network::{Network, Origin};
 
 /// Handshakes in flight in all, at some 6 KiB for one that is not answered yet, and 8 more where its peer says as much as it may; in HTTP a head's 16 KiB
-/// instead, and up to 32 behind a request that is being answered. What comes beyond waits in the kernel.
+/// instead, and up to 48 behind a request that is being answered. What comes beyond waits in the kernel.
 pub const IN_FLIGHT_MAX: usize = 2_048;
 /// Those of them that are answered and not over, at some 20 KiB each.
 pub const ANSWERED_MAX: usize = 1_024;

@@ -18,8 +18,10 @@ use mio::{Registry, Token, Waker};
 /// Letters that a mailbox holds. Orders come in batches of a thousand rows at most, so this is far more than a burst of
 /// tasks; a reader that falls this far behind makes the broker wait, which is what it should do.
 const LETTERS_MAX: usize = 4096;
-/// And of those that may wait, with up to 32 KiB of a request's body in each. What finds no room is refused or said later.
+/// And of those that may wait, with up to 32 KiB of a request's body in each, or 64 of an answer's. What finds no room is refused or said later.
 const LATE_MAX: usize = 1024;
+/// Of which strangers' requests may take so many: anybody can name a tunnel that is passed on, and those of known devices and all answers need room, too.
+const STRANGE_MAX: usize = LATE_MAX / 4;
 
 /// The sending end; clones reach the same reactor.
 #[derive(Debug)]
@@ -102,6 +104,12 @@ impl<L> Mailbox<L> {
     /// As [`try_send`](Self::try_send).
     pub fn try_send_late(&self, letter: L) -> Result<(), Undelivered<L>> {
         self.put(&self.late, letter)
+    }
+
+    /// Whether a stranger's letter may wait there still.
+    #[must_use]
+    pub fn takes_strangers(&self) -> bool {
+        self.late.len() < STRANGE_MAX
     }
 
     fn put(&self, letters: &Sender<L>, letter: L) -> Result<(), Undelivered<L>> {

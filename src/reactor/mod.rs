@@ -561,7 +561,8 @@ impl Reactor {
         };
         let everybody_gone = self.channels.tenants().all(is_done)
             && self.sockets.tenants().all(is_gone)
-            && !self.shard.is_owing();
+            && !self.shard.is_owing()
+            && !self.more_letters;
         if everybody_gone || Instant::now() >= until {
             ControlFlow::Break(())
         } else {

@@ -34,7 +34,7 @@ const ACCEPTS_PER_TURN: usize = 64;
 /// Sockets sorted in one turn, and of known devices' sessions so many read, one read each.
 const READS_PER_TURN: usize = 512;
 /// And of known devices while a task is on its way to many: those who have it answer at once, and what they say would make the others wait for
-/// the task. Whoever shakes hands is read all the same, since its time is short; admission bounds what that costs.
+/// the task. Whoever shakes hands straight over TCP is read all the same, since its time is short; admission bounds what that costs.
 const READS_PER_TURN_BESIDE_FAN_OUT: usize = 8;
 /// And of sockets on which requests are served, some each, and of strangers' WebSockets: one costs as much as several reads of known devices.
 const WEB_READS_PER_TURN: usize = 64;
@@ -58,12 +58,19 @@ pub(super) fn patience(taken: usize, places: usize) -> u64 {
 
 impl Reactor {
     pub(super) fn may_accept(&self) -> bool {
-        !self.room.is_full() && self.handshakes.has_room() && !self.shard.is_backed_up()
+        !self.room.is_full() && self.may_accept_where_there_is_room()
+    }
+
+    fn may_accept_where_there_is_room(&self) -> bool {
+        self.handshakes.has_room() && !self.shard.is_backed_up()
     }
 
     pub(super) fn accept(&mut self) {
         let now = Instant::now();
-        if self.room.is_full() && self.listeners.iter().any(|(_, listener)| listener.has_work(now)) {
+        if self.room.is_full()
+            && self.may_accept_where_there_is_room()
+            && self.listeners.iter().any(|(_, listener)| listener.has_work(now))
+        {
             self.make_room(self.now());
         }
         for _ in 0..ACCEPTS_PER_TURN {

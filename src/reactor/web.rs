@@ -89,6 +89,8 @@ impl Reactor {
     }
 
     fn on_head(&mut self, now: Now, key: SlotKey, head: &RequestHead) {
+        // A known device's request has as long as it would have rested.
+        self.rest(now, key);
         let Some(web) = self.web(key) else { return };
         web.begin(head);
         let path = head.path();
@@ -230,7 +232,10 @@ impl Reactor {
             (TunnelAnswer::Refused(given), Asked::UpUnderway) => {
                 web.request.refused.get_or_insert_with(|| Box::new(given.reply()));
             }
-            (TunnelAnswer::Freed, _) => self.welcome(key),
+            (TunnelAnswer::Freed, _) => {
+                self.welcome(key);
+                self.rest(now, key);
+            }
             (TunnelAnswer::Given(given), Asked::UpUnderway | Asked::DownUnderway(..)) => {
                 let (opened, refused) = (web.request.opened.take(), web.request.refused.take());
                 let is_success = given.is_success() && refused.is_none();
@@ -287,7 +292,8 @@ impl Reactor {
         }
     }
 
-    /// Lets connections go that rest between two requests, so that others find room: their devices begin another when they have something to say.
+    /// Lets connections of this reactor go that rest between two requests, so that others find room: their devices begin another when they have
+    /// something to say.
     pub(super) fn make_room(&mut self, now: Now) {
         let slots = self.sockets.slots();
         let mut freed = 0;
@@ -302,11 +308,12 @@ impl Reactor {
             else {
                 continue;
             };
-            // The next request may be on its way.
+            // The next request may be here already, or on its way.
+            let is_unheard = socket.reading != Reading::Waiting;
             let rests_until = self.socket_deadlines.deadline(index);
             let has_rested =
                 rests_until.is_some_and(|until| until.0 + RESTED_TICKS <= now.tick.0 + REST_TICKS);
-            if has_rested && socket.transport.web().is_some_and(|web| web.is_at_rest()) {
+            if has_rested && !is_unheard && socket.transport.web().is_some_and(|web| web.is_at_rest()) {
                 self.part(now, key, CloseReason::Answered);
                 self.let_socket_go(now, key, CloseReason::Answered, "");
                 freed += 1;
@@ -472,6 +479,8 @@ impl Reactor {
         let Some(web) = socket.transport.web() else { return };
         web.course = Course::Parting;
         web.end.get_or_insert((reason, String::new()));
+        // What a request comes to after that is said to nobody.
+        web.request.asked = Asked::Nothing;
         self.give_last_time(now, key);
         if self.scratch.records.is_empty() || self.write_raw(now, key) {
             self.on_web_flushed(now, key);
@@ -490,6 +499,11 @@ impl Reactor {
             return self.let_socket_go(now, key, CloseReason::PeerClosed, "");
         }
         socket.shutdown();
+        // What waited behind the answer is read over: unread bytes would cost the peer its last ones.
+        if socket.reading == Reading::Behind {
+            socket.reading = Reading::Listed;
+            self.readable.push_back(key);
+        }
     }
 }
 

@@ -43,7 +43,7 @@ fn what_is_altered_on_the_way_ends_the_session_and_not_the_task() {
                 .lines()
                 .filter(|line| line.contains(&task.to_string()) && line.contains("begun"))
                 .count();
-            assert!(begun <= 1, "{road:?} {way:?}: {}", device.log());
+            assert!(begun == 1, "{road:?} {way:?}: {}", device.log());
         }
     }
 }

@@ -21,9 +21,10 @@ const CONNECTIONS: usize = 500;
 const FEW: usize = 30;
 /// How long each lasts.
 const LASTS: Duration = Duration::from_secs(20);
-/// A push while it goes on, against the slowest of a quiet while: so many times that, and some milliseconds, in which the attack's own programs have a core.
+/// A push while it goes on, against the slowest of a quiet while: so many times that. But a while may be lucky or unlucky where machines share cores, so that
+/// it is no less than this, and no more.
 const TIMES_MAX: u32 = 5;
-const SLACK: Duration = Duration::from_millis(30);
+const LATENCY_MAX: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
 #[test]
 fn slow_strangers_by_the_hundred_are_not_noticed_by_devices() {
@@ -45,7 +46,7 @@ fn slow_strangers_by_the_hundred_are_not_noticed_by_devices() {
     let (root, tunnel) =
         (format!("http://{}/", site.http_address(1)), format!("http://{}/bgb/tunnel", site.http_address(1)));
     let (quiet, _) = slowest_push(&site, &mut visitors);
-    let latency_max = TIMES_MAX * quiet + SLACK;
+    let latency_max = (TIMES_MAX * quiet).clamp(LATENCY_MAX[0], LATENCY_MAX[1]);
     // From its manual: heads that do not end, and bodies that do not.
     let attacks = [
         ("slow heads", Way::Tool(vec!["-H", "-i", "1", "-x", "24", "-t", "GET", "-u", &*root])),
@@ -57,7 +58,11 @@ fn slow_strangers_by_the_hundred_are_not_noticed_by_devices() {
         ("slow reading", Way::Readers(FEW)),
     ];
     for (what, way) in attacks {
-        let attacked = Attack::begin(&site, |stopping| match way {
+        let count = match way {
+            Way::Tool(_) => CONNECTIONS,
+            Way::Readers(count) => count,
+        };
+        let attacked = Attack::begin(&site, count, |stopping| match way {
             Way::Tool(arguments) => slowhttptest(&site, &arguments, stopping),
             Way::Readers(count) => read_slowly(site.http_address(1), count, stopping),
         });
@@ -74,6 +79,7 @@ fn slow_strangers_by_the_hundred_are_not_noticed_by_devices() {
         println!(
             "{what}: {connections} connections, {pushes} pushes to five devices, the slowest took {worst:.1?}; {quiet:.1?} before"
         );
+        assert!(connections >= count as u64, "{what}: {connections} of {count} connections");
         assert!(worst < latency_max, "{what}: the slowest push took {worst:?}, and {quiet:?} before");
     }
     visitors.iter_mut().for_each(Visitor::keep_alive);
@@ -96,11 +102,11 @@ struct Attack<'a> {
 }
 
 impl<'a> Attack<'a> {
-    fn begin(site: &'a Site, begin: impl FnOnce(Arc<AtomicBool>) -> JoinHandle<()>) -> Self {
+    fn begin(site: &'a Site, count: usize, begin: impl FnOnce(Arc<AtomicBool>) -> JoinHandle<()>) -> Self {
         let stopping = Arc::new(AtomicBool::new(false));
         let accepted_before = accepted(site);
         let thread = begin(Arc::clone(&stopping));
-        until_true("the attack has begun", SOON, || accepted(site) >= accepted_before + FEW as u64 / 2);
+        until_true("the attack has begun", SOON, || accepted(site) >= accepted_before + count as u64 / 2);
         Self { site, accepted_before, stopping, thread }
     }
 

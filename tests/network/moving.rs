@@ -15,8 +15,8 @@ use crate::wait::{SOON, until_equal};
 
 /// TCP is tried 5 minutes after a session over HTTP began, give or take a quarter (docs/protocol.md, 9.7).
 const PROBED_WITHIN: Duration = Duration::from_secs(5 * 60 * 5 / 4 + 30);
-/// Tasks are ordered all the while, so that some are under way whenever a session moves.
-const ORDERED_EVERY: Duration = Duration::from_secs(1);
+/// Tasks are ordered all the while, some of which take as long as an inventory, so that some are under way when a session moves.
+const ORDERED_EVERY: Duration = Duration::from_millis(500);
 
 #[test]
 fn once_tcp_leads_there_sessions_move_over_and_every_task_is_done_once() {
@@ -40,7 +40,8 @@ fn once_tcp_leads_there_sessions_move_over_and_every_task_is_done_once() {
     let (begun, mut tasks, mut moved) = (Instant::now(), Vec::new(), 0);
     while moved < devices.len() {
         assert!(begun.elapsed() < PROBED_WITHIN, "{moved} of {} devices have moved", devices.len());
-        tasks.push(site.start_task(Action::Ping, "lab"));
+        let action = if tasks.len() % 2 == 0 { Action::CollectInventory } else { Action::Ping };
+        tasks.push(site.start_task(action, "lab"));
         std::thread::sleep(ORDERED_EVERY);
         let is_on_tcp = |device| site.device(device).row.road == Some(RoadTaken::tcp());
         moved = devices.iter().filter(|device| is_on_tcp(device)).count();

@@ -41,13 +41,14 @@ pub(super) fn climb(
             Err(fault) => {
                 tracing::debug!(road = rung.label(), %fault, "a road does not lead to the server");
                 faults.push(format!("{}: {fault}", rung.label()));
+                let patience = Patience { deadline: began, waker: Some(waker) };
+                if patience.is_called_off() {
+                    // Nothing is known of the road by that.
+                    ladder.on_called_off();
+                    break;
+                }
                 ladder.on_failed(rung, fault.reason);
             }
-        }
-        let patience = Patience { deadline: began, waker: Some(waker) };
-        if patience.is_called_off() {
-            ladder.on_called_off();
-            break;
         }
     }
     Err(RoadFault::new(faults.join("; ")))

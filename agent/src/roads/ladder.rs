@@ -281,7 +281,11 @@ impl Ladder {
             (self.memory.tcp_reason, self.probe_due_ms) = (None, None);
             self.told.clear();
             self.note_tcp(now.own);
-        } else if self.probe_due_ms.is_none() {
+            return;
+        }
+        // Whoever is on another road has no TCP to come back to.
+        self.memory.tcp_at = None;
+        if self.probe_due_ms.is_none() {
             self.plan_probe(now.boot_ms);
         }
     }
@@ -290,8 +294,10 @@ impl Ladder {
     pub(crate) fn on_ended(&mut self, end: End, now: Moment) {
         let Some(Current { rung, left, stage }) = self.current.take() else { return };
         match stage {
-            // What answers there lets the handshake through and nothing else.
-            Stage::Connected if end == End::Lost => self.pass_over(rung, left, now),
+            // What answers there lets the handshake through and nothing else; or it is a server that falls while it is started.
+            Stage::Connected if end == End::Lost && !self.stays_on(rung, now) => {
+                self.pass_over(rung, left, now);
+            }
             Stage::Connected | Stage::Heard => {}
             Stage::Welcomed(since_ms) => {
                 let lasted_ms = now.boot_ms.saturating_sub(since_ms);
@@ -315,6 +321,11 @@ impl Ladder {
         }
     }
 
+    /// Whether `rung` held, and has its time still.
+    fn stays_on(&self, rung: Rung, now: Moment) -> bool {
+        self.stay.held == Some(rung) && self.worst(&self.allowed, now) == Some(rung)
+    }
+
     /// Whether `rung` has lost one session after the other; what has lasted once begins anew. A server that falls again and again while it is started does
     /// the same to a road that held before: that has its time.
     fn is_no_good(&mut self, rung: Rung, end: End, lasted_ms: u64, now: Moment) -> bool {
@@ -322,9 +333,7 @@ impl Ladder {
             self.brief.remove(&rung);
             return false;
         }
-        if end == End::Wanted
-            || (self.stay.held == Some(rung) && self.worst(&self.allowed, now) == Some(rung))
-        {
+        if end == End::Wanted || self.stays_on(rung, now) {
             return false;
         }
         let brief = self.brief.entry(rung).or_default();
@@ -377,6 +386,9 @@ impl Ladder {
     /// A probe is over, or stands: what it has learned of TCP, and where it came through the next climb begins there.
     pub(crate) fn on_probed(&mut self, probe: Self) {
         self.memory.tcp_reason = probe.memory.tcp_reason;
+        if probe.server == self.server {
+            self.told = probe.told;
+        }
         if let Some(Current { rung, .. }) = probe.current {
             self.next_first = First::Probed(rung);
         }
@@ -414,13 +426,16 @@ impl Ladder {
         let worked = self.memory.worked.unwrap_or(Rung::TCP);
         let is_recent = match worked.road {
             Road::Tcp => self.memory.tcp_at.is_some_and(|at| now.own.0.abs_diff(at.0) < TCP_IS_RECENT_MS),
-            // One that bears no silence is worth no wait.
-            Road::WebSocket => self.worked(now.own).is_some() && self.is_fit(worked, now.own),
+            // However long the session had lasted. One that bears no silence is worth no wait.
+            Road::WebSocket => {
+                (self.stay.held == Some(worked) || self.worked(now.own).is_some())
+                    && self.is_fit(worked, now.own)
+            }
             Road::LongPoll => false,
         };
         let time_ms = if worked == Rung::TCP { TCP_ONLY_MS } else { WEBSOCKET_ONLY_MS };
         let is_time = self.stay.since_ms.is_some_and(|since_ms| now.boot_ms < since_ms + time_ms);
-        // Whoever was on another road since has none to come back to.
+        // Whoever was on another road since has none to come back to, unless that held as well.
         let held = self.stay.held.is_none_or(|held| held == worked);
         (is_recent && is_time && held && allowed.contains(&worked)).then_some(worked)
     }

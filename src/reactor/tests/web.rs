@@ -180,8 +180,11 @@ fn a_stranger_s_websocket_that_brings_nothing_is_ended_for_that() {
         let mut bench = Bench::new(10);
         let mut line = Line::connect(&bench);
         become_websocket(&mut bench, &mut line);
-        line.say(&frame.repeat(1_000));
-        bench.turn_until(|reactor| reactor.readable.is_empty());
+        let received = |reactor: &Reactor| reactor.metrics.received_bytes.value();
+        let before = received(&bench.reactor);
+        let said = frame.repeat(1_000);
+        line.say(&said);
+        bench.turn_until(|reactor| received(reactor) == before + said.len() as u64);
         assert!(!line.hear(), "{reason}: a thousand are borne");
         line.say(&frame.repeat(500));
         bench.turn_until(|reactor| closed(reactor, CloseReason::BadWebSocket) && reactor.sockets.is_empty());
@@ -346,12 +349,12 @@ fn connections_that_rest_between_two_requests_go_when_others_want_room() {
     let mut bench = Bench::new(3);
     let id = bench.known_tunnel();
     let mut lines: Vec<_> = (0..3).map(|_| Line::connect(&bench)).collect();
+    let rested_since = Instant::now();
     for line in &mut lines[..2] {
         assert_eq!(line.ask(&mut bench, "POST", &format!("/bgb/tunnel/{id}?from=0")), "204");
     }
     lines[2].say(format!("GET /bgb/tunnel/{id}?from=0&hold=60 HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
     bench.turn_until(|reactor| only_channel(reactor).is_some_and(is_held));
-    let rested_since = Instant::now();
     let _first = bench.connect();
     bench.turn_until(|reactor| reactor.metrics.accepted.value() == 4);
     assert!(rested_since.elapsed() > Duration::from_millis(800), "the next request may be on its way");

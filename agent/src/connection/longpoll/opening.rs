@@ -35,9 +35,11 @@ impl Opening {
         let (makes, made) = bounded(1);
         let (way, its_done, its_off) = (way.clone(), Arc::clone(&done), Arc::clone(&off));
         std::thread::Builder::new().name("opening".to_owned()).spawn(move || {
+            // Said last, also by a thread that dies.
+            let _done = Done(its_done);
+            let makes = makes;
             // Whoever has dropped the other end wants neither.
             let _ = makes.send(way.open(Passage::Requests, Some(&its_off)));
-            signal(&its_done);
         })?;
         Ok(Self { made, done, off })
     }
@@ -53,6 +55,15 @@ impl Opening {
 
     pub(super) fn waits<'a>(&'a self, waits: &mut Waits<'a>) {
         waits.socket(self.done.as_fd(), false);
+    }
+}
+
+/// Makes it readable when it is dropped.
+struct Done(Arc<OwnedFd>);
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        signal(&self.0);
     }
 }
 

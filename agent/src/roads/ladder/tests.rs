@@ -219,6 +219,37 @@ fn whoever_had_a_websocket_waits_two_minutes_for_nothing_worse() {
 }
 
 #[test]
+fn a_websocket_is_waited_for_however_long_its_session_had_lasted() {
+    let mut ladder = ladder();
+    sign_in(&mut ladder, websocket(), at(0));
+    let lost_ms = 5 * DAY_MS;
+    ladder.on_ended(End::Lost, at(lost_ms));
+    assert_eq!(climb(&mut ladder, at(lost_ms)), ["tcp", websocket().label()]);
+    // It falls before it has said a word, too.
+    ladder.begin(SERVER, &Rung::ALL, at(lost_ms + 1_000));
+    while ladder.next(lost_ms + 1_000).unwrap() != websocket() {}
+    ladder.on_connected(websocket(), None);
+    ladder.on_ended(End::Lost, at(lost_ms + 2_000));
+    assert_eq!(climb(&mut ladder, at(lost_ms + 3_000)), ["tcp", websocket().label()]);
+}
+
+#[test]
+fn whoever_was_on_another_road_since_has_no_tcp_to_wait_for() {
+    let mut ladder = ladder();
+    sign_in(&mut ladder, Rung::TCP, at(0));
+    ladder.on_ended(End::Lost, at(HOLDS_MS));
+    climb(&mut ladder, at(HOLDS_MS));
+    sign_in(&mut ladder, websocket(), at(HOLDS_MS + TCP_ONLY_MS));
+    let again_ms = HOLDS_MS + 2 * TCP_ONLY_MS;
+    let mut ladder = Ladder::new(ladder.memory().clone(), at(again_ms), Random::new(8));
+    for _ in 0..BRIEF_MAX {
+        sign_in(&mut ladder, websocket(), at(again_ms));
+        ladder.on_ended(End::Lost, at(again_ms));
+    }
+    assert_eq!(climb(&mut ladder, at(again_ms)).len(), 9);
+}
+
+#[test]
 fn a_server_that_falls_again_and_again_while_it_is_started_moves_nobody() {
     for (rung, time_ms) in [(Rung::TCP, TCP_ONLY_MS), (websocket(), WEBSOCKET_ONLY_MS)] {
         let mut ladder = ladder();
