@@ -66,7 +66,8 @@ impl Reactor {
             frames.closing_code = fault.code();
         }
         let data = self.scratch.take_unwrapped();
-        if is_strange && !frames.hear_stranger(bytes, data) {
+        // What breaks the protocol is said to be that, and what comes behind a close is nobody's any more.
+        if is_strange && decoded.is_ok() && !has_closed && !frames.hear_stranger(bytes, data) {
             frames.closing_code = AGAINST_POLICY;
             let detail = "it sends WebSocket frames without a session's bytes";
             return self.close_for(now, channel, CloseReason::BadWebSocket, detail);

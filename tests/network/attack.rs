@@ -21,10 +21,11 @@ const CONNECTIONS: usize = 500;
 const FEW: usize = 30;
 /// How long each lasts.
 const LASTS: Duration = Duration::from_secs(20);
-/// A push while it goes on, against the slowest of a quiet while: so many times that. But a while may be lucky or unlucky where machines share cores, so that
-/// it is no less than this, and no more.
+/// Nine of ten pushes while it goes on, against those of a quiet while: so many times that. A while may be lucky where machines share cores, so it is no less than
+/// this; and none of all is to take a second.
 const TIMES_MAX: u32 = 5;
-const LATENCY_MAX: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
+const LATENCY_MIN: Duration = Duration::from_millis(100);
+const LATENCY_MAX: Duration = Duration::from_secs(1);
 
 #[test]
 fn slow_strangers_by_the_hundred_are_not_noticed_by_devices() {
@@ -45,8 +46,8 @@ fn slow_strangers_by_the_hundred_are_not_noticed_by_devices() {
     site.wait_online(5);
     let (root, tunnel) =
         (format!("http://{}/", site.http_address(1)), format!("http://{}/bgb/tunnel", site.http_address(1)));
-    let (quiet, _) = slowest_push(&site, &mut visitors);
-    let latency_max = (TIMES_MAX * quiet).clamp(LATENCY_MAX[0], LATENCY_MAX[1]);
+    let quiet = nine_of_ten(&pushes(&site, &mut visitors));
+    let latency_max = (TIMES_MAX * quiet).clamp(LATENCY_MIN, LATENCY_MAX);
     // From its manual: heads that do not end, and bodies that do not.
     let attacks = [
         ("slow heads", Way::Tool(vec!["-H", "-i", "1", "-x", "24", "-t", "GET", "-u", &*root])),
@@ -66,7 +67,8 @@ fn slow_strangers_by_the_hundred_are_not_noticed_by_devices() {
             Way::Tool(arguments) => slowhttptest(&site, &arguments, stopping),
             Way::Readers(count) => read_slowly(site.http_address(1), count, stopping),
         });
-        let (worst, pushes) = slowest_push(&site, &mut visitors);
+        let pushes = pushes(&site, &mut visitors);
+        let (usual, worst) = (nine_of_ten(&pushes), pushes[pushes.len() - 1]);
         // Somebody comes anew, on each road.
         let names = (0..2).map(|number| format!("{}-{number}", what.replace(' ', "-")));
         let newcomers = site.add_devices(names);
@@ -77,10 +79,13 @@ fn slow_strangers_by_the_hundred_are_not_noticed_by_devices() {
         }
         let connections = attacked.end();
         println!(
-            "{what}: {connections} connections, {pushes} pushes to five devices, the slowest took {worst:.1?}; {quiet:.1?} before"
+            "{what}: {connections} connections, {} pushes to five devices, nine of ten within {usual:.1?}, the slowest took {worst:.1?}; nine of ten \
+             within {quiet:.1?} before",
+            pushes.len()
         );
         assert!(connections >= count as u64, "{what}: {connections} of {count} connections");
-        assert!(worst < latency_max, "{what}: the slowest push took {worst:?}, and {quiet:?} before");
+        assert!(usual < latency_max, "{what}: nine of ten pushes took {usual:?}, and {quiet:?} before");
+        assert!(worst < LATENCY_MAX, "{what}: the slowest push took {worst:?}");
     }
     visitors.iter_mut().for_each(Visitor::keep_alive);
 }
@@ -205,14 +210,18 @@ impl Reader {
     }
 }
 
-/// Pushes to all as long as an attack lasts; how long the last of them waited at the most, and how many there were.
-fn slowest_push(site: &Site, visitors: &mut [Visitor]) -> (Duration, usize) {
-    let (begun, mut worst, mut pushes) = (Instant::now(), Duration::ZERO, 0);
+/// Pushes to all as long as an attack lasts: how long the last of the devices waited for each, the longest last.
+fn pushes(site: &Site, visitors: &mut [Visitor]) -> Vec<Duration> {
+    let (begun, mut latencies) = (Instant::now(), Vec::new());
     while begun.elapsed() < LASTS {
         let heard = push(site, visitors);
         visitors.iter_mut().for_each(Visitor::keep_alive);
-        worst = worst.max(heard.into_iter().map(|(_, latency)| latency).max().unwrap());
-        pushes += 1;
+        latencies.push(heard.into_iter().map(|(_, latency)| latency).max().unwrap());
     }
-    (worst, pushes)
+    latencies.sort_unstable();
+    latencies
+}
+
+fn nine_of_ten(latencies: &[Duration]) -> Duration {
+    latencies[latencies.len() * 9 / 10]
 }
