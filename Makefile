@@ -23,7 +23,7 @@ test: setup ## everything that must hold: format, lints, docs, dependencies, tes
 test-faults: ## faults on real processes: kills, full disks, cut links, wrong clocks; some 8 minutes (BGB_FAULTS_SEED=n repeats the dice)
 	@scripts/test-faults
 
-test-network: ## devices behind real proxies and balancers (squid, tinyproxy, nginx, haproxy), other clients, slow attackers; some 6 minutes
+test-network: ## devices behind real proxies and balancers (squid, tinyproxy, nginx, haproxy), other clients, slow attackers; some 8 minutes
 	@scripts/test-network
 
 sim: ## the simulator over many seeds: SEEDS=10000
