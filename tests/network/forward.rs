@@ -47,8 +47,18 @@ impl Scene {
         scene
     }
 
-    /// The agent's own configuration says nothing of a proxy any more.
-    fn ask_the_environment(&self) {
+    /// tinyproxy as the document has it, with this site's server.
+    fn tinyproxy(&self) -> Proxy {
+        let settings = Settings::of("tinyproxy: devices may reach their servers")
+            .put("8443", self.site.https_address(1).port())
+            .put("8080", self.site.http_address(1).port());
+        Proxy::tinyproxy(&self.site, settings.text(), self.listen)
+    }
+
+    /// The agent has these variables, on an island that is given, and its own configuration says nothing of a proxy any more.
+    fn ask_the_environment(&mut self, environment: &[(&str, String)]) -> Island {
+        let island = Island::new(&self.site, &[self.listen]);
+        island.settle(&mut self.site, &self.device, environment);
         let config = std::fs::read_to_string(self.device.config()).unwrap();
         let without: String = config
             .lines()
@@ -56,6 +66,7 @@ impl Scene {
             .flat_map(|line| [line, "\n"])
             .collect();
         std::fs::write(self.device.config(), without).unwrap();
+        island
     }
 
     /// A block of squid's in the document, with this site's server.
@@ -93,13 +104,7 @@ fn the_proxy_of_the_environment_is_as_good_as_one_that_is_configured() {
     }
     let mut scene = Scene::new();
     let url = format!("http://{}", scene.listen);
-    let island = Island::new(&scene.site, &[scene.listen]);
-    island.settle(
-        &mut scene.site,
-        &scene.device,
-        &[("https_proxy", url), ("no_proxy", "example.org".into())],
-    );
-    scene.ask_the_environment();
+    let _island = scene.ask_the_environment(&[("https_proxy", url), ("no_proxy", "example.org".into())]);
     let settings = scene.squid("squid: devices may reach their servers");
     let _squid = Proxy::squid(&scene.site, Home::new(), settings.text(), scene.listen);
     let words = ["WebSocket over HTTPS through a proxy", "TCP was refused"];
@@ -128,10 +133,7 @@ fn tinyproxy_lets_a_websocket_over_https_through() {
         return;
     }
     let scene = Scene::new();
-    let settings = Settings::of("tinyproxy: devices may reach their servers")
-        .put("8443", scene.site.https_address(1).port())
-        .put("8080", scene.site.http_address(1).port());
-    let _tinyproxy = Proxy::tinyproxy(&scene.site, settings.text(), scene.listen);
+    let _tinyproxy = scene.tinyproxy();
     let words = ["WebSocket over HTTPS through a proxy", "TCP was refused"];
     scene.works("tinyproxy", (Road::WebSocket, true, true, Some(RoadReason::Refused)), words);
 }
@@ -142,10 +144,7 @@ fn tinyproxy_forwards_the_requests_of_long_poll() {
         return;
     }
     let scene = Scene::new();
-    let settings = Settings::of("tinyproxy: devices may reach their servers")
-        .put("8443", scene.site.https_address(1).port())
-        .put("8080", scene.site.http_address(1).port());
-    let _tinyproxy = Proxy::tinyproxy(&scene.site, settings.text(), scene.listen);
+    let _tinyproxy = scene.tinyproxy();
     change(&scene.device, ONLY_REQUESTS);
     let words = ["long-poll over HTTP through a proxy", "TCP was refused"];
     scene.works("tinyproxy", (Road::LongPoll, false, true, Some(RoadReason::Refused)), words);
@@ -158,10 +157,8 @@ fn a_server_that_no_proxy_names_is_asked_for_straight_or_not_at_all() {
     }
     let mut scene = Scene::new();
     let url = format!("http://{}", scene.listen);
-    let island = Island::new(&scene.site, &[scene.listen]);
     let excepted = format!("example.org, {}", scene.site.address());
-    island.settle(&mut scene.site, &scene.device, &[("all_proxy", url), ("no_proxy", excepted)]);
-    scene.ask_the_environment();
+    let _island = scene.ask_the_environment(&[("all_proxy", url), ("no_proxy", excepted)]);
     let settings = scene.squid("squid: devices may reach their servers");
     let _squid = Proxy::squid(&scene.site, Home::new(), settings.text(), scene.listen);
     let agent = scene.site.start_agent(&scene.device);
